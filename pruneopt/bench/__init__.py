@@ -1,0 +1,1 @@
+"""Benchmarks: solver accuracy, selection cost, prefill and memory."""

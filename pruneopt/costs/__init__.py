@@ -1,0 +1,1 @@
+"""Cost terms: lower is cheaper to keep. One file per term."""

@@ -1,0 +1,41 @@
+"""Squared Euclidean distance between source and target features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pruneopt.parts import CostTerm, param
+from pruneopt.signals import Signals
+
+
+@dataclass(frozen=True)
+class FeatureSquaredL2(CostTerm):
+    """`C_f(i,j) = |s_i - t_j|^2`, `[B,N,N]` float32, in squared feature units; lower is cheaper.
+
+    Source: TopV, section 3, as read in secondary texts (docs/methods/topv.md).  The paper's source is the
+    stream entering the layer and its target the output of the layer's second norm; scaling is not stated, so
+    the specs min-max it per problem through `normalize`.  Both clouds are centred on the mean source before
+    the Gram identity, which otherwise cancels badly for near-equal tokens; rounding below zero is removed.
+    """
+
+    name: ClassVar[str] = "feature_sq_l2"
+    source: ClassVar[str] = "TopV (CVPR 2025), relative feature factor"
+    source_signal: str = param("hidden_in", doc="signal of the source tokens")
+    target_signal: str = param("post_attention_norm", doc="signal of the target tokens")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({self.source_signal, self.target_signal})
+
+    def __call__(self, signals: Signals) -> Tensor:
+        real = signals.mask[:, :, None]
+        s = signals[self.source_signal].float().masked_fill(~real, 0)
+        t = signals[self.target_signal].float().masked_fill(~real, 0)
+        centre = s.sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1)
+        s, t = (s - centre) * real, (t - centre) * real
+        squares = s.pow(2).sum(2)[:, :, None] + t.pow(2).sum(2)[:, None, :]
+        return torch.baddbmm(squares, s, t.transpose(1, 2), alpha=-2).clamp_min(0)

@@ -1,0 +1,1 @@
+"""Tasks, metrics, records, tables."""

@@ -1,0 +1,1 @@
+"""Marginals: how much mass every token sends or receives. One file per marginal."""

@@ -1,0 +1,352 @@
+"""The optimisation problems that selection is stated as, and the budget that bounds them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pruneopt.errors import ProblemError, SpecError
+
+SUBSET_KINDS = (
+    "top_k",
+    "max_min",
+    "max_sum",
+    "facility_location",
+    "log_det",
+    "independent_set",
+    "quota",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class TransportProblem:
+    """Move mass `a` onto mass `b` at least cost, one problem per batch entry.
+
+    Parameters
+    ----------
+    cost: `[B,N,M]` floating point; lower is cheaper; finite wherever both masks are True.
+    a, b: `[B,N]` and `[B,M]`, non-negative, each summing to one per problem; zero where masked.
+    row_mask, col_mask: bool, True at real rows and columns; None means all real.
+
+    Raises ProblemError naming the argument and the sample for wrong shapes, non-finite or negative
+    entries, and masses that do not sum to one within 1e-4 (they are renormalised in float64 below that).
+    """
+
+    cost: Tensor
+    a: Tensor
+    b: Tensor
+    row_mask: Tensor | None = None
+    col_mask: Tensor | None = None
+
+    @staticmethod
+    def build(
+        cost: Tensor,
+        a: Tensor | None = None,
+        b: Tensor | None = None,
+        row_mask: Tensor | None = None,
+        col_mask: Tensor | None = None,
+        check: bool = True,
+    ) -> TransportProblem:
+        """Validate, promote to at least float32, and fill in uniform marginals.
+
+        `check=False` skips the value checks that would wait for a GPU; shapes are always checked.
+        """
+        if cost.dim() == 2:
+            raise ProblemError("cost has shape [N,M]; add a batch axis: cost[None]")
+        if cost.dim() != 3 or not cost.is_floating_point():
+            raise ProblemError(f"cost must be floating point [B,N,M], got {cost.dtype} {list(cost.shape)}")
+        if 0 in cost.shape:
+            raise ProblemError(f"cost is empty: shape {list(cost.shape)}")
+        if cost.dtype in (torch.float16, torch.bfloat16):
+            cost = cost.float()
+        batch, rows, cols = cost.shape
+        row_mask = _mask("row_mask", row_mask, (batch, rows), cost)
+        col_mask = _mask("col_mask", col_mask, (batch, cols), cost)
+        a = _mass("a", a, row_mask, (batch, rows), cost, check)
+        b = _mass("b", b, col_mask, (batch, cols), cost, check)
+        if row_mask is not None or col_mask is not None:
+            real = torch.ones(batch, rows, cols, dtype=torch.bool, device=cost.device)
+            real = real if row_mask is None else real & row_mask[:, :, None]
+            real = real if col_mask is None else real & col_mask[:, None, :]
+            cost = cost.masked_fill(~real, 0.0)
+        if check:
+            bad = (~cost.isfinite()).flatten(1).any(1)
+            if bad.any():
+                raise ProblemError(
+                    f"cost is not finite in problem {_first(bad)}; look for NaN or infinity in the "
+                    "signals, or mask forbidden pairs with a finite cost"
+                )
+        return TransportProblem(cost, a, b, row_mask, col_mask)
+
+    @property
+    def pair_mask(self) -> Tensor | None:
+        """`[B,N,M]` bool, True where both sides are real; None when nothing is masked."""
+        if self.row_mask is None and self.col_mask is None:
+            return None
+        mask = torch.ones(self.cost.shape, dtype=torch.bool, device=self.cost.device)
+        if self.row_mask is not None:
+            mask = mask & self.row_mask[:, :, None]
+        if self.col_mask is not None:
+            mask = mask & self.col_mask[:, None, :]
+        return mask
+
+    def cost_range(self) -> Tensor:
+        """`[B]`: largest minus smallest real cost; 1 where the cost is constant."""
+        mask = self.pair_mask
+        high = self.cost if mask is None else self.cost.masked_fill(~mask, -math.inf)
+        low = self.cost if mask is None else self.cost.masked_fill(~mask, math.inf)
+        span = high.amax((1, 2)) - low.amin((1, 2))
+        return torch.where(span > 0, span, torch.ones_like(span))
+
+
+def _first(bad: Tensor) -> int:
+    return int(bad.nonzero()[0, 0])
+
+
+def _mask(name: str, mask: Tensor | None, shape: tuple[int, int], cost: Tensor) -> Tensor | None:
+    if mask is None:
+        return None
+    if tuple(mask.shape) != shape or mask.dtype != torch.bool:
+        raise ProblemError(f"{name} must be bool {list(shape)}, got {mask.dtype} {list(mask.shape)}")
+    return mask.to(cost.device)
+
+
+def _mass(
+    name: str, mass: Tensor | None, mask: Tensor | None, shape: tuple[int, int], cost: Tensor, check: bool
+) -> Tensor:
+    if mass is None:
+        mass = torch.ones(shape, dtype=torch.float64, device=cost.device)
+    elif tuple(mass.shape) != shape:
+        raise ProblemError(f"{name} must have shape {list(shape)}, got {list(mass.shape)}")
+    elif not mass.is_floating_point():
+        raise ProblemError(f"{name} must be floating point, got {mass.dtype}")
+    elif check:
+        bad = ~(mass.isfinite() & (mass >= 0)).all(1)
+        if bad.any():
+            raise ProblemError(f"{name} has a negative or non-finite entry in problem {_first(bad)}")
+        real = mass if mask is None else mass * mask
+        total = real.double().sum(1)
+        off = (total - 1).abs() > 1e-3 if mass.dtype.itemsize < 4 else (total - 1).abs() > 1e-4
+        if off.any():
+            i = _first(off)
+            raise ProblemError(
+                f"{name} sums to {float(total[i]):.6g} in problem {i}, not to 1; divide it by its sum"
+            )
+    mass = mass.double()
+    if mask is not None:
+        mass = mass * mask
+    total = mass.sum(1, keepdim=True)
+    return (mass / total).to(cost.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class SubsetProblem:
+    """Choose `k[b]` of the real tokens of every sample so that an objective is largest.
+
+    Objectives over a chosen set S (always maximised):
+
+    - `top_k`: sum of `unary`;
+    - `max_min`: smallest `pairwise` distance within S;
+    - `max_sum`: sum of `pairwise` distances over unordered pairs of S, plus `unary` of S if given;
+    - `facility_location`: sum over all tokens of their largest `pairwise` similarity to S, each token
+      weighted by `unary` if given;
+    - `log_det`: log-determinant of `diag(q) L diag(q)` restricted to S, `L = pairwise` symmetric positive
+      semi-definite and `q = unary` (ones when None);
+    - `independent_set`: sum of `unary` over S of at most k tokens, no two with `pairwise > threshold`;
+    - `quota`: sum of `unary` with `quota[b,g]` tokens from every group `group[b,n] == g`.
+
+    Parameters
+    ----------
+    k: `[B]` int64, number to choose (a maximum for `independent_set`).
+    unary: `[B,N]`; pairwise: `[B,N,N]` symmetric; mask: `[B,N]` bool, True at real tokens.
+    protected: `[B,N]` bool, tokens that must be chosen (counted in k).
+    anchors: `[B,A,N]` distances (similarities for kinds that take a similarity) from A external points, such
+        as text tokens, that count as chosen already in `max_min` and `max_sum` and steer pivot rules.
+    threshold: conflict bound of `independent_set`.  group, quota: `[B,N]` and `[B,G]` int64 for `quota`.
+    """
+
+    kind: str
+    k: Tensor
+    unary: Tensor | None = None
+    pairwise: Tensor | None = None
+    mask: Tensor | None = None
+    protected: Tensor | None = None
+    anchors: Tensor | None = None
+    threshold: float | None = None
+    group: Tensor | None = None
+    quota: Tensor | None = None
+
+    @staticmethod
+    def build(
+        kind: str,
+        k: Tensor | int,
+        unary: Tensor | None = None,
+        pairwise: Tensor | None = None,
+        mask: Tensor | None = None,
+        protected: Tensor | None = None,
+        anchors: Tensor | None = None,
+        threshold: float | None = None,
+        group: Tensor | None = None,
+        quota: Tensor | None = None,
+        check: bool = True,
+    ) -> SubsetProblem:
+        """Validate shapes and (with `check`) values; half precision is promoted to float32.
+
+        Raises ProblemError naming the argument, the sample and the cure.
+        """
+        if kind not in SUBSET_KINDS:
+            raise ProblemError(f"unknown subset problem {kind!r}; known: {', '.join(SUBSET_KINDS)}")
+        lead = unary if unary is not None else pairwise
+        if lead is None:
+            raise ProblemError(f"{kind} needs scores (unary) or a pairwise matrix; neither was given")
+        batch, tokens = lead.shape[:2]
+        needs_pairwise = kind in ("max_min", "max_sum", "facility_location", "log_det", "independent_set")
+        if needs_pairwise and pairwise is None:
+            raise ProblemError(f"{kind} needs a pairwise matrix [B,N,N]; give it a cost or a kernel")
+        if kind in ("top_k", "independent_set", "quota") and unary is None:
+            raise ProblemError(f"{kind} needs scores [B,N]")
+        if kind == "independent_set" and threshold is None:
+            raise ProblemError("independent_set needs a conflict threshold")
+        if kind == "quota" and (group is None or quota is None):
+            raise ProblemError("quota needs group [B,N] and quota [B,G]")
+        for name, tensor, shape in (
+            ("unary", unary, (batch, tokens)),
+            ("pairwise", pairwise, (batch, tokens, tokens)),
+            ("mask", mask, (batch, tokens)),
+            ("protected", protected, (batch, tokens)),
+            ("group", group, (batch, tokens)),
+        ):
+            if tensor is not None and tuple(tensor.shape) != shape:
+                raise ProblemError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
+        if anchors is not None and (anchors.dim() != 3 or anchors.shape[::2] != (batch, tokens)):
+            raise ProblemError(f"anchors must have shape [{batch}, A, {tokens}], got {list(anchors.shape)}")
+        unary, pairwise, anchors = _promote(unary), _promote(pairwise), _promote(anchors)
+        if isinstance(k, int):
+            k = torch.full((batch,), k, dtype=torch.int64, device=lead.device)
+        if check:
+            _check_subset(k, unary, pairwise, mask, protected, tokens)
+        return SubsetProblem(kind, k, unary, pairwise, mask, protected, anchors, threshold, group, quota)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(B, N)`."""
+        lead = self.unary if self.unary is not None else self.pairwise
+        assert lead is not None
+        return lead.shape[0], lead.shape[1]
+
+    @property
+    def real(self) -> Tensor:
+        """`[B,N]` bool mask of real tokens, never None."""
+        if self.mask is not None:
+            return self.mask
+        return torch.ones(self.shape, dtype=torch.bool, device=self.k.device)
+
+
+def _promote(tensor: Tensor | None) -> Tensor | None:
+    if tensor is not None and tensor.dtype in (torch.float16, torch.bfloat16):
+        return tensor.float()
+    return tensor
+
+
+def _check_subset(
+    k: Tensor,
+    unary: Tensor | None,
+    pairwise: Tensor | None,
+    mask: Tensor | None,
+    protected: Tensor | None,
+    tokens: int,
+) -> None:
+    real = mask.sum(1) if mask is not None else torch.full_like(k, tokens)
+    bad = (k < 1) | (k > real)
+    if bad.any():
+        i = _first(bad)
+        raise ProblemError(f"cannot choose {int(k[i])} of {int(real[i])} tokens in sample {i}")
+    if protected is not None:
+        many = protected.sum(1) > k
+        if many.any():
+            i = _first(many)
+            raise ProblemError(
+                f"sample {i} protects {int(protected[i].sum())} tokens but the budget is {int(k[i])}"
+            )
+    for name, tensor in (("unary", unary), ("pairwise", pairwise)):
+        if tensor is None:
+            continue
+        finite = tensor.isfinite()
+        if mask is not None:
+            finite = finite | ~mask[:, :, None] if tensor.dim() == 3 else finite | ~mask
+            finite = finite | ~mask[:, None, :] if tensor.dim() == 3 else finite
+        bad = ~finite.flatten(1).all(1)
+        if bad.any():
+            raise ProblemError(
+                f"{name} is not finite in sample {_first(bad)}; look for NaN or infinity in the signals"
+            )
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many tokens stay.
+
+    `keep` at most 1 is a ratio of what was there at the start (1 keeps all); a whole number above 1 is a
+    count.  `rounding` turns ratio times tokens into a count; a ratio never keeps fewer than one token.
+    `scope` says whether the ratio or count holds per `group` (image, crop, frame) or per `sample`.
+    `total`: the count includes what later steps add (recovered or merged tokens).
+    `relative_to`: `start` (the tokens of the unpruned prompt) or `current` (those still alive).
+    """
+
+    keep: float | int = 0.5
+    rounding: str = "round"
+    scope: str = "group"
+    total: bool = False
+    relative_to: str = "start"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keep, bool) or not isinstance(self.keep, (int, float)):
+            raise SpecError(f"budget.keep must be a ratio or a count, got {self.keep!r}")
+        keep = float(self.keep)
+        if not keep > 0 or math.isinf(keep):
+            raise SpecError(
+                f"budget.keep must be above 0 (a ratio up to 1, or a count of tokens), got {self.keep}"
+            )
+        if keep > 1 and keep != int(keep):
+            raise SpecError(
+                f"budget.keep above 1 must be a whole count of tokens, got {self.keep}; ratios end at 1"
+            )
+        for name, value, known in (
+            ("rounding", self.rounding, ("round", "floor", "ceil")),
+            ("scope", self.scope, ("group", "sample")),
+            ("relative_to", self.relative_to, ("start", "current")),
+        ):
+            if value not in known:
+                raise SpecError(f"budget.{name} must be one of {', '.join(known)}, got {value!r}")
+
+    def count(self, start: int, alive: int) -> int:
+        """Tokens to keep of `alive`, when the unpruned prompt had `start`.
+
+        Raises ProblemError when a count exceeds what is alive.  Half-way cases round to even.
+        """
+        base = start if self.relative_to == "start" else alive
+        if float(self.keep) > 1:
+            wanted = int(self.keep)
+        else:
+            exact = round(float(self.keep) * base, 9)  # 0.29 * 100 must not floor to 28
+            rounded = {"round": round, "floor": math.floor, "ceil": math.ceil}[self.rounding](exact)
+            wanted = max(1, int(rounded))
+        if wanted > alive:
+            raise ProblemError(
+                f"budget.keep={self.keep} asks for {wanted} tokens where only {alive} are left; "
+                "lower it or give a ratio"
+            )
+        return wanted
+
+    def to_spec(self) -> dict[str, Any]:
+        return {
+            "keep": self.keep,
+            "rounding": self.rounding,
+            "scope": self.scope,
+            "total": self.total,
+            "relative_to": self.relative_to,
+        }

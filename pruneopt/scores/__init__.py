@@ -1,0 +1,1 @@
+"""Scores: higher is kept. One file per score."""

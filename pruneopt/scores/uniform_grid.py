@@ -1,0 +1,51 @@
+"""Uniform sub-sampling of the patch grid: the control without any content."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pruneopt.parts import Score
+from pruneopt.signals import Signals
+
+
+@dataclass(frozen=True)
+class UniformGridScore(Score):
+    """Importance `[B,N]` whose k largest entries cover the grid evenly for every k; higher is kept.
+
+    Tokens are ranked by a Halton sequence over the grid: point t of the (2,3)-Halton sequence claims the
+    nearest cell not claimed yet, so that any prefix is spread evenly (Halton 1960).
+    """
+
+    name: ClassVar[str] = "uniform_grid"
+    tags: ClassVar[frozenset[str]] = frozenset({"uses_positions"})
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"xy", "grid"})
+
+    def __call__(self, signals: Signals) -> Tensor:
+        unit = (signals["xy"].double() + 0.5) / signals["grid"].double()
+        tokens = signals.tokens
+        index = torch.arange(1, tokens + 1, device=signals.device)
+        points = torch.stack([_radical_inverse(index, 2), _radical_inverse(index, 3)], 1)
+        distance = (unit[:, :, None, :] - points).square().sum(3)
+        distance = distance.masked_fill(~signals.mask[:, :, None], torch.inf)
+        score = torch.full(unit.shape[:2], -float(tokens), dtype=torch.float32, device=signals.device)
+        rows = torch.arange(signals.batch, device=signals.device)
+        for t in range(tokens):
+            cell = distance[:, :, t].argmin(1)
+            score[rows, cell] = torch.where(signals.mask[rows, cell], -float(t), score[rows, cell])
+            distance[rows, cell] = torch.inf
+        return score
+
+
+def _radical_inverse(index: Tensor, base: int) -> Tensor:
+    """Digits of `index` in `base`, mirrored at the point: float64 in (0,1)."""
+    out, scale, left = torch.zeros(index.shape, dtype=torch.float64, device=index.device), 1.0 / base, index
+    while bool((left > 0).any()):
+        out, left, scale = out + scale * (left % base), left // base, scale / base
+    return out

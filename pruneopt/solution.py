@@ -1,0 +1,259 @@
+"""What a solver and a pruner return, and the certificate that bounds the distance to the optimum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pruneopt.problems import SubsetProblem, TransportProblem
+
+
+class Status(Enum):
+    """How a solve ended; the value tells the user what to try next."""
+
+    OPTIMAL = "An optimum was found and proved."
+    CONVERGED = (
+        "The marginals agree with the tolerance; lower epsilon or anneal to come closer to the optimum."
+    )
+    ROUNDS_DONE = "The asked rounds were run without a convergence test; read the gap, or set `tolerance`."
+    MAX_ROUNDS = "Not converged: raise `rounds`, raise `epsilon`, or turn on annealing."
+    CLOSED_FORM = "A closed form of a relaxed problem; the gap says what the relaxation costs."
+    HEURISTIC = "A heuristic answer; read the gap, or use an exact solver to close it."
+    TIME_LIMIT = "Stopped by the time limit; raise `time_limit` or accept the reported gap."
+    INFEASIBLE = "No choice meets the constraints; relax the budget, the threshold or the quotas."
+    NON_FINITE = "The result is not finite; raise `epsilon`, check the cost for huge values, or use float64."
+    FAILED = "The library behind this solver reported failure; see `stats` for its own words."
+
+    @property
+    def ok(self) -> bool:
+        """False when the result must not be used."""
+        return self not in (Status.INFEASIBLE, Status.NON_FINITE, Status.FAILED)
+
+    @property
+    def proved(self) -> bool:
+        """True only for a proven optimum."""
+        return self is Status.OPTIMAL
+
+
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """Bounds that need no reference solver, per problem `[B]`, in units of the cost.
+
+    `value` is the cost of the plan rounded onto the polytope, hence an upper bound of the optimum;
+    `lower_bound` comes from a c-transform of the potentials, hence is dual feasible; `gap` is their
+    difference, never negative beyond rounding.  `row_error`, `col_error`: L1 violation of the marginals
+    before rounding.  Source: Altschuler, Weed, Rigollet 2017, Algorithm 2; Villani 2009, Theorem 5.10.
+    """
+
+    value: Tensor
+    lower_bound: Tensor
+    gap: Tensor
+    row_error: Tensor
+    col_error: Tensor
+
+
+def round_to_polytope(plan: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Nearest-by-scaling feasible plan `[B,N,M]`: rows sum to `a`, columns to `b`.
+
+    Source: Altschuler, Weed, Rigollet 2017, Algorithm 2.
+    """
+    plan = plan.clamp_min(0)
+    rows = plan.sum(2)
+    plan = plan * torch.where(rows > a, a / rows.clamp_min(1e-300), torch.ones_like(rows))[:, :, None]
+    cols = plan.sum(1)
+    plan = plan * torch.where(cols > b, b / cols.clamp_min(1e-300), torch.ones_like(cols))[:, None, :]
+    row_left, col_left = (a - plan.sum(2)).clamp_min(0), (b - plan.sum(1)).clamp_min(0)
+    total = row_left.sum(1)
+    scale = torch.where(total > 0, 1 / total.clamp_min(1e-300), torch.zeros_like(total))
+    return plan + row_left[:, :, None] * (col_left * scale[:, None])[:, None, :]
+
+
+def c_transform(cost: Tensor, g: Tensor, real: Tensor | None, rows: bool) -> Tensor:
+    """`f_i = min_j cost_ij - g_j` over real pairs (`rows=True`), or its mirror image for columns."""
+    reduced = cost - (g[:, None, :] if rows else g[:, :, None])
+    if real is not None:
+        reduced = reduced.masked_fill(~real, math.inf)
+    out = reduced.amin(2 if rows else 1)
+    return torch.where(out.isfinite(), out, torch.zeros_like(out))
+
+
+def certify(problem: TransportProblem, plan: Tensor, g: Tensor | None) -> Certificate:
+    """Certificate of any plan `[B,N,M]` and any target potential `[B,M]` (zeros when None).
+
+    Computed in float64 on the problem's device.  A non-finite plan or potential gives a NaN value or an
+    infinite gap, never a small one.
+    """
+    cost, a, b = problem.cost.double(), problem.a.double(), problem.b.double()
+    a, b = a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True)
+    plan = plan.double()
+    real = problem.pair_mask
+    row_error, col_error = (plan.sum(2) - a).abs().sum(1), (plan.sum(1) - b).abs().sum(1)
+    value = (round_to_polytope(plan, a, b) * cost).sum((1, 2))
+    value = torch.where(plan.isfinite().flatten(1).all(1), value, torch.full_like(value, math.nan))
+    start = torch.zeros_like(b) if g is None else g.double()
+    broken = start.isnan().any(1) | (start == math.inf).any(1)
+    start = torch.where(start.isfinite(), start, torch.full_like(start, -1e30))
+    f = c_transform(cost, start, real, rows=True)
+    tight = c_transform(cost, f, real, rows=False)
+    lower = (a * f).sum(1) + (b * tight).sum(1)
+    lower = torch.where(broken, torch.full_like(lower, -math.inf), lower)
+    return Certificate(value, lower, value - lower, row_error, col_error)
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Common part of every result: how it ended, what it cost, what else the solver reported."""
+
+    seconds: float
+    stats: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class TransportSolution(Solution):
+    """A transport plan with potentials; everything else is derived from them when first read.
+
+    Parameters
+    ----------
+    problem: what was solved.  plan: `[B,N,M]`.
+    f, g: `[B,N]`, `[B,M]` potentials in cost units, or None where the method has none.
+    rounds: `[B]` int64.  ended: one Status per problem, before the finiteness check.
+    order: which side was updated last, `"source"`, `"target"`, `"both"` (exact solvers) or `"neither"`.
+    """
+
+    problem: TransportProblem = None  # type: ignore[assignment]
+    plan: Tensor = None  # type: ignore[assignment]
+    f: Tensor | None = None
+    g: Tensor | None = None
+    rounds: Tensor | None = None
+    ended: tuple[Status, ...] = ()
+    order: str = "neither"
+    solver: str = ""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.plan.dtype
+
+    @cached_property
+    def certificate(self) -> Certificate:
+        return certify(self.problem, self.plan, self.g)
+
+    @property
+    def value(self) -> Tensor:
+        """`[B]` cost of the plan rounded to the polytope: an upper bound of the optimum."""
+        return self.certificate.value
+
+    @property
+    def lower_bound(self) -> Tensor:
+        """`[B]` dual-feasible value: a lower bound of the optimum."""
+        return self.certificate.lower_bound
+
+    @property
+    def gap(self) -> Tensor:
+        """`[B]` value minus lower bound, in cost units."""
+        return self.certificate.gap
+
+    @property
+    def row_error(self) -> Tensor:
+        return self.certificate.row_error
+
+    @property
+    def col_error(self) -> Tensor:
+        return self.certificate.col_error
+
+    @cached_property
+    def status(self) -> tuple[Status, ...]:
+        """One per problem; a non-finite plan or potential is never a success."""
+        bad = ~self.plan.isfinite().flatten(1).all(1)
+        for potential in (self.f, self.g):
+            if potential is not None:
+                bad |= potential.isnan().any(1) | (potential == math.inf).any(1)
+        return tuple(Status.NON_FINITE if b else e for b, e in zip(bad.tolist(), self.ended, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class SubsetSolution(Solution):
+    """A chosen subset per sample.
+
+    Parameters
+    ----------
+    keep: `[B,N]` bool.  value: `[B]` objective of the choice (larger is better).
+    upper_bound: `[B]` bound of the optimum, or None with the reason in `no_bound`.
+    order: `[B,K]` int64, the order in which tokens were chosen, -1 after the last; None if there is none.
+    ended: one Status per sample.
+    """
+
+    problem: SubsetProblem = None  # type: ignore[assignment]
+    keep: Tensor = None  # type: ignore[assignment]
+    value: Tensor = None  # type: ignore[assignment]
+    upper_bound: Tensor | None = None
+    no_bound: str = ""
+    order: Tensor | None = None
+    ended: tuple[Status, ...] = ()
+    solver: str = ""
+
+    @property
+    def gap(self) -> Tensor | None:
+        """`[B]` upper bound minus value, or None when there is no bound (`no_bound` says why)."""
+        return None if self.upper_bound is None else self.upper_bound - self.value
+
+    @property
+    def status(self) -> tuple[Status, ...]:
+        """One per sample; a NaN objective is never a success."""
+        bad = self.value.isnan().tolist()
+        return tuple(Status.NON_FINITE if b else e for b, e in zip(bad, self.ended, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Which visual tokens survive, and what is merged into them.
+
+    Parameters
+    ----------
+    keep: `[B,N]` bool.
+    counts: kept tokens per sample where they are known without looking at the tensor, else None.
+    importance: `[B,N]` scores behind the choice (higher was kept), if the problem has them.
+    merge: `[B,N,N]` or None; row i holds the weights that build the new value of kept token i from all
+        tokens (identity rows leave a token alone).  Rows of dropped tokens are never read.
+    size: `[B,N]` how many original tokens each kept one stands for, carried by merging steps.
+    rank: `[B,N]` or None; kept tokens are emitted by ascending rank, then index (None: by index).
+    diagnostics: sentences about how far the result can be trusted.
+    """
+
+    keep: Tensor
+    counts: tuple[int, ...] | None = None
+    importance: Tensor | None = None
+    merge: Tensor | None = None
+    size: Tensor | None = None
+    rank: Tensor | None = None
+    solution: Solution | None = None
+    diagnostics: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def known_counts(self) -> tuple[int, ...]:
+        """Kept tokens per sample; waits for the device only when a method chose the count itself."""
+        return self.counts if self.counts is not None else tuple(self.keep.sum(1).tolist())
+
+    @property
+    def indices(self) -> list[Tensor]:
+        """Sorted kept positions per sample, each `[k]` int64."""
+        return [row.nonzero().squeeze(1) for row in self.keep]
+
+    def index(self) -> Tensor:
+        """`[B,K]` int64 kept positions in order of emission; rows shorter than K end in dropped ones."""
+        width = max(self.known_counts)
+        dropped = (~self.keep).to(torch.int8)
+        if self.rank is None:
+            return dropped.argsort(dim=1, stable=True)[:, :width]
+        by_rank = self.rank.argsort(dim=1, stable=True)
+        return by_rank.gather(1, dropped.gather(1, by_rank).argsort(dim=1, stable=True))[:, :width]
+
+    def with_diagnostics(self, notes: Sequence[str]) -> Selection:
+        return replace(self, diagnostics=(*self.diagnostics, *notes))

@@ -1,0 +1,1 @@
+"""Solvers of transport and subset problems. One file per solver."""

@@ -1,0 +1,474 @@
+"""Specs: methods as data.
+
+A spec is YAML.  `kind` names a registered part and every other key of that mapping is one of its
+parameters.  Loading resolves all defaults, refuses unknown keys, and yields frozen objects with a hash that
+names runs.  Specs never name classes, never run code and never read the environment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pruneopt.errors import SpecError, nearest
+from pruneopt.parts import (
+    BudgetRule,
+    CostTerm,
+    Insertion,
+    Kernel,
+    Marginal,
+    Part,
+    Readout,
+    Score,
+    Step,
+    SubsetSolver,
+    TransportSolver,
+)
+from pruneopt.problems import SUBSET_KINDS, Budget
+from pruneopt.registry import registry
+from pruneopt.signals import Attention, attention_need
+
+NORMALIZATIONS = ("none", "minmax", "sum", "max", "zscore", "l2")
+POSITIONS = ("keep", "compact")
+_STAGE_KEYS = ("insertion", "budget", "problem", "solver", "readout", "steps")
+_TOP_KEYS = ("name", "positions", "stages", "meta", *_STAGE_KEYS)
+_PROBLEM_KEYS = ("kind", "cost", "scores", "pairwise", "anchors", "marginals", "threshold", "quota")
+_META_KEYS = (
+    "title", "paper", "venue", "arxiv", "code", "licence", "certainty", "family", "differs",
+    "uncertain", "supports", "refuses", "equation", "note", "aliases",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """One summand: a part, its weight, and how its output is scaled before weighting (per problem)."""
+
+    label: str
+    part: Part
+    weight: float = 1.0
+    normalize: str = "none"
+
+    def to_spec(self) -> dict[str, Any]:
+        return {**self.part.to_spec(), "weight": self.weight, "normalize": self.normalize}
+
+
+@dataclass(frozen=True)
+class ProblemSpec:
+    """What is optimised: `transport`, or one of the subset kinds of `SubsetProblem`."""
+
+    kind: str
+    cost: tuple[Weighted, ...] = ()
+    scores: tuple[Weighted, ...] = ()
+    pairwise: tuple[Weighted, ...] = ()
+    anchors: tuple[Weighted, ...] = ()
+    source: Part | None = None
+    target: Part | None = None
+    threshold: float | None = None
+    quota: str | None = None
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        summands = (*self.cost, *self.scores, *self.pairwise, *self.anchors)
+        marginals = tuple(p for p in (self.source, self.target) if p is not None)
+        return (*(s.part for s in summands), *marginals)
+
+    def to_spec(self) -> dict[str, Any]:
+        out: dict[str, Any] = {"kind": self.kind}
+        for name in ("cost", "scores", "pairwise", "anchors"):
+            summands = getattr(self, name)
+            if summands:
+                out[name] = {s.label: s.to_spec() for s in summands}
+        if self.kind == "transport":
+            out["marginals"] = {
+                side: part.to_spec()
+                for side, part in (("source", self.source), ("target", self.target))
+                if part is not None
+            }
+        if self.threshold is not None:
+            out["threshold"] = self.threshold
+        if self.quota is not None:
+            out["quota"] = self.quota
+        return out
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One cut: where, how many, by which problem, solved how, and what happens to the answer."""
+
+    insertion: Insertion
+    budget: Budget
+    rule: BudgetRule | None
+    problem: ProblemSpec
+    solver: Part
+    readout: Readout | None
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        extra = tuple(p for p in (self.rule, self.readout) if p is not None)
+        return (*self.problem.parts, self.solver, *extra, *self.steps)
+
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """Signals that the parts of this stage read."""
+        return frozenset().union(*(part.needs for part in self.parts))
+
+    @property
+    def attention(self) -> Attention:
+        return attention_need(self.needs)
+
+    def to_spec(self) -> dict[str, Any]:
+        budget = self.budget.to_spec()
+        if self.rule is not None:
+            budget["rule"] = self.rule.to_spec()
+        return {
+            "insertion": self.insertion.to_spec(),
+            "budget": budget,
+            "problem": self.problem.to_spec(),
+            "solver": self.solver.to_spec(),
+            "readout": None if self.readout is None else self.readout.to_spec(),
+            "steps": [step.to_spec() for step in self.steps],
+        }
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A resolved method: stages in order of depth, position policy, and what is known of its source."""
+
+    name: str
+    stages: tuple[StageSpec, ...]
+    positions: str = "keep"
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset().union(*(stage.needs for stage in self.stages))
+
+    @property
+    def attention(self) -> Attention:
+        """What this method asks of attention; only FULL is incompatible with fused kernels."""
+        return attention_need(self.needs)
+
+    def to_spec(self) -> dict[str, Any]:
+        """Everything that decides the result, with every default filled in; loads back to an equal spec."""
+        stages = [stage.to_spec() for stage in self.stages]
+        body = stages[0] if len(stages) == 1 else {"stages": stages}
+        return {"name": self.name, "positions": self.positions, **body, "meta": dict(self.meta)}
+
+    @cached_property
+    def hash(self) -> str:
+        """16 hexadecimal digits over all that decides the result (not the name, not the metadata)."""
+        body = self.to_spec()
+        body.pop("name"), body.pop("meta")
+        text = json.dumps(_numbers(body), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def yaml(self) -> str:
+        return OmegaConf.to_yaml(OmegaConf.create(self.to_spec()))
+
+
+def _numbers(value: Any) -> Any:
+    """Floats that are whole numbers hash like the integer: 1 and 1.0 are the same weight."""
+    if isinstance(value, Mapping):
+        return {k: _numbers(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_numbers(v) for v in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def list_methods() -> list[str]:
+    """Names of all methods that ship with pruneopt."""
+    root = files("pruneopt") / "methods"
+    names = []
+    for entry in root.iterdir():
+        if entry.name.endswith(".yaml"):
+            names.append(entry.name[:-5])
+        elif entry.is_dir() and not entry.name.startswith("_"):
+            names += [f"{entry.name}/{f.name[:-5]}" for f in entry.iterdir() if f.name.endswith(".yaml")]
+    return sorted(names)
+
+
+def load_spec(source: str | Path | Mapping[str, Any] | Spec, overrides: Iterable[str] = ()) -> Spec:
+    """Load a method by name, a YAML file by path, or a mapping, and apply `key.path=value` overrides.
+
+    Raises SpecError for an unknown method, key, part or value, naming the nearest known one.
+    """
+    if isinstance(source, Spec):
+        raw: Any = source.to_spec()
+    elif isinstance(source, Mapping):
+        raw = dict(source)
+    else:
+        raw = _read(source)
+    try:
+        config = OmegaConf.create(raw)
+        if not isinstance(config, DictConfig):
+            raise SpecError("a spec must be a mapping of keys, not a list or a single value")
+        _refuse_code(OmegaConf.to_container(config, resolve=False), "")
+        for override in overrides:
+            config = _override(config, override)
+        data = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise SpecError(f"the spec cannot be read: {str(error).splitlines()[0]}") from error
+    assert isinstance(data, dict)
+    return resolve(data)
+
+
+def _read(source: str | Path) -> Any:
+    text = str(source)
+    root = files("pruneopt") / "methods"
+    if text in list_methods():
+        body = (root / f"{text}.yaml").read_text(encoding="utf-8")
+    else:
+        path = Path(text)
+        looks_like_path = path.suffix in (".yaml", ".yml") or path.is_file()
+        if not looks_like_path:
+            raise SpecError(f"unknown method {text!r}{nearest(text, list_methods())}")
+        if not path.is_file():
+            raise SpecError(f"spec file {text!r} does not exist")
+        body = path.read_text(encoding="utf-8")
+    try:
+        return OmegaConf.to_container(OmegaConf.create(body), resolve=False)
+    except Exception as error:
+        raise SpecError(f"{text} is not valid YAML: {str(error).splitlines()[0]}") from error
+
+
+def _refuse_code(value: Any, where: str) -> None:
+    """Specs are data: no instantiation targets, no resolvers that could read anything outside the spec."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if str(key).startswith("_") and str(key).endswith("_"):
+                raise SpecError(f"{where}{key} is not allowed: specs name parts by `kind`, never classes")
+            _refuse_code(item, f"{where}{key}.")
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            _refuse_code(item, f"{where}{i}.")
+    elif isinstance(value, str) and re.search(r"\$\{[^}]*:", value):
+        raise SpecError(f"{where.rstrip('.')} uses a resolver ({value}); specs cannot read the environment")
+
+
+def _override(config: DictConfig, override: str) -> DictConfig:
+    if "=" not in override or override.startswith("="):
+        raise SpecError(f"override {override!r} is not of the form key.path=value")
+    key, _, text = override.partition("=")
+    key = key.strip()
+    value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+    assert isinstance(value, dict)
+    new = value["value"]
+    _refuse_code(new, key + ".")
+    if _part_path(key) and isinstance(new, str):
+        key, new = f"{key}.kind", new
+    if key.endswith(".kind"):
+        old = OmegaConf.select(config, key[: -len(".kind")])
+        if isinstance(old, DictConfig) and old.get("kind") != new:
+            kept = {k: old[k] for k in ("weight", "normalize") if k in old}
+            key, new = key[: -len(".kind")], {"kind": new, **kept}
+    try:
+        OmegaConf.update(config, key, new, merge=not key.endswith(("solver", "readout", "insertion")))
+    except Exception as error:
+        first = str(error).splitlines()[0]
+        raise SpecError(f"override {override!r} does not fit the spec: {first}") from error
+    return config
+
+
+def _part_path(key: str) -> bool:
+    parent, _, last = key.rpartition(".")
+    return last in ("solver", "readout", "insertion") or parent.endswith(
+        ("problem.cost", "problem.scores", "problem.pairwise", "problem.anchors", "problem.marginals")
+    )
+
+
+def resolve(data: Mapping[str, Any]) -> Spec:
+    """Turn plain data into a Spec. Raises SpecError for anything unknown or out of range."""
+    _keys(data, _TOP_KEYS, "")
+    positions = data.get("positions", "keep")
+    if positions not in POSITIONS:
+        raise SpecError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
+    meta = data.get("meta") or {}
+    _keys(meta, _META_KEYS, "meta.")
+    base = {key: data[key] for key in _STAGE_KEYS if key in data}
+    raw = data.get("stages") or [{}]
+    stages: list[StageSpec] = []
+    for i, part in enumerate(raw):
+        where = f"stages.{i}." if data.get("stages") else ""
+        _keys(part, _STAGE_KEYS, where)
+        stages += [_stage(each, where) for each in _spread({**base, **_merged(base, part)}, where)]
+    depth = [stage.insertion.layer_index for stage in stages]
+    if depth != sorted(depth):
+        raise SpecError(f"stages must be in order of depth, got layers {depth}")
+    return Spec(str(data.get("name", "unnamed")), tuple(stages), positions, meta)
+
+
+def _keys(data: Any, known: Iterable[str], where: str) -> None:
+    if not isinstance(data, Mapping):
+        raise SpecError(f"{where.rstrip('.') or 'the spec'} must be a mapping, got {data!r}")
+    for key in data:
+        if key not in known:
+            raise SpecError(f"unknown key {where}{key}{nearest(str(key), known)}")
+
+
+def _merged(base: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage says only what differs; a mapping of another `kind` replaces instead of mixing."""
+    out: dict[str, Any] = {}
+    for key, value in part.items():
+        old = base.get(key)
+        mixes = isinstance(old, Mapping) and isinstance(value, Mapping)
+        if mixes and old is not None and value.get("kind", old.get("kind")) == old.get("kind"):
+            out[key] = {**old, **_merged(old, value)}
+        else:
+            out[key] = value
+    return out
+
+
+def _spread(data: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """`insertion.layer: [8, 16, 24]` with `budget.keep: [0.5, 0.25, 0.125]` is three stages."""
+    insertion, budget = data.get("insertion"), data.get("budget") or {}
+    layers = insertion.get("layer") if isinstance(insertion, Mapping) else None
+    keeps = budget.get("keep") if isinstance(budget, Mapping) else None
+    if not isinstance(layers, list):
+        if isinstance(keeps, list):
+            raise SpecError(f"{where}budget.keep is a list but insertion.layer is not; give both or neither")
+        return [dict(data)]
+    keeps = keeps if isinstance(keeps, list) else [keeps] * len(layers)
+    if len(keeps) != len(layers) or not layers:
+        raise SpecError(
+            f"{where}insertion.layer has {len(layers)} entries and budget.keep {len(keeps)}; they must agree"
+        )
+    return [
+        {
+            **data,
+            "insertion": {**insertion, "layer": layer},
+            "budget": {**budget, **({} if keep is None else {"keep": keep})},
+        }
+        for layer, keep in zip(layers, keeps, strict=True)
+    ]
+
+
+def _part(group: str, base: type[Part], data: Any, where: str) -> Any:
+    if isinstance(data, str):
+        data = {"kind": data}
+    if not isinstance(data, Mapping) or "kind" not in data:
+        raise SpecError(f"{where} must name a part by `kind`, got {data!r}")
+    found = registry(group).get(str(data["kind"]))
+    if not issubclass(found, base):
+        raise SpecError(f"{where}: {data['kind']!r} is not a {base.__name__}")
+    try:
+        return found.from_spec({k: v for k, v in data.items() if k != "kind"})
+    except SpecError as error:
+        raise SpecError(f"{where}: {error}") from error
+
+
+def _summands(group: str, base: type[Part], data: Any, where: str) -> tuple[Weighted, ...]:
+    if not data:
+        return ()
+    if not isinstance(data, Mapping):
+        raise SpecError(f"{where} must be a mapping from labels to parts, got {data!r}")
+    if "kind" in data and not isinstance(data["kind"], Mapping):
+        raise SpecError(f"{where} must map labels to parts: {where}.LABEL.kind={data['kind']}")
+    out = []
+    for label, entry in data.items():
+        if entry is None:  # an override of null removes a summand
+            continue
+        entry = {"kind": entry} if isinstance(entry, str) else dict(entry)
+        weight, normalize = entry.pop("weight", 1.0), entry.pop("normalize", "none")
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight != weight:
+            raise SpecError(f"{where}.{label}.weight must be a number, got {weight!r}")
+        if normalize not in NORMALIZATIONS:
+            raise SpecError(
+                f"{where}.{label}.normalize must be one of {', '.join(NORMALIZATIONS)}, got {normalize!r}"
+            )
+        part = _part(group, base, entry, f"{where}.{label}")
+        out.append(Weighted(str(label), part, float(weight), normalize))
+    return tuple(sorted(out, key=lambda s: s.label))
+
+
+def _problem(data: Any, where: str) -> ProblemSpec:
+    _keys(data, _PROBLEM_KEYS, where + ".")
+    kind = data.get("kind")
+    if kind == "transport":
+        for key in ("scores", "pairwise", "anchors", "threshold", "quota"):
+            if data.get(key) is not None:
+                raise SpecError(f"{where}.{key} belongs to subset problems, not to transport")
+        cost = _summands("costs", CostTerm, data.get("cost"), f"{where}.cost")
+        if not cost:
+            raise SpecError(f"{where}.cost is empty; a transport problem needs at least one cost term")
+        marginals = data.get("marginals") or {}
+        _keys(marginals, ("source", "target"), f"{where}.marginals.")
+        sides = {
+            side: _part("marginals", Marginal, marginals.get(side, "uniform"), f"{where}.marginals.{side}")
+            for side in ("source", "target")
+        }
+        return ProblemSpec(kind, cost, source=sides["source"], target=sides["target"])
+    if kind not in SUBSET_KINDS:
+        known = ("transport", *SUBSET_KINDS)
+        raise SpecError(f"{where}.kind {kind!r} is unknown{nearest(str(kind), known)}")
+    for key in ("cost", "marginals"):
+        if data.get(key):
+            raise SpecError(f"{where}.{key} belongs to transport; {kind} takes scores and pairwise")
+    scores = _summands("scores", Score, data.get("scores"), f"{where}.scores")
+    similar = kind in ("facility_location", "log_det", "independent_set")
+    group, base = ("kernels", Kernel) if similar else ("costs", CostTerm)
+    pairwise = _summands(group, base, data.get("pairwise"), f"{where}.pairwise")  # type: ignore[arg-type]
+    anchors = _summands(group, base, data.get("anchors"), f"{where}.anchors")  # type: ignore[arg-type]
+    if kind in ("top_k", "independent_set", "quota") and not scores:
+        raise SpecError(f"{where}.scores is empty; {kind} needs at least one score")
+    if kind in ("max_min", "max_sum", "facility_location", "log_det", "independent_set") and not pairwise:
+        wanted = "kernel" if similar else "cost term"
+        raise SpecError(f"{where}.pairwise is empty; {kind} needs at least one {wanted}")
+    threshold = data.get("threshold")
+    if kind == "independent_set" and not isinstance(threshold, (int, float)):
+        raise SpecError(f"{where}.threshold must be a number for independent_set, got {threshold!r}")
+    return ProblemSpec(
+        kind, (), scores, pairwise, anchors, threshold=threshold, quota=data.get("quota") or None
+    )
+
+
+def _stage(data: Mapping[str, Any], where: str) -> StageSpec:
+    for key in ("insertion", "problem", "solver"):
+        if not data.get(key):
+            raise SpecError(f"{where}{key} is missing")
+    insertion = _part("insertions", Insertion, data["insertion"], f"{where}insertion")
+    budget_data = dict(data.get("budget") or {})
+    rule_data = budget_data.pop("rule", None)
+    _keys(budget_data, tuple(Budget.__dataclass_fields__), f"{where}budget.")
+    budget = Budget(**budget_data)
+    rule = None if rule_data is None else _part("budgets", BudgetRule, rule_data, f"{where}budget.rule")
+    problem = _problem(data["problem"], f"{where}problem")
+    transport = problem.kind == "transport"
+    solver_base: type[Part] = TransportSolver if transport else SubsetSolver
+    solver = _part("solvers", Part, data["solver"], f"{where}solver")
+    if not isinstance(solver, solver_base):
+        raise SpecError(f"{where}solver {solver.name!r} does not solve {problem.kind} problems")
+    if isinstance(solver, SubsetSolver) and problem.kind not in solver.kinds:
+        raise SpecError(
+            f"{where}solver {solver.name!r} does not solve {problem.kind}; it solves "
+            f"{', '.join(sorted(solver.kinds))}"
+        )
+    readout = data.get("readout")
+    if transport and not readout:
+        raise SpecError(f"{where}readout is missing: a transport plan does not rank tokens by itself")
+    if not transport and readout:
+        raise SpecError(f"{where}readout has no meaning for {problem.kind}; remove it")
+    steps = data.get("steps") or []
+    if not isinstance(steps, list):
+        raise SpecError(f"{where}steps must be a list, got {steps!r}")
+    return StageSpec(
+        insertion,
+        budget,
+        rule,
+        problem,
+        solver,
+        _part("readouts", Readout, readout, f"{where}readout") if readout else None,
+        tuple(_part("steps", Step, step, f"{where}steps.{i}") for i, step in enumerate(steps)),
+    )

@@ -1,0 +1,1 @@
+"""Post-steps: recover, merge, recycle. One file per step."""
