@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,8 +166,10 @@ class SubsetProblem:
     unary: `[B,N]`; pairwise: `[B,N,N]` symmetric; mask: `[B,N]` bool, True at real tokens.
     protected: `[B,N]` bool, tokens that must be chosen (counted in k).
     anchors: `[B,A,N]` distances (similarities for kinds that take a similarity) from A external points, such
-        as text tokens, that count as chosen already in `max_min` and `max_sum` and steer pivot rules.
+        as text tokens, that count as chosen already in `max_min` and `max_sum` and steer pivot rules.  A row
+        of +inf is an absent anchor, so that ragged texts can share a batch.
     threshold: conflict bound of `independent_set`.  group, quota: `[B,N]` and `[B,G]` int64 for `quota`.
+    counts: `k` as host numbers where they are known, so that solvers need not wait for the device.
     """
 
     kind: str
@@ -179,6 +182,7 @@ class SubsetProblem:
     threshold: float | None = None
     group: Tensor | None = None
     quota: Tensor | None = None
+    counts: tuple[int, ...] | None = None
 
     @staticmethod
     def build(
@@ -193,6 +197,7 @@ class SubsetProblem:
         group: Tensor | None = None,
         quota: Tensor | None = None,
         check: bool = True,
+        counts: tuple[int, ...] | None = None,
     ) -> SubsetProblem:
         """Validate shapes and (with `check`) values; half precision is promoted to float32.
 
@@ -226,10 +231,24 @@ class SubsetProblem:
             raise ProblemError(f"anchors must have shape [{batch}, A, {tokens}], got {list(anchors.shape)}")
         unary, pairwise, anchors = _promote(unary), _promote(pairwise), _promote(anchors)
         if isinstance(k, int):
+            counts = (k,) * batch
             k = torch.full((batch,), k, dtype=torch.int64, device=lead.device)
+        if tuple(k.shape) != (batch,) or k.is_floating_point():
+            raise ProblemError(f"k must be whole numbers of shape [{batch}], got {k.dtype} {list(k.shape)}")
         if check:
             _check_subset(k, unary, pairwise, mask, protected, tokens)
-        return SubsetProblem(kind, k, unary, pairwise, mask, protected, anchors, threshold, group, quota)
+            _check_anchors(anchors, mask)
+            if kind == "quota":
+                assert group is not None and quota is not None
+                _check_quota(k, group, quota, mask, protected)
+        return SubsetProblem(
+            kind, k, unary, pairwise, mask, protected, anchors, threshold, group, quota, counts
+        )
+
+    @property
+    def most(self) -> int:
+        """Largest `k` of the batch; waits for the device only when `counts` is unknown."""
+        return max(self.counts) if self.counts is not None else int(self.k.max())
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -286,6 +305,45 @@ def _check_subset(
             )
 
 
+def _check_anchors(anchors: Tensor | None, mask: Tensor | None) -> None:
+    if anchors is None:
+        return
+    bad = anchors.isnan() | (anchors == -math.inf)
+    if mask is not None:
+        bad = bad & mask[:, None, :]
+    bad = bad.flatten(1).any(1)
+    if bad.any():
+        raise ProblemError(
+            f"anchors hold NaN or -infinity in sample {_first(bad)}; an absent anchor is a row of +infinity"
+        )
+
+
+def _check_quota(
+    k: Tensor, group: Tensor, quota: Tensor, mask: Tensor | None, protected: Tensor | None
+) -> None:
+    if quota.dim() != 2 or quota.shape[0] != group.shape[0]:
+        raise ProblemError(f"quota must have shape [{group.shape[0]}, G], got {list(quota.shape)}")
+    real = torch.ones_like(group, dtype=torch.bool) if mask is None else mask
+    bad = (real & ((group < 0) | (group >= quota.shape[1]))).any(1)
+    if bad.any():
+        raise ProblemError(f"group numbers of sample {_first(bad)} are outside 0..{quota.shape[1] - 1}")
+    off = quota.sum(1) != k
+    if off.any():
+        i = _first(off)
+        raise ProblemError(f"quotas of sample {i} sum to {int(quota[i].sum())}, but k is {int(k[i])}")
+    hot = torch.nn.functional.one_hot(group.masked_fill(~real, 0), quota.shape[1])
+    for what, member in (("has only", real), ("protects", protected)):
+        if member is None:
+            continue
+        size = (hot * (member & real)[:, :, None]).sum(1)
+        bad_group = quota > size if what == "has only" else quota < size
+        if bad_group.any():
+            i, g = (int(v) for v in bad_group.nonzero()[0])
+            raise ProblemError(
+                f"group {g} of sample {i} {what} {int(size[i, g])} tokens but its quota is {int(quota[i, g])}"
+            )
+
+
 @dataclass(frozen=True)
 class Budget:
     """How many tokens stay.
@@ -333,8 +391,12 @@ class Budget:
             wanted = int(self.keep)
         else:
             exact = round(float(self.keep) * base, 9)  # 0.29 * 100 must not floor to 28
-            rounded = {"round": round, "floor": math.floor, "ceil": math.ceil}[self.rounding](exact)
-            wanted = max(1, int(rounded))
+            rules: dict[str, Callable[[float], int]] = {
+                "round": round,
+                "floor": math.floor,
+                "ceil": math.ceil,
+            }
+            wanted = max(1, rules[self.rounding](exact))
         if wanted > alive:
             raise ProblemError(
                 f"budget.keep={self.keep} asks for {wanted} tokens where only {alive} are left; "

@@ -123,8 +123,7 @@ def split_groups(signals: Signals) -> tuple[Signals, Tensor]:
     if not places:
         raise SignalError("no visual token is left to choose from")
     place = torch.nn.utils.rnn.pad_sequence(places, batch_first=True, padding_value=-1)
-    sample = torch.tensor(owners, device=place.device)
-    return _gather(signals, place, sample), place
+    return _gather(signals, place, torch.tensor(owners, device=place.device)), place
 
 
 def _gather(signals: Signals, place: Tensor, sample: Tensor) -> Signals:
@@ -264,6 +263,8 @@ class Pruner:
         k = torch.tensor(wanted, dtype=torch.int64, device=signals.device)
         mask = signals.mask if signals.ragged else None
         notes: list[str] = []
+        importance: Tensor | None
+        solution: Solution
         counts: tuple[int, ...] | None = tuple(wanted)
         if stage.problem.kind == "transport":
             keep, importance, solution = self._transport(signals, k, mask, notes, clock, check)
@@ -349,7 +350,7 @@ class Pruner:
         if spec.kind == "quota":
             group, quota = equal_quotas(signals[spec.quota or "group"], signals.mask, k)
         problem = SubsetProblem.build(
-            spec.kind, k, unary, pairwise, mask, None, anchors, spec.threshold, group, quota, check=check
+            spec.kind, k, unary, pairwise, mask, None, anchors, spec.threshold, group, quota, check, counts
         )
         return problem, k, counts
 

@@ -19,9 +19,7 @@ class Status(Enum):
     """How a solve ended; the value tells the user what to try next."""
 
     OPTIMAL = "An optimum was found and proved."
-    CONVERGED = (
-        "The marginals agree with the tolerance; lower epsilon or anneal to come closer to the optimum."
-    )
+    CONVERGED = "The marginals meet the tolerance; lower epsilon or anneal to come closer to the optimum."
     ROUNDS_DONE = "The asked rounds were run without a convergence test; read the gap, or set `tolerance`."
     MAX_ROUNDS = "Not converged: raise `rounds`, raise `epsilon`, or turn on annealing."
     CLOSED_FORM = "A closed form of a relaxed problem; the gap says what the relaxation costs."
@@ -179,31 +177,54 @@ class TransportSolution(Solution):
 
 @dataclass(frozen=True, eq=False)
 class SubsetSolution(Solution):
-    """A chosen subset per sample.
+    """A chosen subset per sample; value and bound are derived from it when first read.
 
     Parameters
     ----------
-    keep: `[B,N]` bool.  value: `[B]` objective of the choice (larger is better).
-    upper_bound: `[B]` bound of the optimum, or None with the reason in `no_bound`.
+    keep: `[B,N]` bool.
     order: `[B,K]` int64, the order in which tokens were chosen, -1 after the last; None if there is none.
-    ended: one Status per sample.
+    ended: one Status per sample, before the finiteness check.
+    proved_bound: `[B]` bound of the optimum that the solver itself has proved, or None.
     """
 
     problem: SubsetProblem = None  # type: ignore[assignment]
     keep: Tensor = None  # type: ignore[assignment]
-    value: Tensor = None  # type: ignore[assignment]
-    upper_bound: Tensor | None = None
-    no_bound: str = ""
     order: Tensor | None = None
     ended: tuple[Status, ...] = ()
     solver: str = ""
+    proved_bound: Tensor | None = None
+
+    @cached_property
+    def value(self) -> Tensor:
+        """`[B]` float64 objective (larger is better); -inf where a constraint is broken."""
+        from pruneopt.solvers.objectives import subset_value
+
+        return subset_value(self.problem, self.keep)
+
+    @cached_property
+    def _bound(self) -> tuple[Tensor | None, str]:
+        if self.proved_bound is not None:
+            return self.proved_bound, ""
+        from pruneopt.solvers.bounds import upper_bound
+
+        return upper_bound(self.problem, self.keep)
+
+    @property
+    def upper_bound(self) -> Tensor | None:
+        """`[B]` float64: no choice is worth more; None when there is no bound (`no_bound` says why)."""
+        return self._bound[0]
+
+    @property
+    def no_bound(self) -> str:
+        """Why there is no bound; empty when there is one."""
+        return self._bound[1]
 
     @property
     def gap(self) -> Tensor | None:
-        """`[B]` upper bound minus value, or None when there is no bound (`no_bound` says why)."""
+        """`[B]` upper bound minus value, or None when there is no bound."""
         return None if self.upper_bound is None else self.upper_bound - self.value
 
-    @property
+    @cached_property
     def status(self) -> tuple[Status, ...]:
         """One per sample; a NaN objective is never a success."""
         bad = self.value.isnan().tolist()
