@@ -19,7 +19,7 @@ from torch import Tensor
 from pruneopt.errors import SpecError, nearest
 from pruneopt.problems import SubsetProblem, TransportProblem
 from pruneopt.signals import Signals
-from pruneopt.solution import Selection, Solution, SubsetSolution, TransportSolution
+from pruneopt.solution import Selection, SubsetSolution, TransportSolution
 
 P = TypeVar("P", bound="Part")
 
@@ -233,6 +233,6 @@ class Insertion(Part):
 
 
 __all__ = [
-    "BudgetRule", "CostTerm", "Insertion", "Kernel", "Marginal", "Part", "Readout", "Score", "Solution", "Step",
+    "BudgetRule", "CostTerm", "Insertion", "Kernel", "Marginal", "Part", "Readout", "Score", "Step",
     "SubsetSolver", "TransportSolver", "param",
 ]  # fmt: skip

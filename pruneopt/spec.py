@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -221,8 +221,7 @@ def load_spec(source: str | Path | Mapping[str, Any] | Spec, overrides: Iterable
         data = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise SpecError(f"the spec cannot be read: {str(error).splitlines()[0]}") from error
-    assert isinstance(data, dict)
-    return resolve(data)
+    return resolve(cast("dict[str, Any]", data))
 
 
 def _read(source: str | Path) -> Any:
@@ -340,6 +339,7 @@ def _spread(data: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
         if isinstance(keeps, list):
             raise SpecError(f"{where}budget.keep is a list but insertion.layer is not; give both or neither")
         return [dict(data)]
+    assert isinstance(insertion, Mapping)
     keeps = keeps if isinstance(keeps, list) else [keeps] * len(layers)
     if len(keeps) != len(layers) or not layers:
         raise SpecError(

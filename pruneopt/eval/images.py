@@ -1,0 +1,35 @@
+"""Reading pictures that users hand in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pruneopt.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def open_image(path: str | Path) -> Image:
+    """An RGB picture, fully decoded.
+
+    Raises InputError when the file is missing, is not a readable picture, or has no pixels.
+    """
+    from PIL import Image as pil
+
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"image {str(path)!r} does not exist; give the path of a picture file")
+    if file.stat().st_size == 0:
+        raise InputError(f"image {str(path)!r} is an empty file; give a picture with pixels")
+    try:
+        with pil.open(file) as opened:
+            picture = opened.convert("RGB")
+    except Exception as error:
+        raise InputError(
+            f"image {str(path)!r} cannot be read ({type(error).__name__}); give a PNG, JPEG or WebP file"
+        ) from error
+    if 0 in picture.size:
+        raise InputError(f"image {str(path)!r} has size {picture.size[0]}x{picture.size[1]}; it needs pixels")
+    return picture
