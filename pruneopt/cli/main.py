@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-import click
 import typer
 
 from pruneopt.cli import catalogue
@@ -82,19 +81,11 @@ def run(
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: exit code 0, 1 for a failed check, 2 for a refusal or wrong usage."""
-    command = typer.main.get_command(app)
     try:
-        code = command.main(arguments, prog_name="pruneopt", standalone_mode=False)
+        app(arguments, prog_name="pruneopt")
     except PruneoptError as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         sys.exit(2)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        typer.echo("stopped", err=True)
-        sys.exit(130)
-    sys.exit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":
