@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from pruneopt.errors import CostBlindReadoutWarning, SignalError, SpecError
-from pruneopt.parts import CostTerm, SubsetSolver, TransportSolver
+from pruneopt.parts import CostTerm, Score, SubsetSolver, TransportSolver
 from pruneopt.problems import SubsetProblem, TransportProblem
 from pruneopt.signals import Signals, signal_info
 from pruneopt.solution import Selection, Solution
-from pruneopt.spec import ProblemSpec, Spec, StageSpec, Weighted, load_spec
+from pruneopt.spec import ProblemSpec, Protect, Spec, StageSpec, Weighted, load_spec
 
 
 @dataclass
@@ -43,7 +43,7 @@ def normalize(values: Tensor, how: str, mask: Tensor) -> Tensor:
     """Scale `[B,N]` or `[B,N,M]` per problem over its real entries; constant input becomes zeros.
 
     `minmax` to [0,1]; `sum` to a sum of one; `max` to a largest magnitude of one; `zscore` to mean 0 and
-    deviation 1; `l2` to unit Euclidean length.
+    deviation 1; `l2` to unit Euclidean length; `softmax` to a softmax over the real entries.
     """
     if how == "none":
         return values
@@ -51,6 +51,9 @@ def normalize(values: Tensor, how: str, mask: Tensor) -> Tensor:
     if values.dim() == 3:
         mask = mask[:, :, None] & mask[:, None, :] if values.shape[1] == values.shape[2] else mask[:, :, None]
         mask = mask.expand(values.shape)
+    if how == "softmax":
+        flat = values.masked_fill(~mask, -torch.inf).flatten(1).softmax(1)
+        return flat.view_as(values).nan_to_num(0.0)
     count = mask.sum(dims, keepdim=True).clamp_min(1)
     clean = values.masked_fill(~mask, 0)
     if how == "sum":
@@ -348,11 +351,43 @@ class Pruner:
             counts = None
         group = quota = None
         if spec.kind == "quota":
-            group, quota = equal_quotas(signals[spec.quota or "group"], signals.mask, k)
+            if isinstance(spec.quota, Score):
+                group = spec.quota(signals.view(spec.quota.needs)).long()
+            else:
+                group = signals[spec.quota or "group"]
+            group, quota = equal_quotas(group, signals.mask, k)
+        protected = None if spec.protect is None else protected_tokens(spec.protect, signals, k, unary)
         problem = SubsetProblem.build(
-            spec.kind, k, unary, pairwise, mask, None, anchors, spec.threshold, group, quota, check, counts
+            spec.kind,
+            k,
+            unary,
+            pairwise,
+            mask,
+            protected,
+            anchors,
+            spec.threshold,
+            group,
+            quota,
+            check,
+            counts,
         )
         return problem, k, counts
+
+
+def protected_tokens(protect: Protect, signals: Signals, k: Tensor, unary: Tensor | None) -> Tensor:
+    """`[B,N]` bool: the best tokens by the scores of `protect`, within the budget `k`."""
+    score = combine(protect.scores, signals, pairwise=False)
+    score = unary if score is None else score
+    if score is None:
+        raise SpecError("problem.protect ranks by scores, but every score has weight 0")
+    if protect.count is not None:
+        count = torch.full_like(k, protect.count).minimum(k)
+    else:
+        assert protect.share is not None
+        exact = (k.double() * protect.share * 1e9).round() / 1e9  # 0.29 * 100 must not floor to 28
+        rules = {"round": torch.round, "floor": torch.floor, "ceil": torch.ceil}
+        count = rules[protect.rounding](exact).long()
+    return keep_top(score, count, signals.mask)
 
 
 def equal_quotas(group: Tensor, mask: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:

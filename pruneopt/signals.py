@@ -54,6 +54,11 @@ SIGNALS: dict[str, SignalInfo] = {
     "grid": _info("[B,N,2]", "width and height of that grid"),
     "group": _info("[B,N]", "number of the image, crop or frame of the token within its sample (int64)"),
     "time": _info("[B,N]", "frame number of the token within its video, 0 for pictures (int64)"),
+    "tile": _info(
+        "[B,N,2]", "column and row of the token's crop among the crops of its picture; -1 for a thumbnail"
+    ),
+    "size": _info("[B,N]", "how many original tokens this one stands for; 1 before any merge"),
+    "importance": _info("[B,N]", "importance that the previous cut gave to the tokens it kept"),
     "patches": _info("[B,N,3,P,P]", "pixels behind the token, as the encoder received them"),
     # the stream that is pruned
     "features": _info("[B,N,D]", "what is pruned: projected tokens at post_encoder, hidden_out in prefill"),
@@ -61,6 +66,12 @@ SIGNALS: dict[str, SignalInfo] = {
     "text_mask": _info("[B,T]", "True where a row of any text_* signal is a real token"),
     "embeddings": _info("[B,N,D]", "language-model input embeddings of the visual tokens"),
     "text_embeddings": _info("[B,T,D]", "language-model input embeddings of the text tokens"),
+    "text_index": _info("[B,T]", "place of the text token in the current sequence (int64)"),
+    "start_embeddings": _info("[B,M,D]", "input embeddings of all M visual tokens of the unpruned prompt"),
+    "start_mask": _info("[B,M]", "True where a row of start_embeddings is a real token"),
+    # a text tower beside the encoder (CLIP)
+    "clip_features": _info("[B,N,c]", "patches projected into the space shared with the text tower"),
+    "clip_text": _info("[B,S,c]", "text segments in that space; segments are equally many in a batch"),
     # vision encoder
     "encoder_features": _info("[B,N,C]", "encoder output before the projector"),
     "encoder_keys": _info("[B,H,N,d]", "keys of an encoder layer, bias included, unscaled"),
@@ -88,9 +99,13 @@ SIGNALS: dict[str, SignalInfo] = {
     "lookahead_last": _info("[B,H,N]", "attention_last of the next layer, from its own weights", _ROW),
     "lookahead_text": _info("[B,H,T,N]", "attention_text of the next layer", _ROW),
     "lookahead_visual": _info("[B,H,N,N]", "attention_visual of the next layer", _FULL),
+    "lookahead_keys": _info("[B,H,N,d]", "keys of the next layer, from its own weights and rotary embedding"),
     "attention_logits": _info("[B,H,L,L]", "scaled masked logits of the whole sequence", _FULL),
     "visual_index": _info("[B,N]", "place of the token in the current sequence (int64)"),
-    "transition": _info("[B,N]", "token transition variation of a layer: attention and MLP sublayers summed"),
+    "transition": _info(
+        "[B,N]", "token transition variation of a layer (1 - cos), attention and MLP sublayers summed"
+    ),
+    "transition_abs": _info("[B,N]", "the same with 1 - |cos|"),
 }
 
 

@@ -38,11 +38,13 @@ from pruneopt.problems import SUBSET_KINDS, Budget
 from pruneopt.registry import registry
 from pruneopt.signals import Attention, attention_need
 
-NORMALIZATIONS = ("none", "minmax", "sum", "max", "zscore", "l2")
+NORMALIZATIONS = ("none", "minmax", "sum", "max", "zscore", "l2", "softmax")
 POSITIONS = ("keep", "compact")
 _STAGE_KEYS = ("insertion", "budget", "problem", "solver", "readout", "steps")
 _TOP_KEYS = ("name", "positions", "stages", "meta", *_STAGE_KEYS)
-_PROBLEM_KEYS = ("kind", "cost", "scores", "pairwise", "anchors", "marginals", "threshold", "quota")
+_PROBLEM_KEYS = (
+    "kind", "cost", "scores", "pairwise", "anchors", "marginals", "threshold", "quota", "protect",
+)  # fmt: skip
 _META_KEYS = (
     "title", "paper", "venue", "arxiv", "code", "licence", "certainty", "family", "differs",
     "uncertain", "supports", "refuses", "equation", "note", "aliases",
@@ -63,6 +65,24 @@ class Weighted:
 
 
 @dataclass(frozen=True)
+class Protect:
+    """Tokens that are chosen before the problem is solved: the best of the budget by `scores`.
+
+    Give `share` (of the budget, rounded) or `count`.  Without scores of its own it ranks by those of the
+    problem.
+    """
+
+    share: float | None = None
+    count: int | None = None
+    rounding: str = "floor"
+    scores: tuple[Weighted, ...] = ()
+
+    def to_spec(self) -> dict[str, Any]:
+        out: dict[str, Any] = {"share": self.share, "count": self.count, "rounding": self.rounding}
+        return {**out, "scores": {s.label: s.to_spec() for s in self.scores}}
+
+
+@dataclass(frozen=True)
 class ProblemSpec:
     """What is optimised: `transport`, or one of the subset kinds of `SubsetProblem`."""
 
@@ -74,13 +94,25 @@ class ProblemSpec:
     source: Part | None = None
     target: Part | None = None
     threshold: float | None = None
-    quota: str | None = None
+    quota: str | Score | None = None
+    protect: Protect | None = None
 
     @property
     def parts(self) -> tuple[Part, ...]:
         summands = (*self.cost, *self.scores, *self.pairwise, *self.anchors)
+        if self.protect is not None:
+            summands = (*summands, *self.protect.scores)
         marginals = tuple(p for p in (self.source, self.target) if p is not None)
-        return (*(s.part for s in summands), *marginals)
+        quota = (self.quota,) if isinstance(self.quota, Part) else ()
+        return (*(s.part for s in summands), *marginals, *quota)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Signals that the parts of this problem and its quota read."""
+        groups = (
+            {self.quota or "group"} if self.kind == "quota" and not isinstance(self.quota, Part) else set()
+        )
+        return frozenset(groups).union(*(part.needs for part in self.parts))
 
     def to_spec(self) -> dict[str, Any]:
         out: dict[str, Any] = {"kind": self.kind}
@@ -97,7 +129,9 @@ class ProblemSpec:
         if self.threshold is not None:
             out["threshold"] = self.threshold
         if self.quota is not None:
-            out["quota"] = self.quota
+            out["quota"] = self.quota.to_spec() if isinstance(self.quota, Part) else self.quota
+        if self.protect is not None:
+            out["protect"] = self.protect.to_spec()
         return out
 
 
@@ -121,7 +155,7 @@ class StageSpec:
     @cached_property
     def needs(self) -> frozenset[str]:
         """Signals that the parts of this stage read."""
-        return frozenset().union(*(part.needs for part in self.parts))
+        return self.problem.needs.union(*(part.needs for part in self.parts))
 
     @property
     def attention(self) -> Attention:
@@ -284,7 +318,14 @@ def _override(config: DictConfig, override: str) -> DictConfig:
 def _part_path(key: str) -> bool:
     parent, _, last = key.rpartition(".")
     return last in ("solver", "readout", "insertion") or parent.endswith(
-        ("problem.cost", "problem.scores", "problem.pairwise", "problem.anchors", "problem.marginals")
+        (
+            "problem.cost",
+            "problem.scores",
+            "problem.pairwise",
+            "problem.anchors",
+            "problem.marginals",
+            "problem.protect.scores",
+        )
     )
 
 
@@ -397,7 +438,7 @@ def _problem(data: Any, where: str) -> ProblemSpec:
     _keys(data, _PROBLEM_KEYS, where + ".")
     kind = data.get("kind")
     if kind == "transport":
-        for key in ("scores", "pairwise", "anchors", "threshold", "quota"):
+        for key in ("scores", "pairwise", "anchors", "threshold", "quota", "protect"):
             if data.get(key) is not None:
                 raise SpecError(f"{where}.{key} belongs to subset problems, not to transport")
         cost = _summands("costs", CostTerm, data.get("cost"), f"{where}.cost")
@@ -429,9 +470,31 @@ def _problem(data: Any, where: str) -> ProblemSpec:
     threshold = data.get("threshold")
     if kind == "independent_set" and not isinstance(threshold, (int, float)):
         raise SpecError(f"{where}.threshold must be a number for independent_set, got {threshold!r}")
-    return ProblemSpec(
-        kind, (), scores, pairwise, anchors, threshold=threshold, quota=data.get("quota") or None
-    )
+    quota = data.get("quota") or None
+    if isinstance(quota, Mapping):
+        quota = _part("scores", Score, quota, f"{where}.quota")
+    protect = _protect(data.get("protect"), bool(scores), f"{where}.protect")
+    return ProblemSpec(kind, (), scores, pairwise, anchors, threshold=threshold, quota=quota, protect=protect)
+
+
+def _protect(data: Any, scored: bool, where: str) -> Protect | None:
+    if not data:
+        return None
+    _keys(data, tuple(Protect.__dataclass_fields__), f"{where}.")
+    share, count, rounding = data.get("share"), data.get("count"), data.get("rounding", "floor")
+    if (share is None) == (count is None):
+        raise SpecError(f"{where} needs either share (of the budget) or count, not both and not neither")
+    good = isinstance(share, (int, float)) and not isinstance(share, bool) and 0 <= share <= 1
+    if share is not None and not good:
+        raise SpecError(f"{where}.share must be a number from 0 to 1, got {share!r}")
+    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+        raise SpecError(f"{where}.count must be a whole number from 1, got {count!r}")
+    if rounding not in ("round", "floor", "ceil"):
+        raise SpecError(f"{where}.rounding must be one of round, floor, ceil, got {rounding!r}")
+    scores = _summands("scores", Score, data.get("scores"), f"{where}.scores")
+    if not scores and not scored:
+        raise SpecError(f"{where}.scores is empty and the problem has no scores either")
+    return Protect(None if share is None else float(share), count, rounding, scores)
 
 
 def _stage(data: Mapping[str, Any], where: str) -> StageSpec:
