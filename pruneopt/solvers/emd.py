@@ -1,0 +1,51 @@
+"""Exact transport by network simplex."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from pruneopt.parts import TransportSolver, param
+from pruneopt.problems import TransportProblem
+from pruneopt.solution import Status, TransportSolution
+from pruneopt.solvers.common import Answer, each
+
+_CODES = {0: Status.INFEASIBLE, 1: Status.OPTIMAL, 2: Status.FAILED, 3: Status.MAX_ROUNDS}
+
+
+@dataclass(frozen=True)
+class Emd(TransportSolver):
+    """The exact optimum with duals, from POT's network simplex, in float64 on the CPU.
+
+    Measured O(n^2.4) to O(n^2.7); 25 ms at n=576.  Problems of a batch run on `threads` threads (0: one per
+    core), since POT releases the interpreter.  POT returns a wrong plan with only a warning when it runs out
+    of pivots; here its result code is the status (`MAX_ROUNDS`) and the warning text is in `stats`.
+
+    Source: Bonneel et al. 2011, through `ot.emd`.
+    """
+
+    name: ClassVar[str] = "emd"
+    source: ClassVar[str] = "Bonneel et al., SIGGRAPH Asia 2011, via POT"
+    tags: ClassVar[frozenset[str]] = frozenset({"exact"})
+    rounds: int = param(10_000_000, low=1, doc="most pivots of the simplex")
+    threads: int = param(0, low=0, doc="problems solved at the same time; 0 is one per core")
+
+    def solve(self, problem: TransportProblem) -> TransportSolution:
+        """Status `OPTIMAL` with a certified gap at rounding level, or the reason why not."""
+        import ot
+
+        def one(cost: np.ndarray, a: np.ndarray, b: np.ndarray) -> Answer:
+            log: dict[str, object]
+            plan, log = ot.lp.emd(
+                a, b, cost, numItermax=self.rounds, log=True, center_dual=True, check_marginals=False
+            )
+            status = _CODES.get(int(log["result_code"]), Status.FAILED)  # type: ignore[call-overload]
+            return plan, np.asarray(log["u"]), np.asarray(log["v"]), 0, status, log.get("warning")
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="numItermax reached")
+            return each(problem, one, self.name, self.threads or os.cpu_count() or 1)
