@@ -173,6 +173,9 @@ class Signals(Mapping[str, Tensor]):
             raise SignalError(f"signal {name!r} is not available here{nearest(name, self._tensors)}")
         return self._tensors[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 
@@ -217,6 +220,9 @@ class SignalView(Signals):
             )
         self.reads.add(name)
         return self._signals[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._needs and name in self._signals
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._needs)
