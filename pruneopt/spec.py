@@ -299,7 +299,7 @@ def _override(config: DictConfig, override: str) -> DictConfig:
     value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
     assert isinstance(value, dict)
     new = value["value"]
-    _refuse_code(new, key + ".")
+    _refuse_code({key.rpartition(".")[2]: new}, key.rpartition(".")[0] + ".")
     if _part_path(key) and isinstance(new, str):
         key, new = f"{key}.kind", new
     if key.endswith(".kind"):
