@@ -1,0 +1,79 @@
+"""Loading supported models and turning a picture and a prompt into inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pruneopt.errors import InputError, ModelError, nearest
+from pruneopt.registry import registry
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(
+    source: str,
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    trust_remote_code: bool = False,
+) -> tuple[Any, Any]:
+    """Model (in evaluation mode) and processor from a folder or a hub id; safetensors only.
+
+    Raises ModelError for an unknown dtype, something that cannot be loaded, or a family without adapter.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    if dtype not in DTYPES:
+        raise ModelError(f"unknown dtype {dtype!r}{nearest(dtype, DTYPES)}")
+    here = Path(source).exists()
+    options: dict[str, Any] = {"local_files_only": here, "trust_remote_code": trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+    except Exception as error:
+        raise ModelError(
+            f"model {source!r} cannot be loaded ({_first_line(error)}); give a folder with a config.json, "
+            "a hub id that this machine can reach, or 'demo'"
+        ) from error
+    families = registry("models")
+    if config.model_type not in families:
+        raise ModelError(
+            f"model {source!r} is of type {config.model_type!r}, which has no visual tokens that pruneopt "
+            f"knows; supported types: {', '.join(families)}"
+        )
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=DTYPES[dtype], attn_implementation=attention, use_safetensors=True, **options
+        )
+        processor = AutoProcessor.from_pretrained(source, **options)
+    except Exception as error:
+        raise ModelError(f"model {source!r} cannot be loaded: {_first_line(error)}") from error
+    return model.eval(), processor
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+def build_inputs(processor: Any, image: Image, prompt: str) -> Any:
+    """Inputs of one picture and one prompt, through the chat template where the model has one.
+
+    Raises InputError for an empty prompt.
+    """
+    if not prompt.strip():
+        raise InputError("the prompt is empty; ask something about the picture")
+    token = getattr(processor, "image_token", "<image>")
+    if token not in prompt:
+        if getattr(processor, "chat_template", None):
+            content = [{"type": "image"}, {"type": "text", "text": prompt}]
+            prompt = processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True
+            )
+        else:
+            prompt = f"{token} {prompt}"
+    return processor(images=[image], text=[prompt], return_tensors="pt")
