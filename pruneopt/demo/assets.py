@@ -1,0 +1,143 @@
+"""Loads the embedded LLaVA-architecture model and the questions it was never trained on.
+
+The model was trained from scratch by ``experiments/train_demo``; ``eval/ATTRIBUTION.md`` names
+the sources and licences of everything in the pictures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import BatchFeature, LlavaForConditionalGeneration, LlavaProcessor
+
+_HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about one picture.
+
+    ``box`` is (left, top, right, bottom) in pixels of the picture around what the answer is read
+    from; None where that is no single place (a count, the tone, something absent).
+    """
+
+    id: str
+    image: Path
+    type: str
+    question: str
+    answer: str
+    box: tuple[int, int, int, int] | None
+
+
+def model_path() -> Path:
+    """The folder that ``from_pretrained`` loads."""
+    return _asset("model")
+
+
+def load_model(
+    dtype: torch.dtype | None = None, attn_implementation: str = "sdpa"
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """The embedded model in evaluation mode, float32 unless ``dtype`` says otherwise, on the CPU.
+
+    Needs no network. The processor pads on the left, as generation in batches requires.
+    """
+    import torch
+    from transformers import LlavaForConditionalGeneration
+
+    folder = model_path()
+    model = LlavaForConditionalGeneration.from_pretrained(
+        folder,
+        dtype=torch.float32 if dtype is None else dtype,
+        attn_implementation=attn_implementation,
+        local_files_only=True,
+    )
+    return model.eval(), load_processor(folder)
+
+
+def load_processor(folder: Path | None = None) -> LlavaProcessor:
+    """Tokenizer and image processor; the Pillow one, so that torchvision is never needed."""
+    from transformers import LlavaProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    folder = model_path() if folder is None else folder
+    processor = LlavaProcessor.from_pretrained(folder, local_files_only=True)
+    processor.image_processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    return processor
+
+
+def load_questions(types: Sequence[str] | None = None) -> list[Question]:
+    """The evaluation set in a fixed order, picture by picture; only ``types`` if given."""
+    questions = _read("questions.jsonl")
+    if types is None:
+        return questions
+    known = sorted({question.type for question in questions})
+    unknown = sorted(set(types) - set(known))
+    if unknown:
+        raise ValueError(f"unknown question types {unknown}; the evaluation set has {known}")
+    return [question for question in questions if question.type in types]
+
+
+def samples() -> list[Question]:
+    """Questions about the sample pictures, which belong to no measured set."""
+    return _read("samples.jsonl")
+
+
+def sample() -> Question:
+    """One question whose answer needs one small, off-centre object."""
+    return samples()[0]
+
+
+def format_prompt(question: str) -> str:
+    """The prompt the model was trained with; the processor expands ``<image>``."""
+    return f"user: <image> {question} assistant:"
+
+
+def load_inputs(questions: Sequence[Question], processor: LlavaProcessor) -> BatchFeature:
+    """Left-padded model inputs for ``questions``.
+
+    ``input_ids`` and ``attention_mask`` are [batch, length]; ``pixel_values`` is
+    [batch, 3, height, width].
+    """
+    from PIL import Image
+
+    images = []
+    for question in questions:
+        with Image.open(question.image) as picture:
+            images.append(picture.convert("RGB"))
+    text = [format_prompt(question.question) for question in questions]
+    return processor(images=images, text=text, padding=True, return_tensors="pt")
+
+
+def score(prediction: str, answer: str) -> bool:
+    """Whether the words of ``prediction`` are exactly those of ``answer``, whatever their case."""
+    return prediction.lower().split() == answer.lower().split()
+
+
+def _asset(name: str) -> Path:
+    path = _HERE / name
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing from the installation; reinstall pruneopt")
+    return path
+
+
+def _read(name: str) -> list[Question]:
+    folder = _asset("eval")
+    lines = _asset(f"eval/{name}").read_text(encoding="utf-8").splitlines()
+    return [_parse(json.loads(line), folder) for line in lines if line]
+
+
+def _parse(record: dict[str, Any], folder: Path) -> Question:
+    return Question(
+        id=record["id"],
+        image=folder / record["image"],
+        type=record["type"],
+        question=record["question"],
+        answer=record["answer"],
+        box=tuple(record["box"]) if record["box"] else None,
+    )
