@@ -49,7 +49,8 @@ def seed_score(rule: str, solver: SubsetSolver, problem: SubsetProblem, pairwise
     if rule == "first":
         score = torch.zeros(problem.shape, device=pairwise.device)
     elif rule == "max_mean_distance":
-        score = pairwise.sum(1) - pairwise.diagonal(dim1=1, dim2=2)
+        total = pairwise.sum(1, dtype=torch.float64)  # compared as float32: equal tokens stay equal
+        score = (total - pairwise.diagonal(dim1=1, dim2=2)).to(pairwise.dtype)
     else:
         other = pairwise.clone()
         other.diagonal(dim1=1, dim2=2).fill_(math.inf)
