@@ -19,7 +19,7 @@ class Status(Enum):
     """How a solve ended; the value tells the user what to try next."""
 
     OPTIMAL = "An optimum was found and proved."
-    CONVERGED = "The marginals meet the tolerance; lower epsilon or anneal to come closer to the optimum."
+    CONVERGED = "The tolerance was met; lower it or epsilon, with annealing, to come closer to the optimum."
     ROUNDS_DONE = "The asked rounds were run without a convergence test; read the gap, or set `tolerance`."
     MAX_ROUNDS = "Not converged: raise `rounds`, raise `epsilon`, or turn on annealing."
     CLOSED_FORM = "A closed form of a relaxed problem; the gap says what the relaxation costs."

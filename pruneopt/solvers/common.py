@@ -25,6 +25,12 @@ def transposed(problem: TransportProblem) -> TransportProblem:
     )
 
 
+def double(problem: TransportProblem) -> TransportProblem:
+    """The same problem in float64."""
+    cost, a, b = problem.cost.double(), problem.a.double(), problem.b.double()
+    return TransportProblem(cost, a, b, problem.row_mask, problem.col_mask)
+
+
 def span(problem: TransportProblem) -> tuple[Tensor, Tensor]:
     """Lowest and highest real cost, `[B]` each."""
     mask, cost = problem.pair_mask, problem.cost
@@ -36,16 +42,16 @@ def span(problem: TransportProblem) -> tuple[Tensor, Tensor]:
 
 def each(
     problem: TransportProblem,
-    solve_one: Callable[[np.ndarray, np.ndarray, np.ndarray], Answer],
+    solve_one: Callable[[np.ndarray, np.ndarray, np.ndarray, int], Answer],
     solver: str,
     threads: int = 1,
     order: str = "both",
 ) -> TransportSolution:
     """Run a host solver on every problem of the batch in float64 and put the answers back.
 
-    `solve_one(cost [n,m], a [n], b [m])` sees only atoms that carry mass, so padding and zero-mass atoms
-    cannot disturb it, and returns plan, f, g, rounds, status and whatever it has to say.  Atoms that it did
-    not see get an empty row or column and the largest potential that stays dual feasible.
+    `solve_one(cost [n,m], a [n], b [m], index)` sees only atoms that carry mass, so padding and zero-mass
+    atoms cannot disturb it, and returns plan, f, g, rounds, status and whatever it has to say.  Atoms that it
+    did not see get an empty row or column and the largest potential that stays dual feasible.
     """
     begin = time.perf_counter()
     cost = problem.cost.detach().double().cpu().numpy()
@@ -55,7 +61,7 @@ def each(
     def run(i: int) -> Answer:
         r, c = rows[i], cols[i]
         p, q = a[i][r], b[i][c]
-        return solve_one(np.ascontiguousarray(cost[i][np.ix_(r, c)]), p / p.sum(), q / q.sum())
+        return solve_one(np.ascontiguousarray(cost[i][np.ix_(r, c)]), p / p.sum(), q / q.sum(), i)
 
     batch = range(len(cost))
     if threads > 1 and len(cost) > 1:

@@ -138,7 +138,7 @@ def iterate(
         state.log_rounds += rounds
         return
     live = torch.arange(eps.shape[0], device=eps.device)
-    here = _rows(problem, live)
+    here = problem
     e, f, g = eps, state.f, state.g
     relax = torch.full_like(e, omega)
     kernel: Tensor | None = None
@@ -163,9 +163,7 @@ def iterate(
                 where = bad.nonzero().squeeze(1)
                 start = f[where] + e[where, None] * u[where].double().log()
                 other = g[where] + e[where, None] * v[where].double().log()
-                f2[where], g2[where] = _log_rounds(
-                    _rows(here, where), e[where], start, other, n, relax[where]
-                )
+                f2[where], g2[where] = _log_rounds(rows(here, where), e[where], start, other, n, relax[where])
                 state.log_rounds += n
             if again or rebuild:
                 f, g, kernel = f2, g2, None
@@ -196,7 +194,7 @@ def iterate(
             if not bool(stay.all()):
                 live, e, relax, last_dual = live[stay], e[stay], relax[stay], last_dual[stay]
                 f, g, u, v, kernel = f[stay], g[stay], u[stay], v[stay], kernel[stay]
-                here = _rows(here, stay.nonzero().squeeze(1))
+                here = rows(here, stay.nonzero().squeeze(1))
 
 
 def _log_rounds(
@@ -220,7 +218,7 @@ def _dot(mass: Tensor, potential: Tensor) -> Tensor:
     return torch.where(mass > 0, mass * potential, torch.zeros_like(potential)).sum(1)
 
 
-def _rows(problem: TransportProblem, index: Tensor) -> TransportProblem:
+def rows(problem: TransportProblem, index: Tensor) -> TransportProblem:
     """The problems at `index`, without a copy when all are asked for."""
     if index.numel() == problem.cost.shape[0]:
         return problem
