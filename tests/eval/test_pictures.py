@@ -32,10 +32,9 @@ def test_a_cell_outside_the_grid_is_refused() -> None:
 
 def test_the_file_is_a_picture_with_one_panel_more_than_selections(tmp_path: Path) -> None:
     image = Image.new("RGB", (48, 48), (10, 120, 60))
-    path = save_overlay(image, [Panel("a", [0], 4, 4)], tmp_path / "deep" / "a.png", "q", box=(4, 4, 9, 9))
-    one = Image.open(path).size
-    path = save_overlay(image, [Panel("a", [0], 4, 4)] * 2, tmp_path / "b.png")
-    assert Image.open(path).size[0] > one[0]
+    one = save_overlay(image, [Panel("a", [0], 4, 4)], tmp_path / "deep" / "a.png", "q", box=(4, 4, 9, 9))
+    two = save_overlay(image, [Panel("a", [0], 4, 4)] * 2, tmp_path / "b.png")
+    assert open_image(two).size[0] > open_image(one).size[0]
 
 
 def test_unusable_pictures_name_the_file_and_the_cure(tmp_path: Path) -> None:
