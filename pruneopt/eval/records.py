@@ -1,6 +1,6 @@
 """Run folders: one per spec hash, written once, complete or absent.
 
-`spec.yaml` is the resolved spec, `record.json` says with what and how fast it ran, `samples.parquet` holds one
+`spec.yaml` is the resolved spec, `record.json` says with what and how fast it ran, `samples.parquet` has one
 row per sample.  Tables and pictures are made from these by commands.
 """
 
@@ -26,7 +26,7 @@ def environment() -> dict[str, Any]:
     """Versions, machine, threads, commit and whether the tree was dirty."""
     import torch
 
-    packages = {}
+    packages: dict[str, str | None] = {}
     for name in _PACKAGES:
         try:
             packages[name] = version(name)
