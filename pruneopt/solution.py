@@ -222,7 +222,10 @@ class SubsetSolution(Solution):
     @property
     def gap(self) -> Tensor | None:
         """`[B]` upper bound minus value, or None when there is no bound."""
-        return None if self.upper_bound is None else self.upper_bound - self.value
+        if self.upper_bound is None:
+            return None
+        same = self.upper_bound == self.value  # also where both are infinite
+        return torch.where(same, 0.0, self.upper_bound - self.value)
 
     @cached_property
     def status(self) -> tuple[Status, ...]:
