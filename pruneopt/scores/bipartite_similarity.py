@@ -1,0 +1,64 @@
+"""Bipartite matching of every s-th token with the rest: who can be merged away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pruneopt.parts import Score, param
+from pruneopt.signals import Signals
+from pruneopt.tensors import places, unit_rows
+
+
+@dataclass(frozen=True)
+class BipartiteSimilarity(Score):
+    """Minus the best cosine of a source token to any destination, `[B,N]` float32; higher is kept.
+
+    Destinations are every `stride`-th token (the last of each block) and rank above all sources, so the
+    kept ones are all destinations and the least matched sources: at most `(stride - 1) / stride` of the
+    tokens can go.  A kernel-free half of ToMe; `merge_matched` merges what was dropped.  Source: ToMe
+    section 3 (`stride=2` on head-mean keys); AIM merges with the same rule.
+    """
+
+    name: ClassVar[str] = "bipartite_similarity"
+    source: ClassVar[str] = "ToMe (ICLR 2023), section 3"
+    tags: ClassVar[frozenset[str]] = frozenset({"uses_order"})
+    signal: str = param("features", doc="metric; heads are averaged")
+    stride: int = param(2, low=2, doc="one destination per this many tokens")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({self.signal})
+
+    def __call__(self, signals: Signals) -> Tensor:
+        rows = metric_rows(signals[self.signal])
+        best, _ = best_destination(rows, signals.mask, self.stride)
+        return torch.where(is_destination(signals.mask, self.stride), 2.0, -best)
+
+
+def metric_rows(metric: Tensor) -> Tensor:
+    """Unit rows `[B,N,*]` of a metric, heads averaged where there are any."""
+    return unit_rows(metric.float().mean(1) if metric.dim() == 4 else metric)
+
+
+def is_destination(mask: Tensor, stride: int) -> Tensor:
+    """`[B,N]` bool: the last token of each block of `stride`, padding excluded."""
+    return (places(mask) % stride == stride - 1) & mask
+
+
+def best_destination(rows: Tensor, mask: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """Largest cosine to a destination and its index, `[B,N]` each, ties to the lower index.
+
+    Without any destination the cosine is -1.
+    """
+    where = is_destination(mask, stride)
+    slots = torch.arange(rows.shape[1], device=rows.device)
+    order = torch.where(where, slots, rows.shape[1]).argsort(dim=1, stable=True)
+    order = order[:, : -(-rows.shape[1] // stride)]
+    picked = rows.gather(1, order[:, :, None].expand(-1, -1, rows.shape[2]))
+    cosine = torch.bmm(rows, picked.transpose(1, 2)).masked_fill(~where.gather(1, order)[:, None, :], -1.0)
+    best = cosine.max(2)
+    return best.values, order.gather(1, best.indices)

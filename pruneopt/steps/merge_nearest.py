@@ -1,0 +1,82 @@
+"""Merge every dropped token into the kept one most like it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pruneopt.parts import Step, param
+from pruneopt.scores.bipartite_similarity import best_destination, is_destination, metric_rows
+from pruneopt.signals import Signals
+from pruneopt.solution import Selection
+from pruneopt.steps.merging import assigned_rows, identity_rows, merged, protected_of
+
+
+@dataclass(frozen=True)
+class MergeNearest(Step):
+    """Each dropped token goes to the target with the largest cosine, ties to the lower index.
+
+    `targets`: all `kept` tokens, only those the problem did not protect (`unprotected`: VisionZip's
+    contextual tokens, VisionDrop), or kept tokens at the last place of each block of `stride`
+    (`destinations`: ToMe, AIM).  `combine`: the `mean` of a target and its members (AIM), the mean weighted
+    by `size` (`size_mean`: ToMe; `carry` reads the sizes of earlier merges), or the target plus the mean of
+    its members (`add_mean`: VisionZip as released, roughly twice the norm).  Without any target nothing is
+    merged.
+
+    `order`: `index`; `protected_first`, as VisionZip emits dominant before contextual tokens; or `matched`,
+    sources by falling likeness before all destinations, as ToMe's code emits them.
+    """
+
+    name: ClassVar[str] = "merge_nearest"
+    source: ClassVar[str] = "ToMe (ICLR 2023), section 3; VisionZip (CVPR 2025), section 3.2"
+    signal: str = param("features", doc="metric; heads are averaged")
+    targets: str = param("kept", choices=("kept", "unprotected", "destinations"), doc="what takes members")
+    stride: int = param(2, low=2, doc="one destination per this many tokens")
+    combine: str = param("mean", choices=("mean", "size_mean", "add_mean"), doc="value of a target")
+    carry: bool = param(False, doc="read `size`, the result of earlier merges")
+    order: str = param("index", choices=("index", "protected_first", "matched"), doc="order of emission")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({self.signal} | ({"size"} if self.carry else set()))
+
+    def __call__(self, selection: Selection, signals: Signals) -> Selection:
+        keep = selection.keep
+        rows = metric_rows(signals[self.signal])
+        target = self._targets(selection, signals.mask)
+        moves = ~keep & signals.mask & target.any(1, keepdim=True)
+        home = nearest_target(rows, target, moves)
+        gather = assigned_rows(home, moves)
+        size = signals["size"].float() if self.carry else torch.ones_like(keep, dtype=torch.float32)
+        if self.combine == "add_mean":
+            merge = identity_rows(keep) + gather / gather.sum(2, keepdim=True).clamp_min(1)
+        else:
+            weight = size if self.combine == "size_mean" else torch.ones_like(size)
+            merge = (identity_rows(keep) + gather) * weight[:, None, :]
+            merge = merge / merge.sum(2, keepdim=True).clamp_min(torch.finfo(merge.dtype).tiny)
+        total = size + torch.einsum("btj,bj->bt", gather, size)
+        return merged(selection, merge, size=total, rank=self._rank(selection, signals.mask, rows))
+
+    def _targets(self, selection: Selection, mask: Tensor) -> Tensor:
+        if self.targets == "unprotected":
+            return selection.keep & ~protected_of(selection)
+        if self.targets == "destinations":
+            return selection.keep & is_destination(mask, self.stride)
+        return selection.keep
+
+    def _rank(self, selection: Selection, mask: Tensor, rows: Tensor) -> Tensor | None:
+        if self.order == "protected_first":
+            return (~protected_of(selection)).float()
+        if self.order == "matched":
+            best, _ = best_destination(rows, mask, self.stride)
+            return torch.where(is_destination(mask, self.stride), 2.0, -best)
+        return selection.rank
+
+
+def nearest_target(rows: Tensor, target: Tensor, moves: Tensor) -> Tensor:
+    """`[B,N]` index of the target most like each token; only entries of `moves` mean anything."""
+    cosine = torch.bmm(rows, rows.transpose(1, 2)).masked_fill(~target[:, None, :], -torch.inf)
+    return torch.where(moves, cosine.argmax(2), 0)

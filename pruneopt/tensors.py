@@ -1,0 +1,55 @@
+"""Small tensor helpers that several parts share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows of `[...,D]` at unit length, float32; a zero row stays zero."""
+    rows = rows if rows.dtype == torch.float64 else rows.float()
+    return rows / rows.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+
+
+def flat_heads(heads: Tensor) -> Tensor:
+    """`[B,H,N,d]` to `[B,N,H*d]`: the heads of a token side by side."""
+    return heads.transpose(1, 2).flatten(2)
+
+
+def places(mask: Tensor) -> Tensor:
+    """`[B,N]` int64: how many real tokens stand before each token of its sample."""
+    return mask.long().cumsum(1) - 1
+
+
+def gram(rows: Tensor, blocks: int = 4) -> Tensor:
+    """`X X^T` `[B,N,N]` of `[B,N,D]`, exactly symmetric; only one triangle of blocks is multiplied."""
+    tokens = rows.shape[1]
+    if tokens < 256 or rows.device.type != "cpu":
+        product = torch.bmm(rows, rows.transpose(1, 2))
+        return (product + product.transpose(1, 2)) / 2
+    out = rows.new_empty(rows.shape[0], tokens, tokens)
+    edges = [round(i * tokens / blocks) for i in range(blocks + 1)]
+    for i in range(blocks):
+        high = slice(edges[i], edges[i + 1])
+        for j in range(i, blocks):
+            low = slice(edges[j], edges[j + 1])
+            product = torch.bmm(rows[:, high], rows[:, low].transpose(1, 2))
+            if i == j:
+                product = (product + product.transpose(1, 2)) / 2
+            out[:, high, low] = product
+            if i != j:
+                out[:, low, high] = product.transpose(1, 2)
+    return out
+
+
+def range_per_sample(values: Tensor, mask: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and largest real value over all problems of the same sample: `[B]`, `[B]`."""
+    low = values.masked_fill(~mask, torch.inf).amin(1)
+    high = values.masked_fill(~mask, -torch.inf).amax(1)
+    size = int(sample.max()) + 1
+    least = torch.full((size,), torch.inf, dtype=values.dtype, device=values.device)
+    most = torch.full((size,), -torch.inf, dtype=values.dtype, device=values.device)
+    least.scatter_reduce_(0, sample, low, "amin")
+    most.scatter_reduce_(0, sample, high, "amax")
+    return least[sample], most[sample]
