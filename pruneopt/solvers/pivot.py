@@ -36,7 +36,7 @@ class Pivot(SubsetSolver):
     name: ClassVar[str] = "pivot"
     source: ClassVar[str] = "DART (EMNLP 2025), section 3, as released"
     kinds: ClassVar[frozenset[str]] = frozenset({"max_min", "max_sum"})
-    tags: ClassVar[frozenset[str]] = frozenset({"exact_budget"})
+    tags: ClassVar[frozenset[str]] = frozenset({"exact_budget", "uses_order"})
     pivots: int = param(4, low=0, doc="visual pivots")
     text_pivots: int = param(4, low=0, doc="most anchors used as pivots")
     pivot_order: str = param("ascending", choices=("ascending", "release"), doc="order of visits")
