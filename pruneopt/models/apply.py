@@ -1,0 +1,100 @@
+"""`pruneopt.prune` and `pruneopt.apply`: a method on a model, for as long as wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from pruneopt.errors import ModelError
+from pruneopt.models.base import adapter_for
+from pruneopt.models.hooks import Attachments
+from pruneopt.models.run import Run
+from pruneopt.pruner import Clock
+from pruneopt.spec import Spec, load_spec
+
+_MARK = "_pruneopt_handle"
+
+
+class Handle:
+    """A method that is applied to a model until `remove()`; also a context manager.  `run` tells what it did."""
+
+    def __init__(self, attachments: Attachments, run: Run):
+        self._attachments, self.run = attachments, run
+
+    def remove(self) -> None:
+        """Restore the model exactly; calling it again does nothing."""
+        self._attachments.remove()
+
+    def __enter__(self) -> Run:
+        return self.run
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+def apply(
+    model: Any, spec: str | Path | Mapping[str, Any] | Spec, clock: Callable[[], Clock] | None = None
+) -> Handle:
+    """Prune every prompt that `model` runs from now on.
+
+    Parameters
+    ----------
+    model: a supported transformers model, in any attention setting.
+    spec: a method name, a path, a mapping or a Spec.
+    clock: builds the clock of each stage; benchmarks pass one that waits for the device.
+
+    Raises SpecError for the spec, ModelError for a model, layer or signal that does not exist and for a model
+    that is pruned already.  The model is untouched after an error.
+    """
+    resolved = load_spec(spec)
+    adapter = adapter_for(model)
+    if _MARK in adapter.base.__dict__:
+        raise ModelError(
+            f"this model is already pruned by {adapter.base.__dict__[_MARK].run.spec.name!r}; leave that context, "
+            "or call remove() on its handle, first (several cuts belong into the stages of one spec)"
+        )
+    run = Run(adapter, resolved, clock)
+    attachments = Attachments()
+    handle = Handle(attachments, run)
+    try:
+        attachments.attribute(adapter.base, _MARK, handle)
+        run.attach(attachments)
+        if hasattr(adapter.model, "generate"):
+            attachments.attribute(adapter.model, "generate", _guarded(adapter.model.generate, run))
+    except BaseException:
+        attachments.remove()
+        raise
+    return handle
+
+
+@contextmanager
+def prune(
+    model: Any, spec: str | Path | Mapping[str, Any] | Spec, clock: Callable[[], Clock] | None = None
+) -> Iterator[Run]:
+    """Prune every prompt inside the context; leaving it, by any road, restores the model.
+
+    Parameters and errors are those of `apply`.
+    """
+    handle = apply(model, spec, clock)
+    try:
+        yield handle.run
+    finally:
+        handle.remove()
+
+
+def _guarded(generate: Callable[..., Any], run: Run) -> Callable[..., Any]:
+    """`generate` that refuses up front what pruning would make wrong."""
+
+    @wraps(generate)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        run.refuse_generation(kwargs)
+        run.forget_pictures()
+        return generate(*args, **kwargs)
+
+    return guarded
+
+
+__all__ = ["Handle", "apply", "prune"]

@@ -1,0 +1,170 @@
+"""What an adapter says about a model family.
+
+A family is one file: a subclass of `ModelAdapter`, registered under every `config.model_type` it serves in
+the entry-point group `pruneopt.models`.  It says where the decoder layers and the encoder are, which columns
+are visual and what picture they show; everything else is shared.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pruneopt.errors import ModelError, nearest
+from pruneopt.models.encoder import Encoder
+from pruneopt.registry import registry
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Tokens of one image or video, in the order in which they stand in the prompt (CPU tensors).
+
+    `xy`, `grid` `[n,2]`: place on and size of the grid of the token's own crop or frame; `crop` `[n]`: which
+    crop or frame that is, from 0; `time` `[n]`: frame number, 0 for images; `free` `[n]` bool: False for
+    separators, which stay like text.
+    """
+
+    xy: Tensor
+    grid: Tensor
+    crop: Tensor
+    time: Tensor
+    free: Tensor
+
+    @classmethod
+    def plain(cls, width: int, height: int, frames: int = 1, separate: bool = True) -> Picture:
+        """Raster order over `frames` grids; each frame is a group of its own when `separate`."""
+        index = torch.arange(width * height * frames)
+        cell, frame = index % (width * height), index // (width * height)
+        xy = torch.stack([cell % width, cell // width], 1)
+        grid = torch.tensor([width, height]).expand(len(index), 2)
+        crop = frame if separate else torch.zeros_like(frame)
+        return cls(xy, grid, crop, frame, torch.ones(len(index), dtype=torch.bool))
+
+    def __len__(self) -> int:
+        return len(self.xy)
+
+
+class ModelAdapter(ABC):
+    """One supported model.
+
+    Class attributes: `family` (for tables), `model_types` (values of `config.model_type`), `refuses` (modes
+    of this family that are refused on top of the common ones, with the reason), `encoder_signals`.
+    Raises ModelError on construction when the layout is not the one looked for.
+    """
+
+    family: ClassVar[str]
+    model_types: ClassVar[tuple[str, ...]]
+    encoder_signals: ClassVar[tuple[str, ...]] = ()
+    refuses: ClassVar[Mapping[str, str]] = {}
+    text_path: ClassVar[str] = "language_model"
+    image_token: ClassVar[str] = "image_token_id"
+    video_token: ClassVar[str | None] = None
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.config: Any = model.config
+        inner = getattr(model, "model", None)
+        self.base: Any = inner if isinstance(inner, nn.Module) and hasattr(inner, self.text_path) else model
+        self.text: Any = self._find(self.base, self.text_path)
+        self.layers: Sequence[Any] = self._find(self.text, "layers")
+        self.text_config: Any = self.text.config
+        for part in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", "input_layernorm"):
+            self._find(self.layers[0], part)
+        for part in ("post_attention_layernorm", "mlp"):
+            self._find(self.layers[0], part)
+        self._find(self.text, "rotary_emb")
+        self._find(self.text, "norm")
+        self._signature = inspect.signature(type(self.base).forward)
+
+    def _find(self, owner: Any, path: str) -> Any:
+        found = owner
+        for name in path.split("."):
+            if not hasattr(found, name):
+                raise ModelError(
+                    f"{type(self.model).__name__} is not laid out as {self.family} is: looked for {path!r} in "
+                    f"{type(owner).__name__}; supported transformers are 5.17 to 5.x, unmodified"
+                )
+            found = getattr(found, name)
+        return found
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Named arguments of a call of the base model."""
+        try:
+            bound = self._signature.bind_partial(self.base, *args, **kwargs).arguments
+        except TypeError as error:
+            raise ModelError(f"{type(self.base).__name__} was called in an unknown way: {error}") from error
+        named = {k: v for k, v in bound.items() if k not in ("self", "kwargs")}
+        return {**named, **bound.get("kwargs", {})}
+
+    def stream(self, inputs: Mapping[str, Any]) -> Tensor:
+        """`[B,L]` int64 on the model's device: 1 at image, 2 at video placeholders, 0 elsewhere."""
+        ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
+        kinds = [(1, self.image_token)] + ([(2, self.video_token)] if self.video_token else [])
+        out = None
+        for number, name in kinds:
+            token = getattr(self.config, name, None)
+            if token is None:
+                continue
+            if ids is not None:
+                here = ids == token
+            else:
+                table = self.base.get_input_embeddings()
+                here = (embeds == table(torch.tensor(token, device=embeds.device))).all(-1)
+            out = here.long() * number if out is None else out + here.long() * number
+        assert out is not None
+        return out
+
+    @abstractmethod
+    def pictures(self, inputs: Mapping[str, Any]) -> tuple[list[Picture], list[Picture]]:
+        """Images and videos of the batch, each in the order in which their features are produced."""
+
+    def encoder(self) -> Encoder:
+        """The vision encoder, for signals of it.  Raises ModelError where the family exposes none."""
+        raise ModelError(f"{self.family} exposes no encoder signals")
+
+    def pack(self, signal: Tensor, inputs: Mapping[str, Any], video: bool) -> Tensor:
+        """Encoder patches `[crops,P,C]` to visual tokens `[tokens,C]`, as the model packs its features."""
+        return signal.flatten(0, 1)
+
+    @classmethod
+    def towers(cls) -> str:
+        """Encoder signals in words, for `pruneopt list models`."""
+        return ", ".join(cls.encoder_signals) or "none"
+
+
+def adapter_for(model: Any) -> ModelAdapter:
+    """The adapter of a model.
+
+    Raises ModelError for compiled models, models without visual tokens, and unknown families.
+    """
+    from pruneopt.models.compat import check_transformers
+
+    check_transformers()
+    if hasattr(model, "_orig_mod"):
+        raise ModelError(
+            "the model is wrapped by torch.compile, which ignores hooks added later; prune the plain model "
+            "(model._orig_mod)"
+        )
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise ModelError(f"a {type(model).__name__} cannot be pruned; give a transformers model")
+    for name, module in model.named_modules():
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            raise ModelError(
+                f"{name or 'the model'} was compiled in place, which ignores hooks added later; load the model "
+                "again and prune it uncompiled"
+            )
+    kind = str(getattr(model.config, "model_type", ""))
+    families = registry("models")
+    if kind not in families:
+        raise ModelError(
+            f"{type(model).__name__} (model_type {kind!r}) has no visual tokens that pruneopt knows"
+            f"{nearest(kind, families)}"
+        )
+    adapter: ModelAdapter = families.get(kind)(model)
+    return adapter

@@ -1,0 +1,55 @@
+"""What differs between transformers versions: the only module that looks at them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from pruneopt.errors import ModelError
+
+OLDEST, NEXT_MAJOR = (5, 17), (6, 0)
+
+
+def check_transformers() -> None:
+    """Raise ModelError unless transformers is a version that the adapters were tested with."""
+    import transformers
+
+    found = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    if not OLDEST <= found < NEXT_MAJOR:
+        raise ModelError(
+            f"transformers {transformers.__version__} is not supported: the adapters look for the layer and "
+            "mask interfaces of 5.17 up to 5.x; install a version in that range"
+        )
+
+
+class CacheLengths:
+    """What `create_causal_mask` asks of a cache, for layers that hold `past` columns."""
+
+    def __init__(self, past: int):
+        self.past = past
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.past
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.past
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.past + query_length, 0
+
+
+def causal_mask(config: Any, hidden: Tensor, valid: Tensor | None, past: int) -> Any:
+    """The mask that this model's attention backend wants, for keys `valid` `[B, past + q]` (None: all).
+
+    `hidden` `[B,q,D]` gives batch, query length, dtype and device.
+    """
+    from transformers.masking_utils import create_causal_mask
+
+    return create_causal_mask(
+        config=config,
+        inputs_embeds=hidden,
+        attention_mask=valid,
+        past_key_values=CacheLengths(past),  # type: ignore[arg-type]
+        position_ids=None,
+    )

@@ -1,0 +1,199 @@
+"""Signals of a decoder layer: what to capture, and how a captured layer becomes visual-token tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruneopt.models.base import ModelAdapter
+from pruneopt.models.probe import attention_rows, rotate
+from pruneopt.models.sequence import take_columns
+
+# signal -> captures of its own layer that it is made from
+_SLOTS: dict[str, tuple[str, ...]] = {
+    "hidden_in": ("in",),
+    "attn_out": ("attn_out",),
+    "post_attention_norm": ("norm2",),
+    "hidden_out": ("out",),
+    "text_hidden_out": ("out",),
+    "hidden_normed": ("out",),
+    "text_hidden_normed": ("out",),
+    "keys": ("k",),
+    "text_keys": ("k",),
+    "attention_last": ("q", "k"),
+    "attention_text": ("q", "k"),
+    "attention_visual": ("q", "k"),
+    "attention_logits": ("q", "k"),
+    "lookahead_last": ("out",),
+    "lookahead_text": ("out",),
+    "lookahead_visual": ("out",),
+    "transition": ("norm1", "self_attn", "norm2", "mlp"),
+}
+
+
+@dataclass
+class View:
+    """The visual and text columns of the batch as they stand now (see `Prompt` for shapes).
+
+    `rows` `[B']` is None when every row holds visual tokens.  `valid` `[B,W]`, `rotary` cos and sin
+    `[B or 1,W,d]`.
+    """
+
+    rows: Tensor | None
+    place: Tensor
+    mask: Tensor
+    text: Tensor
+    last: Tensor
+    valid: Tensor
+    rotary: tuple[Tensor, Tensor]
+
+    def pick(self, values: Tensor) -> Tensor:
+        """Rows that hold visual tokens."""
+        return values if self.rows is None or values.shape[0] == 1 else values[self.rows]
+
+    def visual(self, values: Tensor) -> Tensor:
+        """`[B,W,...]` to `[B',N,...]`; padding repeats column 0."""
+        return take_columns(self.pick(values), self.place.clamp_min(0))
+
+    def texts(self, values: Tensor) -> Tensor:
+        """`[B,W,...]` to `[B',T,...]`, zero at padding."""
+        taken = take_columns(self.pick(values), self.text.clamp_min(0))
+        return taken.masked_fill((self.text < 0).view(*self.text.shape, *[1] * (taken.dim() - 2)), 0)
+
+    def rotary_at(self, columns: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = (self.pick(part) for part in self.rotary)
+        return take_columns(cos, columns.clamp_min(0)), take_columns(sin, columns.clamp_min(0))
+
+
+@dataclass
+class DecoderCapture:
+    """Captures of the layers named in `plan` (layer to signal names); cleared layer by layer."""
+
+    adapter: ModelAdapter
+    plan: dict[int, set[str]]
+    raw: dict[str, Tensor] = field(default_factory=dict)
+
+    def watch(self, add: Callable[[nn.Module, bool, Callable[[Any], None]], None]) -> None:
+        """Register captures through `add(module, inputs_only, callback)`."""
+        for layer, bases in sorted(self.plan.items()):
+            module = self.adapter.layers[layer]
+            attention = module.self_attn
+            modules: dict[str, tuple[nn.Module, bool]] = {
+                "attn_out": (module.post_attention_layernorm, True),
+                "norm1": (module.input_layernorm, False),
+                "norm2": (module.post_attention_layernorm, False),
+                "self_attn": (attention, False),
+                "mlp": (module.mlp, False),
+                "q": (getattr(attention, "q_norm", attention.q_proj), False),
+                "k": (getattr(attention, "k_norm", attention.k_proj), False),
+            }
+            for slot in sorted({slot for base in bases for slot in _SLOTS[base]} - {"in", "out"}):
+
+                def keep(value: Any, slot: str = slot) -> None:
+                    value = value[0] if isinstance(value, tuple) else value
+                    self.raw[slot] = value.detach()
+
+                add(*modules[slot], keep)
+
+    def compute(self, layer: int, view: View) -> dict[str, Tensor]:
+        """Every planned signal of `layer`, from its captures and `raw["in"]`, `raw["out"]`."""
+        with torch.no_grad():
+            out = {base: self._signal(base, layer, view) for base in sorted(self.plan.get(layer, ()))}
+        self.raw.clear()
+        return out
+
+    def _signal(self, base: str, layer: int, view: View) -> Tensor:
+        raw = self.raw
+        slot = {
+            "hidden_in": "in",
+            "attn_out": "attn_out",
+            "post_attention_norm": "norm2",
+            "hidden_out": "out",
+        }
+        if base in slot:
+            return view.visual(raw[slot[base]])
+        if base == "text_hidden_out":
+            return view.texts(raw["out"])
+        if base == "hidden_normed":
+            return self.adapter.text.norm(view.visual(raw["out"]))
+        if base == "text_hidden_normed":
+            return self.adapter.text.norm(view.texts(raw["out"]))
+        if base == "transition":
+            return view.visual(_transition(raw, view.valid)[:, :, None])[:, :, 0]
+        attention = self.adapter.layers[layer].self_attn
+        if base.startswith("lookahead"):
+            following = self.adapter.layers[layer + 1]
+            attention, normed = following.self_attn, following.input_layernorm(view.pick(raw["out"]))
+            query = self._heads(attention, attention.q_proj, "q_norm", normed)
+            key = self._heads(attention, attention.k_proj, "k_norm", normed)
+        else:
+            query, key = (self._split(attention, view.pick(raw[s])) if s in raw else None for s in "qk")
+        if base in ("keys", "text_keys"):
+            columns = view.place if base == "keys" else view.text
+            rows = take_columns(key, columns.clamp_min(0)).transpose(1, 2)
+            rows = rotate(attention, rows, view.rotary_at(columns)).to(key.dtype)
+            return rows.masked_fill((columns < 0)[:, None, :, None], 0)
+        return self._attention(base, attention, query, key, view)
+
+    def _heads(self, attention: Any, projection: nn.Module, norm: str, hidden: Tensor) -> Tensor:
+        """`[B,L,H,d]` of a layer that has not run yet."""
+        states = self._split(attention, projection(hidden))
+        return getattr(attention, norm)(states) if hasattr(attention, norm) else states
+
+    def _split(self, attention: Any, states: Tensor) -> Tensor:
+        """`[B,L,H*d]` or `[B,L,H,d]` to `[B,L,H,d]`."""
+        return states.reshape(*states.shape[:2], -1, attention.head_dim)
+
+    def _attention(self, base: str, attention: Any, query: Tensor, key: Tensor, view: View) -> Tensor:
+        """Rows of the queries that `base` names, over all valid keys at or before them, `[B',H,R,...]`."""
+        width = key.shape[1]
+        every = torch.arange(width, device=key.device)
+        if base.endswith("_last"):
+            columns = view.last[:, None]
+        elif base.endswith("_text"):
+            columns = view.text
+        elif base.endswith("_visual"):
+            columns = view.place
+        else:
+            columns = every.expand(key.shape[0], width)
+        rows = rotate(
+            attention,
+            take_columns(query, columns.clamp_min(0)).transpose(1, 2),
+            view.rotary_at(columns),
+        )
+        keys = rotate(attention, key.transpose(1, 2), view.rotary_at(every.expand(key.shape[0], width)))
+        here = columns.clamp_min(0)[:, :, None]
+        allowed = (every <= here) & view.pick(view.valid)[:, None, :]
+        allowed = allowed | (every == here)  # padding rows look at themselves instead of at nothing
+        if base == "attention_logits":
+            found = attention_rows(rows, keys, allowed, attention.scaling, logits=True)
+            return found.clamp_min(torch.finfo(found.dtype).min)
+        weights = attention_rows(rows, keys, allowed, attention.scaling)
+        shape = (*weights.shape[:3], view.place.shape[1])
+        columns_of = view.place.clamp_min(0)[:, None, None, :].expand(shape)
+        weights = weights.gather(3, columns_of)
+        if base.endswith("_last"):
+            return weights[:, :, 0]
+        return weights.masked_fill((columns < 0)[:, None, :, None], 0)
+
+
+def _transition(raw: dict[str, Tensor], valid: Tensor) -> Tensor:
+    """`[B,W]` float32: |out|/|in| * softmax(1 - cos(in, out)) over the real tokens, both sublayers summed.
+
+    Source: TransPrune (CVPR 2026), released code; the paper writes 1 - |cos|.
+    """
+    total: Tensor | None = None
+    for before, after in (("norm1", "self_attn"), ("norm2", "mlp")):
+        x, y = raw[before].float(), raw[after].float()
+        small = torch.finfo(x.dtype).tiny
+        size = y.norm(dim=2) / x.norm(dim=2).clamp_min(small)
+        turn = 1 - torch.nn.functional.cosine_similarity(x, y, dim=2)
+        share = turn.masked_fill(~valid, -torch.inf).softmax(dim=1)
+        part = size * share.nan_to_num(0.0)
+        total = part if total is None else total + part
+    assert total is not None
+    return total

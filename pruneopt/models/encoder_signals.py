@@ -1,0 +1,102 @@
+"""Encoder signals of the visual tokens: captured per crop, packed as the model packs its features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruneopt.errors import ModelError
+from pruneopt.models.base import ModelAdapter
+from pruneopt.models.prompt import Prompt
+
+_PER_CROP = ("cls_query", "cls_key", "cls_feature")
+
+
+class EncoderCapture:
+    """Signals `names` (base, block or None) of the vision encoder."""
+
+    def __init__(self, adapter: ModelAdapter, names: set[tuple[str, int | None]]):
+        self.adapter, self.names = adapter, names
+        self.encoder = adapter.encoder()
+        for base, layer in sorted(names, key=str):
+            if base not in adapter.encoder_signals:
+                raise ModelError(
+                    f"{adapter.family} has no signal {base!r}; it has {', '.join(adapter.encoder_signals)}"
+                )
+            self.encoder.check(base)
+            self.encoder.resolve(layer)
+
+    def watch(self, add: Callable[[nn.Module, bool, Callable[[Any], None]], None]) -> None:
+        slots = {slot for base, layer in self.names for slot in self.encoder.slots(base, layer)}
+        self.encoder.watch(slots, add)
+
+    def clear(self) -> None:
+        self.encoder.clear()
+
+    def collect(
+        self, inputs: Mapping[str, Any], prompt: Prompt, rows: Tensor | None
+    ) -> dict[tuple[str, int | None], Tensor]:
+        """Every signal at the free visual tokens of the batch."""
+        out: dict[tuple[str, int | None], Tensor] = {}
+        for base, layer in sorted(self.names, key=str):
+            calls = self.encoder.calls(self.encoder.slots(base, layer)[0])
+            if not calls:
+                raise ModelError(
+                    f"signal {base!r} needs the vision encoder to run in this pass, but the features came ready "
+                    "made; pass pixel values"
+                )
+            values = [self.encoder.compute(base, layer, call) for call in range(calls)]
+            streams = self._streams(inputs, calls)
+            if base in _PER_CROP:
+                found = self._per_sample(base, torch.cat(values), prompt)
+            elif base == "encoder_attention":
+                found = self._pairs(values, inputs, streams, prompt)
+            else:
+                packed = [
+                    self.adapter.pack(value.reshape(*value.shape[:2], -1), inputs, video)
+                    for value, video in zip(values, streams, strict=True)
+                ]
+                found = self.encoder.shape(base, torch.cat(packed)[prompt.source])
+            out[base, layer] = found
+        return out
+
+    def _streams(self, inputs: Mapping[str, Any], calls: int) -> list[bool]:
+        """Which calls of the encoder were videos: models encode images first."""
+        kinds = [False] * (inputs.get("pixel_values") is not None)
+        kinds += [True] * (inputs.get("pixel_values_videos") is not None)
+        if len(kinds) != calls:
+            raise ModelError(
+                f"the vision encoder ran {calls} times for {len(kinds)} inputs; cannot tell which"
+            )
+        return kinds
+
+    def _per_sample(self, base: str, values: Tensor, prompt: Prompt) -> Tensor:
+        if values.shape[0] != len(prompt.rows) or prompt.groups > 1:
+            raise ModelError(
+                f"signal {base!r} is one per crop, and this prompt has several crops in a sample; use a method "
+                "that reads cls_attention instead"
+            )
+        if base == "cls_feature":
+            return values
+        return values.unflatten(1, (self.encoder.heads(), -1))
+
+    def _pairs(
+        self, values: list[Tensor], inputs: Mapping[str, Any], streams: list[bool], prompt: Prompt
+    ) -> Tensor:
+        """`[B',H,N,N]`; zero between different crops."""
+        crop, patch, offset = [], [], 0
+        for value, video in zip(values, streams, strict=True):
+            crops, patches = value.shape[:2]
+            index = torch.arange(crops * patches, device=value.device, dtype=torch.float64)
+            where = self.adapter.pack(index.view(crops, patches, 1), inputs, video)[:, 0].round().long()
+            crop.append(torch.div(where, patches, rounding_mode="floor") + offset)
+            patch.append(where % patches)
+            offset += crops
+        maps = torch.cat([v.unflatten(2, (self.encoder.heads(), -1)).transpose(1, 2) for v in values])
+        owner, place = torch.cat(crop)[prompt.source], torch.cat(patch)[prompt.source]
+        taken = maps[owner[:, :, None], :, place[:, :, None], place[:, None, :]]
+        same = owner[:, :, None] == owner[:, None, :]
+        return taken.masked_fill(~same[..., None], 0).permute(0, 3, 1, 2)

@@ -1,0 +1,277 @@
+"""One prefill while pruning: signals are kept for the visual tokens that are left, cuts are made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pruneopt.errors import ModelError
+from pruneopt.models.base import ModelAdapter
+from pruneopt.models.compat import causal_mask
+from pruneopt.models.decoder import View
+from pruneopt.models.prompt import Prompt
+from pruneopt.models.sequence import (
+    CacheState,
+    Segment,
+    compact_positions,
+    inverse,
+    survivors,
+    take_columns,
+    take_rotary,
+)
+from pruneopt.pruner import Clock, Pruner
+from pruneopt.signals import Signals, signal_info
+from pruneopt.solution import Selection
+from pruneopt.spec import Spec, StageSpec
+
+Key = tuple[str, int | None]
+
+
+@dataclass
+class Cut:
+    """What one stage did: the survivors per row, and the selection behind them."""
+
+    layer: int
+    stage: StageSpec
+    selection: Selection
+    kept: Tensor  # [B',K] columns in the unpruned prompt, -1 at padding
+    lengths: list[int]  # real tokens per row from this layer on
+    width: int  # columns from this layer on
+    visual: list[int]  # free visual tokens per row of prompt.rows
+
+
+@dataclass
+class Flow:
+    """State of one prefill.  `store` holds signals of the visual tokens that are still there.
+
+    `clock` builds the clock of a stage; `check` looks for NaN before a cut instead of after the pass.
+    """
+
+    adapter: ModelAdapter
+    spec: Spec
+    prompt: Prompt
+    clock: Callable[[], Clock]
+    check: bool
+    state: CacheState = field(init=False)
+    cuts: list[Cut] = field(default_factory=list)
+    store: dict[Key, Tensor] = field(default_factory=dict)
+    masks: dict[int, Any] = field(default_factory=dict)
+    rotary: tuple[Tensor, Tensor] | None = None
+    positions: Tensor | None = None  # [A,B or 1,W] of the columns as they stand
+    seconds: dict[str, float] = field(default_factory=dict)
+    bad: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        prompt = self.prompt
+        self.state = CacheState(prompt.columns)
+        device = prompt.place.device
+        every = len(prompt.rows) == prompt.batch
+        self.rows = None if every else torch.tensor(prompt.rows, device=device)
+        self.place, self.text, self.last = prompt.place, prompt.text, prompt.last
+        self.origin = prompt.place
+        self.mask = prompt.place >= 0
+        self.alive = list(prompt.started)
+        self.lengths = list(prompt.lengths)
+        self.valid, self.width = prompt.real, prompt.columns
+        for name, tensor in prompt.geometry.items():
+            self.store[name, None] = tensor
+        self.store["size", None] = torch.ones(prompt.place.shape, device=device)
+
+    def view(self) -> View:
+        assert self.rotary is not None
+        return View(self.rows, self.place, self.mask, self.text, self.last, self.valid, self.rotary)
+
+    def timed(self, name: str, start: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def signals(self, stage: StageSpec, hidden: Tensor) -> Signals:
+        """Everything that this stage reads, at the tokens that are left."""
+        layer = stage.insertion.layer_index
+        view = self.view()
+        tensors: dict[str, Tensor] = {}
+        names = set(stage.needs)
+        if self.prompt.groups > 1:
+            names.add("group")
+        if not any(signal_info(name).token_dims for name in names):
+            names.add("xy")
+        for name in names:
+            base, _, at = name.partition("@")
+            if base == "features":
+                tensors[name] = view.visual(hidden)
+            elif base == "text_features":
+                tensors[name] = view.texts(hidden)
+            elif base == "text_mask":
+                tensors[name] = self.text >= 0
+            elif base == "visual_index":
+                tensors[name] = self.place.clamp_min(0)
+            elif (base, None) in self.store and not at:
+                tensors[name] = self.store[base, None]
+            else:
+                tensors[name] = self.store[base, int(at) if at else layer - 1]
+        return Signals(tensors, self.mask if len(set(self.alive)) > 1 else None)
+
+    def cut(self, stage: StageSpec, hidden: Tensor) -> Tensor:
+        """Choose, remove, and remember; returns the shorter hidden states `[B,W',D]`."""
+        clock = self.clock()
+        with torch.no_grad():
+            signals = self.signals(stage, hidden)
+            clock.lap("signals")
+            selection = Pruner(stage).select(signals, self.prompt.started, clock, self.check)
+            if not self.check:
+                bad = signals.bad_values(sorted(stage.needs)).any()
+                self.bad = bad if self.bad is None else self.bad | bad
+            self._refuse_order(selection)
+            counts = list(selection.known_counts)
+        hidden = self._apply(stage, selection, counts, hidden)
+        clock.lap("apply")
+        for name, seconds in clock.seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        return hidden
+
+    def _refuse_order(self, selection: Selection) -> None:
+        if selection.rank is not None and self.spec.positions != "compact":
+            raise ModelError(
+                "a step orders the kept tokens anew, which needs positions=compact: with positions=keep every "
+                "token holds its place; override positions=compact"
+            )
+
+    def _apply(self, stage: StageSpec, selection: Selection, counts: list[int], hidden: Tensor) -> Tensor:
+        layer = stage.insertion.layer_index
+        unchanged = counts == self.alive and selection.merge is None and selection.rank is None
+        if not unchanged:
+            hidden = self._remove(layer, selection, counts, hidden)
+        kept = self.origin.masked_fill(~self.mask, -1)
+        self.cuts.append(Cut(layer, stage, selection, kept, list(self.lengths), self.width, list(self.alive)))
+        return hidden
+
+    def _remove(self, layer: int, selection: Selection, counts: list[int], hidden: Tensor) -> Tensor:
+        prompt, device = self.prompt, hidden.device
+        old, width = self.width, self.width
+        dropped = torch.zeros(prompt.batch, width + 1, dtype=torch.bool, device=device)
+        gone = torch.zeros(self.place.shape[0], width + 1, dtype=torch.bool, device=device)
+        gone.scatter_(1, self.place.masked_fill(~self.mask, width), ~selection.keep)
+        if self.rows is None:
+            dropped = gone
+        else:
+            dropped[self.rows] = gone
+        used = [n + pad for n, pad in zip(self.lengths, prompt.inner, strict=True)]
+        first = torch.tensor([width - n for n in used], device=device)
+        alive = (torch.arange(width, device=device) >= first[:, None]) & ~dropped[:, :width]
+        for row, before, after in zip(prompt.rows, self.alive, counts, strict=True):
+            self.lengths[row] += after - before
+        used = [n + pad for n, pad in zip(self.lengths, prompt.inner, strict=True)]
+        self.width, self.alive = max(used), counts
+        order = survivors(alive, self.width)
+        first = torch.tensor([self.width - n for n in used], device=device)
+        inside = torch.arange(self.width, device=device) >= first[:, None]
+        self.valid = take_columns(self.valid, order) & inside
+        full = all(n == self.width for n in used) and not any(prompt.inner)
+
+        chosen = self._emission(selection, counts)
+        slots = selection.index() if selection.rank is not None else chosen
+        merged = self._merged(selection, chosen, hidden)
+        old_place, back = self.place, inverse(order, old)
+        hidden = take_columns(hidden, order)
+        back_rows = back if self.rows is None else back[self.rows]
+        sorted_slots = slots.sort(dim=1).values if selection.rank is not None else slots
+        self.place = back_rows.gather(1, old_place.clamp_min(0).gather(1, sorted_slots))
+        self.mask = (
+            torch.arange(chosen.shape[1], device=device) < torch.tensor(counts, device=device)[:, None]
+        )
+        if merged is not None:
+            hidden = self._write(hidden, merged, counts)
+        self._carry(selection, chosen)
+        self.text = back_rows.gather(1, self.text.clamp_min(0)).masked_fill(self.text < 0, -1)
+        self.last = back_rows.gather(1, self.last[:, None])[:, 0]
+        self._positions(layer, order, full, hidden)
+        return hidden
+
+    def _emission(self, selection: Selection, counts: list[int]) -> Tensor:
+        """`[B',K]`: kept tokens in the order in which they are emitted; a rank orders within its group."""
+        if selection.rank is None or self.prompt.groups == 1:
+            return selection.index()
+        rank = selection.rank.argsort(dim=1, stable=True).argsort(dim=1)
+        within = self.store["group", None] * rank.shape[1] + rank
+        dropped = (~selection.keep).long() * (self.prompt.groups * rank.shape[1])
+        return (within + dropped).argsort(dim=1, stable=True)[:, : max(counts)]
+
+    def _merged(self, selection: Selection, chosen: Tensor, hidden: Tensor) -> Tensor | None:
+        """New values `[B',K,D]` of the kept tokens, where they differ from what the columns hold."""
+        if selection.merge is None and selection.rank is None:
+            return None
+        values = self.view().visual(hidden)
+        if selection.merge is not None:
+            real = values.float().masked_fill(~self.mask[:, :, None], 0)
+            values = (selection.merge.float() @ real).to(hidden.dtype)
+        return take_columns(values, chosen)
+
+    def _write(self, hidden: Tensor, values: Tensor, counts: list[int]) -> Tensor:
+        owner = [row for row, n in enumerate(counts) for _ in range(n)]
+        slot = [i for n in counts for i in range(n)]
+        rows = torch.tensor(owner, device=hidden.device)
+        slots = torch.tensor(slot, device=hidden.device)
+        full_rows = rows if self.rows is None else self.rows[rows]
+        return hidden.index_put((full_rows, self.place[rows, slots]), values[rows, slots])
+
+    def _carry(self, selection: Selection, chosen: Tensor) -> None:
+        """Gather every stored signal to the survivors."""
+        for key, tensor in self.store.items():
+            for dim in signal_info(key[0]).token_dims:
+                tensor = take_columns(tensor, chosen, dim)
+            self.store[key] = tensor
+        self.origin = take_columns(self.origin, chosen)
+        if selection.size is not None:
+            size = selection.size.masked_fill(~selection.keep, 0).nan_to_num(0.0)
+            self.store["size", None] = take_columns(size.float(), chosen) * 1.0
+
+    def _positions(self, layer: int, order: Tensor, full: bool, hidden: Tensor) -> None:
+        assert self.rotary is not None
+        segment = Segment(layer, self.valid, self.width, full)
+        if self.spec.positions == "compact":
+            assert self.positions is not None
+            old = self.positions.expand(-1, self.prompt.batch, -1)
+            taken = torch.stack([take_columns(axis, order) for axis in old])
+            self.positions, segment.following = compact_positions(taken, self.valid)
+            self.rotary = rotary_of(self.adapter, hidden, self.positions)
+        else:
+            self.rotary = take_rotary(self.rotary, order)
+            if self.positions is not None:
+                old = self.positions.expand(-1, self.prompt.batch, -1)
+                self.positions = torch.stack([take_columns(axis, order) for axis in old])
+        segment.rotary = self.rotary
+        self.state.segments = [s for s in self.state.segments if s.layer != layer] + [segment]
+        self.masks.clear()
+
+
+def rotary_of(adapter: ModelAdapter, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Cos and sin of positions `[A,B,W]` from the model's own rotary embedding."""
+    ids = positions[0] if positions.shape[0] == 1 else positions
+    cos, sin = adapter.text.rotary_emb(hidden, ids)
+    return cos, sin
+
+
+def segment_mask(
+    adapter: ModelAdapter, segment: Segment, hidden: Tensor, past: int, tail: Tensor | None
+) -> Any:
+    """Mask of a segment for `q` new columns after `past` cached ones; `tail` `[B, past + q - W]` or None."""
+    batch, new = hidden.shape[:2]
+    total = past + new
+    if segment.full and tail is None:
+        return causal_mask(adapter.text_config, hidden, None, past)
+    valid = segment.valid
+    if valid.shape[0] != batch:
+        if batch % valid.shape[0]:
+            raise ModelError(
+                f"the cache was pruned for a batch of {valid.shape[0]} but is used for {batch}; start with a new "
+                "cache, or use num_return_sequences"
+            )
+        valid = valid.repeat_interleave(batch // valid.shape[0], dim=0)
+    added = total - segment.width
+    if tail is None:
+        tail = torch.ones(batch, added, dtype=torch.bool, device=hidden.device)
+    return causal_mask(adapter.text_config, hidden, torch.cat([valid, tail.bool()], 1), past)

@@ -1,0 +1,73 @@
+"""Attention of a few query rows, recomputed beside the fused kernel in float32."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pruneopt.errors import ModelError
+
+
+def attention_rows(
+    query: Tensor, key: Tensor, allowed: Tensor | None, scale: float, logits: bool = False
+) -> Tensor:
+    """Softmax over keys, `[B,H,R,L]` float32.
+
+    Parameters
+    ----------
+    query: `[B,H,R,d]`.  key: `[B,G,L,d]` with H a multiple of G (grouped heads share a key head).
+    allowed: `[B,R,L]` bool or None.  scale: multiplies the logits.
+    logits: return the scaled logits, -inf where not allowed, instead of probabilities.
+    """
+    batch, heads, rows, width = query.shape
+    groups = key.shape[1]
+    grouped = query.float().reshape(batch, groups, heads // groups * rows, width)
+    scores = (grouped @ key.float().transpose(2, 3)).mul_(scale).view(batch, heads, rows, -1)
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed[:, None], -torch.inf)
+    return scores if logits else scores.softmax(dim=3)
+
+
+def received_attention(
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    allowed: Callable[[slice], Tensor | None] | None = None,
+    block: int = 256,
+) -> Tensor:
+    """Mean over all queries of the attention that each key receives, `[B,H,L]` float32, block by block.
+
+    `allowed` maps a slice of query rows to their `[B,R,L]` mask; None lets every query see every key.
+    """
+    total = torch.zeros(query.shape[0], query.shape[1], key.shape[2], device=query.device)
+    for start in range(0, query.shape[2], block):
+        rows = slice(start, min(start + block, query.shape[2]))
+        total += attention_rows(
+            query[:, :, rows], key, None if allowed is None else allowed(rows), scale
+        ).sum(2)
+    return total / query.shape[2]
+
+
+def rotary_function(module: torch.nn.Module) -> Callable[..., Any]:
+    """The rotary embedding that an attention module applies.
+
+    Raises ModelError for a layout without `apply_rotary_pos_emb`.
+    """
+    found = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
+    if found is None:
+        raise ModelError(
+            f"{type(module).__name__} has no apply_rotary_pos_emb in its module; attention rows and rotated "
+            "keys cannot be computed for this language model"
+        )
+    return found
+
+
+def rotate(module: torch.nn.Module, states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Apply the module's rotary embedding in float32 to `[B,H,R,d]` at cos and sin `[B,R,d]`."""
+    cos, sin = (part.float() for part in rotary)
+    states = states.float()
+    return rotary_function(module)(states, states, cos, sin)[0]

@@ -1,0 +1,66 @@
+"""How long the encoder, the prefill and the decoding of a model take, seen from outside."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from pruneopt.models.base import adapter_for
+from pruneopt.models.hooks import Attachments
+
+
+@dataclass
+class ForwardTimes:
+    """Seconds per forward pass since the timer was attached; the first text-model call is the prefill.
+
+    `encoder` is everything before the text model starts: vision tower, projector, merging of embeddings.
+    """
+
+    encoder: list[float] = field(default_factory=list)
+    text: list[float] = field(default_factory=list)
+
+    @property
+    def prefill(self) -> float:
+        return self.text[0]
+
+    @property
+    def decode(self) -> float:
+        """Mean seconds of a decoded token; NaN when nothing was decoded after the first."""
+        rest = self.text[1:]
+        return sum(rest) / len(rest) if rest else float("nan")
+
+
+@contextmanager
+def timed(model: Any) -> Iterator[ForwardTimes]:
+    """Time every forward pass inside the block. Attach before pruning, so that selection is included."""
+    adapter, times, attachments = adapter_for(model), ForwardTimes(), Attachments()
+    mark = [0.0]
+
+    def now() -> float:
+        if next(model.parameters()).is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def start(*_: Any) -> None:
+        mark[0] = now()
+
+    def text_starts(*_: Any) -> None:
+        here = now()
+        times.encoder.append(here - mark[0])
+        mark[0] = here
+
+    def text_ends(*_: Any) -> None:
+        times.text.append(now() - mark[0])
+
+    attachments.before(adapter.base, start)
+    attachments.before(adapter.text, text_starts)
+    attachments.after(adapter.text, text_ends)
+    try:
+        yield times
+    finally:
+        attachments.remove()
