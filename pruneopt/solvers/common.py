@@ -31,6 +31,12 @@ def double(problem: TransportProblem) -> TransportProblem:
     return TransportProblem(cost, a, b, problem.row_mask, problem.col_mask)
 
 
+def spoil(problem: TransportProblem, plan: Tensor) -> Tensor:
+    """NaN for problems whose cost is not finite, for solvers that would not notice."""
+    fine = problem.cost.isfinite().flatten(1).all(1)
+    return torch.where(fine[:, None, None], plan, torch.full_like(plan, torch.nan))
+
+
 def span(problem: TransportProblem) -> tuple[Tensor, Tensor]:
     """Lowest and highest real cost, `[B]` each."""
     mask, cost = problem.pair_mask, problem.cost
@@ -61,6 +67,9 @@ def each(
     def run(i: int) -> Answer:
         r, c = rows[i], cols[i]
         p, q = a[i][r], b[i][c]
+        if not (np.isfinite(cost[i]).all() and np.isfinite(p.sum() + q.sum())):
+            nothing = np.full((r.sum(), c.sum()), np.nan)
+            return nothing, nothing[:, :1].ravel(), nothing[:1].ravel(), 0, Status.NON_FINITE, {}
         return solve_one(np.ascontiguousarray(cost[i][np.ix_(r, c)]), p / p.sum(), q / q.sum(), i)
 
     batch = range(len(cost))

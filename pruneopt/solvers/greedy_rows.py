@@ -11,6 +11,7 @@ import torch
 from pruneopt.parts import TransportSolver
 from pruneopt.problems import TransportProblem
 from pruneopt.solution import Status, TransportSolution
+from pruneopt.solvers.common import spoil
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class GreedyRows(TransportSolver):
         return TransportSolution(
             time.perf_counter() - begin,
             problem=problem,
-            plan=plan,
+            plan=spoil(problem, plan),
             rounds=torch.zeros(len(a), dtype=torch.int64, device=a.device),
             ended=(Status.HEURISTIC,) * len(a),
             order="both",

@@ -11,6 +11,7 @@ import torch
 from pruneopt.parts import TransportSolver
 from pruneopt.problems import TransportProblem
 from pruneopt.solution import Status, TransportSolution
+from pruneopt.solvers.common import spoil
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class NorthWest(TransportSolver):
         return TransportSolution(
             time.perf_counter() - begin,
             problem=problem,
-            plan=(high - low).clamp_min(0),
+            plan=spoil(problem, (high - low).clamp_min(0)),
             rounds=torch.zeros(len(a), dtype=torch.int64, device=a.device),
             ended=(Status.HEURISTIC,) * len(a),
             order="both",

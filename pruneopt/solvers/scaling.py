@@ -145,7 +145,7 @@ def iterate(
     u, v = torch.ones_like(here.a), torch.ones_like(here.b)
     done, last_dual = 0, torch.full_like(e, -torch.inf)
     while done < rounds and live.numel():
-        n = 1 if first and done == 0 else min(CHECK, rounds - done)
+        n = min(rounds - done, CHECK if done else 1 if first else 2)  # a warm start may be the answer
         if first and done == 0:
             f, g = _log_rounds(here, e, f, g, n, relax)
             state.log_rounds += n
