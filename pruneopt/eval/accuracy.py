@@ -40,7 +40,7 @@ def answer(
         inputs = load_inputs(part, processor)
         with torch.inference_mode(), nullcontext() if spec is None else prune(model, spec) as run:
             tokens = model.generate(**inputs, do_sample=False, max_new_tokens=8)
-            kept = [None] * len(part) if run is None else run.kept_counts
+            kept = [None] * len(part) if run is None else [len(row) for row in run.kept_visual[deepest(run)]]
         said = processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         outcomes += [
             Outcome(q, text.strip(), score(text, q.answer), k)
@@ -49,6 +49,11 @@ def answer(
         if on_batch is not None:
             on_batch(len(part))
     return outcomes
+
+
+def deepest(run: Any) -> int:
+    """Decoder layer of the last cut of a run."""
+    return max(run.kept_visual)
 
 
 def spread(questions: Sequence[Question], count: int) -> list[Question]:

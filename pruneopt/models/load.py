@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def dtype_of(name: str) -> torch.dtype:
+    """A torch dtype by name. Raises ModelError for others than float32, bfloat16, float16."""
+    if name not in DTYPES:
+        raise ModelError(f"unknown dtype {name!r}{nearest(name, DTYPES)}")
+    return DTYPES[name]
+
+
 def load_model(
     source: str,
     dtype: str = "float32",
@@ -28,8 +35,7 @@ def load_model(
     """
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-    if dtype not in DTYPES:
-        raise ModelError(f"unknown dtype {dtype!r}{nearest(dtype, DTYPES)}")
+    kind = dtype_of(dtype)
     here = Path(source).exists()
     options: dict[str, Any] = {"local_files_only": here, "trust_remote_code": trust_remote_code}
     try:
@@ -47,7 +53,7 @@ def load_model(
         )
     try:
         model = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=DTYPES[dtype], attn_implementation=attention, use_safetensors=True, **options
+            source, dtype=kind, attn_implementation=attention, use_safetensors=True, **options
         )
         processor = AutoProcessor.from_pretrained(source, **options)
     except Exception as error:
