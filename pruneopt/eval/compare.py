@@ -43,15 +43,14 @@ def _side(
     from pruneopt.models.apply import prune
     from pruneopt.models.timing import timed
 
-    sides: list[Side] = []
-    run = None
-    for _ in range(repeats):
+    def once() -> tuple[Side, Any]:
         context = nullcontext() if spec is None else prune(model, spec)
         with timed(model) as times, context as run:
             said = model.generate(**inputs, do_sample=False, max_new_tokens=tokens)
         text = processor.batch_decode(said[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
-        sides.append(Side(text.strip(), times.encoder[0], times.prefill, times.decode))
-    return min(sides, key=lambda side: side.prefill), run
+        return Side(text.strip(), times.encoder[0], times.prefill, times.decode), run
+
+    return min((once() for _ in range(repeats)), key=lambda pair: pair[0].prefill)
 
 
 def compare(

@@ -1,0 +1,42 @@
+"""Markdown tables from committed records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pruneopt.eval.metrics import mean_and_spread, paired, share
+from pruneopt.eval.records import finished, read_run
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column is left-aligned."""
+    lines = ["| " + " | ".join(header) + " |", "| " + " | ".join("---" for _ in header) + " |"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def accuracy(records: Path) -> str:
+    """Every run under `records/accuracy`: kept tokens, accuracy with interval, difference to dense.
+
+    Runs whose label ends in `seed N` are pooled. Raises ValueError when runs are of different questions.
+    """
+    runs = [read_run(f) for f in sorted((records / "accuracy").iterdir()) if finished(f)]
+    if len({record["question_hash"] for record, _ in runs}) > 1:
+        raise ValueError("records/accuracy mixes question sets; keep one")
+    rights = {record["label"]: [s["right"] for s in samples] for record, samples in runs}
+    kept = {record["label"]: record["kept_mean"] for record, _ in runs}
+    dense = rights.pop("dense")
+    groups: dict[str, list[str]] = {}
+    for label in rights:
+        groups.setdefault(label.partition(" seed ")[0], []).append(label)
+    rows = [["dense", "all", str(share(dense)), ""]]
+    for name, labels in sorted(groups.items(), key=lambda g: (kept[g[1][0]] or 0, g[0]), reverse=True):
+        pooled = [right for label in labels for right in rights[label]]
+        if len(labels) > 1:
+            mean, deviation = mean_and_spread([sum(rights[x]) / len(rights[x]) for x in labels])
+            shown = f"{100 * mean:.1f} +- {100 * deviation:.1f} over {len(labels)} seeds"
+        else:
+            shown = str(share(pooled))
+        rows.append([name, f"{kept[labels[0]]:g}", shown, str(paired(pooled, dense * len(labels)))])
+    note = f"{len(dense)} questions; accuracy in percent with 95 percent Wilson interval; difference paired."
+    return markdown(["method", "tokens kept", "accuracy", "against dense"], rows) + f"\n\n{note}"
