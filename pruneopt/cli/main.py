@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from pruneopt.cli import catalogue
+from pruneopt.cli import catalogue, sweep
 from pruneopt.errors import PruneoptError
 
 app = typer.Typer(
@@ -30,6 +30,8 @@ Method = Annotated[str, typer.Option("--method", "-m", help="a method name or th
 app.command("list")(catalogue.list_command)
 app.command("show")(catalogue.show_command)
 app.command("plugins")(catalogue.plugins_command)
+app.command("sweep")(sweep.sweep_command)
+app.command("table")(sweep.table_command)
 
 
 @app.command("demo")

@@ -45,7 +45,7 @@ def run_sweep(
     batch: int = 12,
     step: Callable[[int], None] | None = None,
 ) -> list[Path]:
-    """Run what is not finished yet; returns one folder per entry, named by label, spec hash and question set."""
+    """Run what is not finished yet; one folder per entry, named by label, spec hash and question set."""
     folders = []
     for entry in entries:
         name = f"{entry.label.replace('/', '-').replace(' ', '-')}_{entry.key}_{question_hash(questions)}"

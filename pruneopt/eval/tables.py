@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pruneopt.errors import InputError
 from pruneopt.eval.metrics import mean_and_spread, paired, share
 from pruneopt.eval.records import finished, read_run
 
@@ -16,13 +17,21 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def accuracy(records: Path) -> str:
-    """Every run under `records/accuracy`: kept tokens, accuracy with interval, difference to dense.
+    """The committed accuracy runs."""
+    return accuracy_of(records / "accuracy")
 
-    Runs whose label ends in `seed N` are pooled. Raises ValueError when runs are of different questions.
+
+def accuracy_of(folder: Path) -> str:
+    """Every finished run in a folder: kept tokens, accuracy with interval, difference to dense.
+
+    Runs whose label ends in `seed N` are pooled.  Raises InputError when there is no dense run, or when runs
+    are of different questions.
     """
-    runs = [read_run(f) for f in sorted((records / "accuracy").iterdir()) if finished(f)]
+    runs = [read_run(f) for f in sorted(folder.iterdir()) if finished(f)] if folder.is_dir() else []
+    if "dense" not in {record["label"] for record, _ in runs}:
+        raise InputError(f"{str(folder)!r} holds no finished run labelled 'dense' to compare with")
     if len({record["question_hash"] for record, _ in runs}) > 1:
-        raise ValueError("records/accuracy mixes question sets; keep one")
+        raise InputError(f"{str(folder)!r} mixes question sets; keep one")
     rights = {record["label"]: [s["right"] for s in samples] for record, samples in runs}
     kept = {record["label"]: record["kept_mean"] for record, _ in runs}
     dense = rights.pop("dense")
