@@ -21,6 +21,7 @@ class TextCosine(Score):
     average of the cosines to all rows (`each`, CDPruner).  `text` may be any `[B,T,*]` signal in the space
     of `signal`; rows that `text_mask` calls padding are left out, `clip_text` has none.
 
+    `sign=-1` negates first: CDPruner's code does, because CLIP's patches anti-correlate with the text.
     `quality=true` scales to `(s - min + 1e-6) / (max - min)` over all crops of a sample, the positive
     quality that CDPruner puts on a determinantal process; a constant cosine gives ones.
     """
@@ -30,6 +31,7 @@ class TextCosine(Score):
     query: str = param("mean", choices=("last", "mean", "each"), doc="how the text becomes one score")
     signal: str = param("features", doc="visual tokens")
     text: str = param("text_features", doc="text tokens in the same space")
+    sign: int = param(1, choices=(1, -1), doc="-1 keeps tokens unlike the text")
     quality: bool = param(False, doc="scale to (0,1] over the crops of a sample")
 
     @property
@@ -51,7 +53,7 @@ class TextCosine(Score):
             row = (unit_rows(text) * weight[:, :, None]).sum(1)
         else:
             row = unit_rows(row)
-        cosine = torch.einsum("bnd,bd->bn", unit_rows(signals[self.signal]), row)
+        cosine = self.sign * torch.einsum("bnd,bd->bn", unit_rows(signals[self.signal]), row)
         if not self.quality:
             return cosine
         low, high = range_per_sample(cosine, signals.mask, signals.sample)
