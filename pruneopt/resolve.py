@@ -1,0 +1,244 @@
+"""From plain data to a Spec: every key known, every part found, every value in range."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pruneopt.errors import SpecError, nearest
+from pruneopt.parts import (
+    BudgetRule,
+    CostTerm,
+    Insertion,
+    Kernel,
+    Marginal,
+    Part,
+    Readout,
+    Score,
+    Step,
+    SubsetSolver,
+    TransportSolver,
+)
+from pruneopt.problems import SUBSET_KINDS, Budget
+from pruneopt.registry import registry
+from pruneopt.schema import ProblemSpec, Protect, Spec, StageSpec, Weighted
+
+NORMALIZATIONS = ("none", "minmax", "sum", "max", "zscore", "l2", "softmax")
+POSITIONS = ("keep", "compact")
+_STAGE_KEYS = ("insertion", "budget", "problem", "solver", "readout", "steps")
+_TOP_KEYS = ("name", "positions", "stages", "meta", *_STAGE_KEYS)
+_PROBLEM_KEYS = (
+    "kind", "cost", "scores", "pairwise", "anchors", "marginals", "threshold", "quota", "protect",
+)  # fmt: skip
+_META_KEYS = (
+    "title", "paper", "venue", "arxiv", "code", "licence", "certainty", "family", "differs",
+    "uncertain", "supports", "refuses", "equation", "note", "aliases",
+)  # fmt: skip
+
+
+def resolve(data: Mapping[str, Any]) -> Spec:
+    """Turn plain data into a Spec. Raises SpecError for anything unknown or out of range."""
+    _keys(data, _TOP_KEYS, "")
+    positions = data.get("positions", "keep")
+    if positions not in POSITIONS:
+        raise SpecError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
+    meta = data.get("meta") or {}
+    _keys(meta, _META_KEYS, "meta.")
+    base = {key: data[key] for key in _STAGE_KEYS if key in data}
+    raw = data.get("stages") or [{}]
+    stages: list[StageSpec] = []
+    for i, part in enumerate(raw):
+        where = f"stages.{i}." if data.get("stages") else ""
+        _keys(part, _STAGE_KEYS, where)
+        stages += [_stage(each, where) for each in _spread({**base, **_merged(base, part)}, where)]
+    depth = [stage.insertion.layer_index for stage in stages]
+    if depth != sorted(depth):
+        raise SpecError(f"stages must be in order of depth, got layers {depth}")
+    return Spec(str(data.get("name", "unnamed")), tuple(stages), positions, meta)
+
+
+def _keys(data: Any, known: Iterable[str], where: str) -> None:
+    if not isinstance(data, Mapping):
+        raise SpecError(f"{where.rstrip('.') or 'the spec'} must be a mapping, got {data!r}")
+    for key in data:
+        if key not in known:
+            raise SpecError(f"unknown key {where}{key}{nearest(str(key), known)}")
+
+
+def _merged(base: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage says only what differs; a mapping of another `kind` replaces instead of mixing."""
+    out: dict[str, Any] = {}
+    for key, value in part.items():
+        old = base.get(key)
+        mixes = isinstance(old, Mapping) and isinstance(value, Mapping)
+        if mixes and old is not None and value.get("kind", old.get("kind")) == old.get("kind"):
+            out[key] = {**old, **_merged(old, value)}
+        else:
+            out[key] = value
+    return out
+
+
+def _spread(data: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """`insertion.layer: [8, 16, 24]` with `budget.keep: [0.5, 0.25, 0.125]` is three stages."""
+    insertion, budget = data.get("insertion"), data.get("budget") or {}
+    layers = insertion.get("layer") if isinstance(insertion, Mapping) else None
+    keeps = budget.get("keep") if isinstance(budget, Mapping) else None
+    if not isinstance(layers, list):
+        if isinstance(keeps, list):
+            raise SpecError(f"{where}budget.keep is a list but insertion.layer is not; give both or neither")
+        return [dict(data)]
+    assert isinstance(insertion, Mapping)
+    keeps = keeps if isinstance(keeps, list) else [keeps] * len(layers)
+    if len(keeps) != len(layers) or not layers:
+        raise SpecError(
+            f"{where}insertion.layer has {len(layers)} entries and budget.keep {len(keeps)}; they must agree"
+        )
+    return [
+        {
+            **data,
+            "insertion": {**insertion, "layer": layer},
+            "budget": {**budget, **({} if keep is None else {"keep": keep})},
+        }
+        for layer, keep in zip(layers, keeps, strict=True)
+    ]
+
+
+def _part(group: str, base: type[Part], data: Any, where: str) -> Any:
+    if isinstance(data, str):
+        data = {"kind": data}
+    if not isinstance(data, Mapping) or "kind" not in data:
+        raise SpecError(f"{where} must name a part by `kind`, got {data!r}")
+    found = registry(group).get(str(data["kind"]))
+    if not issubclass(found, base):
+        raise SpecError(f"{where}: {data['kind']!r} is not a {base.__name__}")
+    try:
+        return found.from_spec({k: v for k, v in data.items() if k != "kind"})
+    except SpecError as error:
+        raise SpecError(f"{where}: {error}") from error
+
+
+def _summands(group: str, base: type[Part], data: Any, where: str) -> tuple[Weighted, ...]:
+    if not data:
+        return ()
+    if not isinstance(data, Mapping):
+        raise SpecError(f"{where} must be a mapping from labels to parts, got {data!r}")
+    if "kind" in data and not isinstance(data["kind"], Mapping):
+        raise SpecError(f"{where} must map labels to parts: {where}.LABEL.kind={data['kind']}")
+    out = []
+    for label, entry in data.items():
+        if entry is None:  # an override of null removes a summand
+            continue
+        entry = {"kind": entry} if isinstance(entry, str) else dict(entry)
+        weight, normalize = entry.pop("weight", 1.0), entry.pop("normalize", "none")
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight != weight:
+            raise SpecError(f"{where}.{label}.weight must be a number, got {weight!r}")
+        if normalize not in NORMALIZATIONS:
+            raise SpecError(
+                f"{where}.{label}.normalize must be one of {', '.join(NORMALIZATIONS)}, got {normalize!r}"
+            )
+        part = _part(group, base, entry, f"{where}.{label}")
+        out.append(Weighted(str(label), part, float(weight), normalize))
+    return tuple(sorted(out, key=lambda s: s.label))
+
+
+def _problem(data: Any, where: str) -> ProblemSpec:
+    _keys(data, _PROBLEM_KEYS, where + ".")
+    kind = data.get("kind")
+    if kind == "transport":
+        for key in ("scores", "pairwise", "anchors", "threshold", "quota", "protect"):
+            if data.get(key) is not None:
+                raise SpecError(f"{where}.{key} belongs to subset problems, not to transport")
+        cost = _summands("costs", CostTerm, data.get("cost"), f"{where}.cost")
+        if not cost:
+            raise SpecError(f"{where}.cost is empty; a transport problem needs at least one cost term")
+        marginals = data.get("marginals") or {}
+        _keys(marginals, ("source", "target"), f"{where}.marginals.")
+        sides = {
+            side: _part("marginals", Marginal, marginals.get(side, "uniform"), f"{where}.marginals.{side}")
+            for side in ("source", "target")
+        }
+        return ProblemSpec(kind, cost, source=sides["source"], target=sides["target"])
+    if kind not in SUBSET_KINDS:
+        known = ("transport", *SUBSET_KINDS)
+        raise SpecError(f"{where}.kind {kind!r} is unknown{nearest(str(kind), known)}")
+    for key in ("cost", "marginals"):
+        if data.get(key):
+            raise SpecError(f"{where}.{key} belongs to transport; {kind} takes scores and pairwise")
+    scores = _summands("scores", Score, data.get("scores"), f"{where}.scores")
+    similar = kind in ("facility_location", "log_det", "independent_set")
+    group, base = ("kernels", Kernel) if similar else ("costs", CostTerm)
+    pairwise = _summands(group, base, data.get("pairwise"), f"{where}.pairwise")  # type: ignore[arg-type]
+    anchors = _summands(group, base, data.get("anchors"), f"{where}.anchors")  # type: ignore[arg-type]
+    if kind in ("top_k", "independent_set", "quota") and not scores:
+        raise SpecError(f"{where}.scores is empty; {kind} needs at least one score")
+    if kind in ("max_min", "max_sum", "facility_location", "log_det", "independent_set") and not pairwise:
+        wanted = "kernel" if similar else "cost term"
+        raise SpecError(f"{where}.pairwise is empty; {kind} needs at least one {wanted}")
+    threshold = data.get("threshold")
+    if kind == "independent_set" and not isinstance(threshold, (int, float)):
+        raise SpecError(f"{where}.threshold must be a number for independent_set, got {threshold!r}")
+    quota = data.get("quota") or None
+    if isinstance(quota, Mapping):
+        quota = _part("scores", Score, quota, f"{where}.quota")
+    protect = _protect(data.get("protect"), bool(scores), f"{where}.protect")
+    return ProblemSpec(kind, (), scores, pairwise, anchors, threshold=threshold, quota=quota, protect=protect)
+
+
+def _protect(data: Any, scored: bool, where: str) -> Protect | None:
+    if not data:
+        return None
+    _keys(data, tuple(Protect.__dataclass_fields__), f"{where}.")
+    share, count, rounding = data.get("share"), data.get("count"), data.get("rounding", "floor")
+    if (share is None) == (count is None):
+        raise SpecError(f"{where} needs either share (of the budget) or count, not both and not neither")
+    good = isinstance(share, (int, float)) and not isinstance(share, bool) and 0 <= share <= 1
+    if share is not None and not good:
+        raise SpecError(f"{where}.share must be a number from 0 to 1, got {share!r}")
+    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+        raise SpecError(f"{where}.count must be a whole number from 1, got {count!r}")
+    if rounding not in ("round", "floor", "ceil"):
+        raise SpecError(f"{where}.rounding must be one of round, floor, ceil, got {rounding!r}")
+    scores = _summands("scores", Score, data.get("scores"), f"{where}.scores")
+    if not scores and not scored:
+        raise SpecError(f"{where}.scores is empty and the problem has no scores either")
+    return Protect(None if share is None else float(share), count, rounding, scores)
+
+
+def _stage(data: Mapping[str, Any], where: str) -> StageSpec:
+    for key in ("insertion", "problem", "solver"):
+        if not data.get(key):
+            raise SpecError(f"{where}{key} is missing")
+    insertion = _part("insertions", Insertion, data["insertion"], f"{where}insertion")
+    budget_data = dict(data.get("budget") or {})
+    rule_data = budget_data.pop("rule", None)
+    _keys(budget_data, tuple(Budget.__dataclass_fields__), f"{where}budget.")
+    budget = Budget(**budget_data)
+    rule = None if rule_data is None else _part("budgets", BudgetRule, rule_data, f"{where}budget.rule")
+    problem = _problem(data["problem"], f"{where}problem")
+    transport = problem.kind == "transport"
+    solver_base: type[Part] = TransportSolver if transport else SubsetSolver
+    solver = _part("solvers", Part, data["solver"], f"{where}solver")
+    if not isinstance(solver, solver_base):
+        raise SpecError(f"{where}solver {solver.name!r} does not solve {problem.kind} problems")
+    if isinstance(solver, SubsetSolver) and problem.kind not in solver.kinds:
+        raise SpecError(
+            f"{where}solver {solver.name!r} does not solve {problem.kind}; it solves "
+            f"{', '.join(sorted(solver.kinds))}"
+        )
+    readout = data.get("readout")
+    if transport and not readout:
+        raise SpecError(f"{where}readout is missing: a transport plan does not rank tokens by itself")
+    if not transport and readout:
+        raise SpecError(f"{where}readout has no meaning for {problem.kind}; remove it")
+    steps = data.get("steps") or []
+    if not isinstance(steps, list):
+        raise SpecError(f"{where}steps must be a list, got {steps!r}")
+    return StageSpec(
+        insertion,
+        budget,
+        rule,
+        problem,
+        solver,
+        _part("readouts", Readout, readout, f"{where}readout") if readout else None,
+        tuple(_part("steps", Step, step, f"{where}steps.{i}") for i, step in enumerate(steps)),
+    )
