@@ -19,7 +19,7 @@ _MARK = "_pruneopt_handle"
 
 
 class Handle:
-    """A method that is applied to a model until `remove()`; also a context manager.  `run` tells what it did."""
+    """A method applied to a model until `remove()`; also a context manager.  `run` tells what it did."""
 
     def __init__(self, attachments: Attachments, run: Run):
         self._attachments, self.run = attachments, run
@@ -49,12 +49,13 @@ def apply(
     Raises SpecError for the spec, ModelError for a model, layer or signal that does not exist and for a model
     that is pruned already.  The model is untouched after an error.
     """
-    resolved = load_spec(spec)
+    resolved = spec if isinstance(spec, Spec) else load_spec(spec)
     adapter = adapter_for(model)
     if _MARK in adapter.base.__dict__:
         raise ModelError(
-            f"this model is already pruned by {adapter.base.__dict__[_MARK].run.spec.name!r}; leave that context, "
-            "or call remove() on its handle, first (several cuts belong into the stages of one spec)"
+            f"this model is already pruned by {adapter.base.__dict__[_MARK].run.spec.name!r}; leave that "
+            "context, or call remove() on its handle, first (several cuts belong into the stages of one "
+            "spec)"
         )
     run = Run(adapter, resolved, clock)
     attachments = Attachments()
@@ -63,7 +64,8 @@ def apply(
         attachments.attribute(adapter.base, _MARK, handle)
         run.attach(attachments)
         if hasattr(adapter.model, "generate"):
-            attachments.attribute(adapter.model, "generate", _guarded(adapter.model.generate, run))
+            generate: Any = adapter.model.generate
+            attachments.attribute(adapter.model, "generate", _guarded(generate, run))
     except BaseException:
         attachments.remove()
         raise

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pruneopt.errors import ModelError, nearest
+from pruneopt.errors import InputError, ModelError, nearest
 from pruneopt.models.encoder import Encoder
 from pruneopt.registry import registry
 
@@ -87,8 +87,8 @@ class ModelAdapter(ABC):
         for name in path.split("."):
             if not hasattr(found, name):
                 raise ModelError(
-                    f"{type(self.model).__name__} is not laid out as {self.family} is: looked for {path!r} in "
-                    f"{type(owner).__name__}; supported transformers are 5.17 to 5.x, unmodified"
+                    f"{type(self.model).__name__} is not laid out as {self.family} is: looked for {path!r} "
+                    f"in {type(owner).__name__}; supported transformers are 5.17 to 5.x, unmodified"
                 )
             found = getattr(found, name)
         return found
@@ -113,6 +113,8 @@ class ModelAdapter(ABC):
                 continue
             if ids is not None:
                 here = ids == token
+            elif embeds is None:
+                raise InputError("the model was called without input_ids or inputs_embeds")
             else:
                 table = self.base.get_input_embeddings()
                 here = (embeds == table(torch.tensor(token, device=embeds.device))).all(-1)
@@ -156,8 +158,8 @@ def adapter_for(model: Any) -> ModelAdapter:
     for name, module in model.named_modules():
         if getattr(module, "_compiled_call_impl", None) is not None:
             raise ModelError(
-                f"{name or 'the model'} was compiled in place, which ignores hooks added later; load the model "
-                "again and prune it uncompiled"
+                f"{name or 'the model'} was compiled in place, which ignores hooks added later; load the "
+                "model again and prune it uncompiled"
             )
     kind = str(getattr(model.config, "model_type", ""))
     families = registry("models")

@@ -131,7 +131,8 @@ class DecoderCapture:
             query = self._heads(attention, attention.q_proj, "q_norm", normed)
             key = self._heads(attention, attention.k_proj, "k_norm", normed)
         else:
-            query, key = (self._split(attention, view.pick(raw[s])) if s in raw else None for s in "qk")
+            key = self._split(attention, view.pick(raw["k"]))
+            query = self._split(attention, view.pick(raw["q"])) if "q" in raw else key
         if base in ("keys", "text_keys"):
             columns = view.place if base == "keys" else view.text
             rows = take_columns(key, columns.clamp_min(0)).transpose(1, 2)

@@ -88,7 +88,8 @@ class Encoder:
         found = getattr(attention, f"{kind}_proj", None)
         if found is None:
             raise ModelError(
-                f"{type(attention).__name__} has no {kind}_proj; looked for separate query and key projections"
+                f"{type(attention).__name__} has no {kind}_proj; looked for separate query and key "
+                "projections"
             )
         return found
 
@@ -112,7 +113,8 @@ class Encoder:
         return len(self.raw.get(slot, ()))
 
     def compute(self, base: str, layer: int | None, call: int) -> Tensor:
-        """One signal of one call: `[crops,P,C]` per patch, or `[crops,C]` for cls_query, cls_key, cls_feature."""
+        """One signal of one call: `[crops,P,C]` per patch, or `[crops,C]` for cls_query, cls_key, "
+        "cls_feature."""
         block = self.resolve(layer)
         if base == "patches":
             return self._patches(self.raw["pixels", 0][call])

@@ -45,8 +45,8 @@ class EncoderCapture:
             calls = self.encoder.calls(self.encoder.slots(base, layer)[0])
             if not calls:
                 raise ModelError(
-                    f"signal {base!r} needs the vision encoder to run in this pass, but the features came ready "
-                    "made; pass pixel values"
+                    f"signal {base!r} needs the vision encoder to run in this pass, but the features came "
+                    "ready made; pass pixel values"
                 )
             values = [self.encoder.compute(base, layer, call) for call in range(calls)]
             streams = self._streams(inputs, calls)
@@ -76,8 +76,8 @@ class EncoderCapture:
     def _per_sample(self, base: str, values: Tensor, prompt: Prompt) -> Tensor:
         if values.shape[0] != len(prompt.rows) or prompt.groups > 1:
             raise ModelError(
-                f"signal {base!r} is one per crop, and this prompt has several crops in a sample; use a method "
-                "that reads cls_attention instead"
+                f"signal {base!r} is one per crop, and this prompt has several crops in a sample; use a "
+                "method that reads cls_attention instead"
             )
         if base == "cls_feature":
             return values

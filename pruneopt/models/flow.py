@@ -82,6 +82,11 @@ class Flow:
             self.store[name, None] = tensor
         self.store["size", None] = torch.ones(prompt.place.shape, device=device)
 
+    @property
+    def size(self) -> Tensor:
+        """`[B',N]`: how many original tokens each one that is left stands for."""
+        return self.store["size", None]
+
     def view(self) -> View:
         assert self.rotary is not None
         return View(self.rows, self.place, self.mask, self.text, self.last, self.valid, self.rotary)
@@ -136,8 +141,8 @@ class Flow:
     def _refuse_order(self, selection: Selection) -> None:
         if selection.rank is not None and self.spec.positions != "compact":
             raise ModelError(
-                "a step orders the kept tokens anew, which needs positions=compact: with positions=keep every "
-                "token holds its place; override positions=compact"
+                "a step orders the kept tokens anew, which needs positions=compact: with positions=keep "
+                "every token holds its place; override positions=compact"
             )
 
     def _apply(self, stage: StageSpec, selection: Selection, counts: list[int], hidden: Tensor) -> Tensor:
@@ -227,7 +232,7 @@ class Flow:
         self.origin = take_columns(self.origin, chosen)
         if selection.size is not None:
             size = selection.size.masked_fill(~selection.keep, 0).nan_to_num(0.0)
-            self.store["size", None] = take_columns(size.float(), chosen) * 1.0
+            self.store["size", None] = take_columns(size.float(), chosen)
 
     def _positions(self, layer: int, order: Tensor, full: bool, hidden: Tensor) -> None:
         assert self.rotary is not None
@@ -267,8 +272,8 @@ def segment_mask(
     if valid.shape[0] != batch:
         if batch % valid.shape[0]:
             raise ModelError(
-                f"the cache was pruned for a batch of {valid.shape[0]} but is used for {batch}; start with a new "
-                "cache, or use num_return_sequences"
+                f"the cache was pruned for a batch of {valid.shape[0]} but is used for {batch}; start with "
+                "a new cache, or use num_return_sequences"
             )
         valid = valid.repeat_interleave(batch // valid.shape[0], dim=0)
     added = total - segment.width

@@ -53,7 +53,7 @@ class Prompt:
 def read_prompt(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Prompt:
     """Read the batch once, on the host, before any layer runs.
 
-    Raises InputError for a batch without any visual token, ModelError when placeholders and pictures disagree.
+    Raises InputError for a batch without visual tokens, ModelError when placeholders and pictures disagree.
     """
     stream = adapter.stream(inputs)
     device = stream.device
@@ -61,24 +61,24 @@ def read_prompt(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Prompt:
     mask = inputs.get("attention_mask")
     if isinstance(mask, dict) or (mask is not None and mask.dim() != 2):
         raise ModelError(
-            "the attention mask must be the 2-D padding mask while pruning; custom 4-D masks do not say which "
-            "columns are padding"
+            "the attention mask must be the 2-D padding mask while pruning; custom 4-D masks do not say "
+            "which columns are padding"
         )
     real = torch.ones_like(kinds, dtype=torch.bool) if mask is None else mask.cpu().bool()
     if real.shape != kinds.shape:
         raise ModelError(
-            f"the prompt has {kinds.shape[1]} tokens but its attention mask {real.shape[1]}: a prompt that is "
-            "fed in chunks cannot be pruned; pass prefill_chunk_size=None"
+            f"the prompt has {kinds.shape[1]} tokens but its attention mask {real.shape[1]}: a prompt that "
+            "is fed in chunks cannot be pruned; pass prefill_chunk_size=None"
         )
     if not (kinds > 0).any():
         raise InputError(
-            "the prompt has no image: no image or video placeholder was found in input_ids; add a picture, or "
-            "leave the pruning context for text-only prompts"
+            "the prompt has no image: no image or video placeholder was found in input_ids; add a "
+            "picture, or leave the pruning context for text-only prompts"
         )
     if not any(inputs.get(name) is not None for name in ("pixel_values", "pixel_values_videos")):
         raise InputError(
-            "the prompt has image placeholders but no pixels: pass pixel_values, or let generate encode them, so "
-            "that the layout of the pictures is known"
+            "the prompt has image placeholders but no pixels: pass pixel_values, or let generate encode "
+            "them, so that the layout of the pictures is known"
         )
     images, videos = adapter.pictures(inputs)
     times = _repeats(kinds, sum(map(len, images)) + sum(map(len, videos)))

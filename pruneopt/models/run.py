@@ -205,8 +205,8 @@ class Run:
         past = 0 if cache is None else int(cache.get_seq_length())
         if cache is not None and getattr(cache, "is_compileable", False):
             raise ModelError(
-                f"a {type(cache).__name__} has one length for all layers and cannot hold a pruned prompt; use "
-                "the default dynamic cache (drop cache_implementation)"
+                f"a {type(cache).__name__} has one length for all layers and cannot hold a pruned prompt; "
+                "use the default dynamic cache (drop cache_implementation)"
             )
         if past:
             self._continue(inputs, cache, past)
@@ -228,8 +228,8 @@ class Run:
             lengths = {int(cache.get_seq_length(i)) for i in range(len(cache.layers))}
             if len(lengths) > 1:
                 raise ModelError(
-                    "the cache holds layers of different length but was not pruned by this library; start with "
-                    "an empty cache"
+                    "the cache holds layers of different length but was not pruned by this library; start "
+                    "with an empty cache"
                 )
             return
         self._step = state
@@ -243,7 +243,8 @@ class Run:
             if mask.shape[1] != seen + new:
                 raise ModelError(
                     f"{new} new tokens follow {seen} seen ones but the attention mask has {mask.shape[1]} "
-                    "columns; after a pruned prompt pass only the new tokens as input_ids, with the mask of all"
+                    "columns; after a pruned prompt pass only the new tokens as input_ids, with the mask "
+                    "of all"
                 )
             tail = mask[:, state.columns :]
             tail = None if bool(tail.all()) else tail
@@ -356,7 +357,7 @@ class Run:
         self.forget_pictures()
         if flow is None or output is None or len(flow.cuts) != len(self.spec.stages):
             return
-        flow.store.clear()
+        flow.store = {key: value for key, value in flow.store.items() if key == ("size", None)}
         flow.masks.clear()
         for segment in flow.state.segments:
             segment.rotary = None
@@ -390,16 +391,16 @@ def plan_captures(
         cut = stage.insertion.layer_index
         if not 0 <= cut < depth:
             raise ModelError(
-                f"insertion.layer={cut} does not exist: this model has {depth} decoder layers, so tokens can be "
-                f"removed before layers 0 to {depth - 1}"
+                f"insertion.layer={cut} does not exist: this model has {depth} decoder layers, so tokens "
+                f"can be removed before layers 0 to {depth - 1}"
             )
         check_layer_types(adapter, cut)
         for name in sorted(stage.needs):
             base, _, at = name.partition("@")
             if base not in stage.insertion.provides:
                 raise ModelError(
-                    f"signal {name!r} does not exist at {stage.insertion.name} (stage {number}); choose another "
-                    "insertion point"
+                    f"signal {name!r} does not exist at {stage.insertion.name} (stage {number}); choose "
+                    "another insertion point"
                 )
             layer = int(at) if at else None
             if base in ENCODER:
