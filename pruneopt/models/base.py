@@ -26,13 +26,15 @@ class Picture:
     """Tokens of one image or video, in the order in which they stand in the prompt (CPU tensors).
 
     `xy`, `grid` `[n,2]`: place on and size of the grid of the token's own crop or frame; `crop` `[n]`: which
-    crop or frame that is, from 0; `time` `[n]`: frame number, 0 for images; `free` `[n]` bool: False for
-    separators, which stay like text.
+    crop or frame that is, from 0; `tile` `[n,2]`: column and row of that crop in the picture, -1 for a
+    thumbnail; `time` `[n]`: frame number, 0 for images; `free` `[n]` bool: False for separators, which stay
+    like text.
     """
 
     xy: Tensor
     grid: Tensor
     crop: Tensor
+    tile: Tensor
     time: Tensor
     free: Tensor
 
@@ -44,7 +46,8 @@ class Picture:
         xy = torch.stack([cell % width, cell // width], 1)
         grid = torch.tensor([width, height]).expand(len(index), 2)
         crop = frame if separate else torch.zeros_like(frame)
-        return cls(xy, grid, crop, frame, torch.ones(len(index), dtype=torch.bool))
+        free = torch.ones(len(index), dtype=torch.bool)
+        return cls(xy, grid, crop, torch.zeros_like(xy), frame, free)
 
     def __len__(self) -> int:
         return len(self.xy)

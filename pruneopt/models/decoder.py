@@ -31,7 +31,9 @@ _SLOTS: dict[str, tuple[str, ...]] = {
     "lookahead_last": ("out",),
     "lookahead_text": ("out",),
     "lookahead_visual": ("out",),
+    "lookahead_keys": ("out",),
     "transition": ("norm1", "self_attn", "norm2", "mlp"),
+    "transition_abs": ("norm1", "self_attn", "norm2", "mlp"),
 }
 
 
@@ -122,8 +124,8 @@ class DecoderCapture:
             return self.adapter.text.norm(view.visual(raw["out"]))
         if base == "text_hidden_normed":
             return self.adapter.text.norm(view.texts(raw["out"]))
-        if base == "transition":
-            return view.visual(_transition(raw, view.valid)[:, :, None])[:, :, 0]
+        if base.startswith("transition"):
+            return view.visual(_transition(raw, view.valid, base.endswith("_abs"))[:, :, None])[:, :, 0]
         attention = self.adapter.layers[layer].self_attn
         if base.startswith("lookahead"):
             following = self.adapter.layers[layer + 1]
@@ -133,8 +135,8 @@ class DecoderCapture:
         else:
             key = self._split(attention, view.pick(raw["k"]))
             query = self._split(attention, view.pick(raw["q"])) if "q" in raw else key
-        if base in ("keys", "text_keys"):
-            columns = view.place if base == "keys" else view.text
+        if base.endswith("keys"):
+            columns = view.text if base == "text_keys" else view.place
             rows = take_columns(key, columns.clamp_min(0)).transpose(1, 2)
             rows = rotate(attention, rows, view.rotary_at(columns)).to(key.dtype)
             return rows.masked_fill((columns < 0)[:, None, :, None], 0)
@@ -182,17 +184,18 @@ class DecoderCapture:
         return weights.masked_fill((columns < 0)[:, None, :, None], 0)
 
 
-def _transition(raw: dict[str, Tensor], valid: Tensor) -> Tensor:
+def _transition(raw: dict[str, Tensor], valid: Tensor, absolute: bool) -> Tensor:
     """`[B,W]` float32: |out|/|in| * softmax(1 - cos(in, out)) over the real tokens, both sublayers summed.
 
-    Source: TransPrune (CVPR 2026), released code; the paper writes 1 - |cos|.
+    Source: TransPrune (CVPR 2026), released code; `absolute` is the paper's 1 - |cos|.
     """
     total: Tensor | None = None
     for before, after in (("norm1", "self_attn"), ("norm2", "mlp")):
         x, y = raw[before].float(), raw[after].float()
         small = torch.finfo(x.dtype).tiny
         size = y.norm(dim=2) / x.norm(dim=2).clamp_min(small)
-        turn = 1 - torch.nn.functional.cosine_similarity(x, y, dim=2)
+        cosine = torch.nn.functional.cosine_similarity(x, y, dim=2)
+        turn = 1 - (cosine.abs() if absolute else cosine)
         share = turn.masked_fill(~valid, -torch.inf).softmax(dim=1)
         part = size * share.nan_to_num(0.0)
         total = part if total is None else total + part

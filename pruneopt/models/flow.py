@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruneopt.errors import ModelError
+from pruneopt.errors import ModelError, SignalError
 from pruneopt.models.base import ModelAdapter
 from pruneopt.models.compat import causal_mask
 from pruneopt.models.decoder import View
@@ -112,10 +112,16 @@ class Flow:
                 tensors[name] = view.texts(hidden)
             elif base == "text_mask":
                 tensors[name] = self.text >= 0
+            elif base == "text_index":
+                tensors[name] = self.text.clamp_min(0)
             elif base == "visual_index":
                 tensors[name] = self.place.clamp_min(0)
             elif (base, None) in self.store and not at:
                 tensors[name] = self.store[base, None]
+            elif base == "importance":
+                raise SignalError(
+                    "signal 'importance' needs an earlier cut that ranks tokens; there was none"
+                )
             else:
                 tensors[name] = self.store[base, int(at) if at else layer - 1]
         return Signals(tensors, self.mask if len(set(self.alive)) > 1 else None)
@@ -147,6 +153,8 @@ class Flow:
 
     def _apply(self, stage: StageSpec, selection: Selection, counts: list[int], hidden: Tensor) -> Tensor:
         layer = stage.insertion.layer_index
+        if selection.importance is not None:
+            self.store["importance", None] = selection.importance
         unchanged = counts == self.alive and selection.merge is None and selection.rank is None
         if not unchanged:
             hidden = self._remove(layer, selection, counts, hidden)

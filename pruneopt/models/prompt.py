@@ -14,6 +14,9 @@ from pruneopt.errors import InputError, ModelError
 from pruneopt.models.base import ModelAdapter, Picture
 
 
+_GEOMETRY = ("xy", "grid", "tile", "time")
+
+
 @dataclass
 class Prompt:
     """Geometry of one batch.  `B'` counts the rows that hold visual tokens (`rows`), `N` their most.
@@ -26,7 +29,7 @@ class Prompt:
     place `[B',N]`: columns of the free tokens, -1 at padding.  text `[B',T]`: columns of the text after the
     first visual token, -1 at padding.  last `[B']`: column of the last real token.
     source `[B',N]`: index of the token among all packed encoder tokens (images first, then videos).
-    geometry: `xy`, `grid` `[B',N,2]`, `group`, `time` `[B',N]`.  groups: most groups in one row.
+    geometry: `xy`, `grid`, `tile` `[B',N,2]`, `group`, `time` `[B',N]`.  groups: most groups in one row.
     """
 
     batch: int
@@ -96,7 +99,7 @@ def read_prompt(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Prompt:
         after = torch.arange(kinds.shape[1]) > visual[0]
         text.append((real[b] & (kinds[b] == 0) & after).nonzero().squeeze(1))
         last.append(int(real[b].nonzero().max()))
-    geometry = {name: _pad([flat[name][s] for s in source]).to(device) for name in ("xy", "grid", "time")}
+    geometry = {name: _pad([flat[name][s] for s in source]).to(device) for name in _GEOMETRY}
     geometry["group"] = _pad([group[b][p] for b, p in zip(rows, places, strict=True)]).to(device)
     lengths = real.sum(1).tolist()
     leading = [int(row.nonzero().min()) if row.any() else kinds.shape[1] for row in real]
@@ -154,7 +157,7 @@ def _assign(kinds: Tensor, images: list[Picture], videos: list[Picture]) -> Tens
 def _free(kinds: Tensor, owner: Tensor, pictures: list[Picture]) -> tuple[Tensor, Tensor, list[int]]:
     """Prunable columns, and the group number of each within its row (crops and frames counted up)."""
     flat = _concatenate(pictures)
-    crop = torch.cat([p.crop + 0 for p in pictures])
+    crop = flat["crop"]
     number = torch.cat([torch.full((len(p),), i) for i, p in enumerate(pictures)])
     free = torch.zeros_like(kinds, dtype=torch.bool)
     free[owner >= 0] = flat["free"][owner[owner >= 0]]
@@ -173,4 +176,4 @@ def _free(kinds: Tensor, owner: Tensor, pictures: list[Picture]) -> tuple[Tensor
 
 
 def _concatenate(pictures: list[Picture]) -> dict[str, Tensor]:
-    return {name: torch.cat([getattr(p, name) for p in pictures]) for name in ("xy", "grid", "time", "free")}
+    return {name: torch.cat([getattr(p, name) for p in pictures]) for name in (*_GEOMETRY, "crop", "free")}

@@ -332,10 +332,12 @@ class Run:
 
     def _entry(self, flow: Flow, hidden: Tensor) -> None:
         needs = {name.partition("@")[0] for name in self.spec.needs}
-        if needs & {"embeddings", "text_embeddings"}:
+        if needs & {"embeddings", "text_embeddings", "start_embeddings", "start_mask"}:
             view = flow.view()
             flow.store["embeddings", None] = view.visual(hidden).detach()
             flow.store["text_embeddings", None] = view.texts(hidden).detach()
+            flow.store["start_embeddings", None] = flow.store["embeddings", None]
+            flow.store["start_mask", None] = flow.mask
 
     def _after(self, index: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
