@@ -31,4 +31,4 @@ class TokenNorm(Marginal):
         norm = signals[self.signal].float().norm(dim=2).double() * signals.mask
         total = norm.sum(1, keepdim=True)
         flat = signals.mask.double() / signals.mask.sum(1, keepdim=True)
-        return torch.where(total > 0, norm / total.clamp_min(1e-300), flat).float()
+        return torch.where(total == 0, flat, norm / total.clamp_min(1e-300)).float()

@@ -33,8 +33,11 @@ class PatchEntropy(Score):
 
     def __call__(self, signals: Signals) -> Tensor:
         pixels = (signals["patches"].float() * self.std + self.mean).clamp(0, 1)
+        broken = pixels.isnan().flatten(2).any(2)
+        pixels = pixels.nan_to_num(0)
         grey = ((pixels * 255).trunc() * 0.3333).sum(2).round().clamp(0, 255).long().flatten(2)
         counts = torch.zeros(*grey.shape[:2], 256, device=grey.device)
         counts.scatter_add_(2, grey, torch.ones_like(grey, dtype=counts.dtype))
         share = counts / grey.shape[2]
-        return -(share * share.clamp_min(torch.finfo(share.dtype).tiny).log2()).sum(2)
+        entropy = -(share * share.clamp_min(torch.finfo(share.dtype).tiny).log2()).sum(2)
+        return entropy.masked_fill(broken, torch.nan)

@@ -38,7 +38,7 @@ class RaterAttention(Score):
         return frozenset(names | ({"visual_index", "text_index"} if self.rope_base else set()))
 
     def __call__(self, signals: Signals) -> Tensor:
-        raters, _ = self.raters(signals)
+        raters, weight = self.raters(signals)
         rows = signals["attention_text"].float()
         if self.rope_base:
             distance = signals["text_index"][:, :, None] - signals["visual_index"][:, None, :]
@@ -48,7 +48,8 @@ class RaterAttention(Score):
             mass = rows.sum((2, 3))
             best = mass.argsort(dim=1, descending=True, stable=True)[:, : self.top_heads]
             rows = rows.gather(1, best[:, :, None, None].expand(-1, -1, *rows.shape[2:]))
-        return rows.mean(1).sum(1) / raters.sum(1, keepdim=True).clamp_min(1)
+        score = rows.mean(1).sum(1) / raters.sum(1, keepdim=True).clamp_min(1)
+        return score.masked_fill(weight.isnan().any(1, keepdim=True), torch.nan)  # no comparison sees a NaN
 
     def raters(self, signals: Signals) -> tuple[Tensor, Tensor]:
         """Which text tokens are raters, `[B,T]` bool, and the weights that decide it, `[B,T]`."""

@@ -53,7 +53,7 @@ class TextCosine(Score):
             row = (unit_rows(text) * weight[:, :, None]).sum(1)
         else:
             row = unit_rows(row)
-        cosine = self.sign * torch.einsum("bnd,bd->bn", unit_rows(signals[self.signal]), row)
+        cosine = self.sign * torch.einsum("bnd,bd->bn", unit_rows(signals[self.signal].float()), row)
         if not self.quality:
             return cosine
         low, high = range_per_sample(cosine, signals.mask, signals.sample)

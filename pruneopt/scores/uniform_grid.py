@@ -17,7 +17,8 @@ class UniformGridScore(Score):
     """Importance `[B,N]` whose k largest entries cover the grid evenly for every k; higher is kept.
 
     Tokens are ranked by a Halton sequence over the grid: point t of the (2,3)-Halton sequence claims the
-    nearest cell not claimed yet, so that any prefix is spread evenly (Halton 1960).
+    nearest cell not claimed yet (of equally near ones the first in reading order), so that any prefix is
+    spread evenly (Halton 1960).
     """
 
     name: ClassVar[str] = "uniform_grid"
@@ -30,22 +31,25 @@ class UniformGridScore(Score):
     def __call__(self, signals: Signals) -> Tensor:
         unit = (signals["xy"].double() + 0.5) / signals["grid"].double()
         tokens = signals.tokens
-        index = torch.arange(1, tokens + 1, device=signals.device)
-        points = torch.stack([_radical_inverse(index, 2), _radical_inverse(index, 3)], 1)
+        points = torch.stack([_radical_inverse(tokens, base, signals.device) for base in (2, 3)], 1)
         distance = (unit[:, :, None, :] - points).square().sum(3)
+        reading = unit[:, :, 1] * signals["grid"][:, :, 0] + unit[:, :, 0]
+        distance = distance + 1e-9 * reading[:, :, None]
         distance = distance.masked_fill(~signals.mask[:, :, None], torch.inf)
         score = torch.full(unit.shape[:2], -float(tokens), dtype=torch.float32, device=signals.device)
         rows = torch.arange(signals.batch, device=signals.device)
         for t in range(tokens):
             cell = distance[:, :, t].argmin(1)
-            score[rows, cell] = torch.where(signals.mask[rows, cell], -float(t), score[rows, cell])
+            free = distance[rows, cell, t].isfinite()  # false once a smaller sample is used up
+            score[rows, cell] = torch.where(free, -float(t), score[rows, cell])
             distance[rows, cell] = torch.inf
         return score
 
 
-def _radical_inverse(index: Tensor, base: int) -> Tensor:
-    """Digits of `index` in `base`, mirrored at the point: float64 in (0,1)."""
-    out, scale, left = torch.zeros(index.shape, dtype=torch.float64, device=index.device), 1.0 / base, index
-    while bool((left > 0).any()):
+def _radical_inverse(count: int, base: int, device: torch.device) -> Tensor:
+    """1..count, their digits in `base` mirrored at the point: `[count]` float64 in (0,1)."""
+    left = torch.arange(1, count + 1, device=device)
+    out, scale = torch.zeros(count, dtype=torch.float64, device=device), 1.0 / base
+    while scale * count * base >= 1:
         out, left, scale = out + scale * (left % base), left // base, scale / base
     return out
