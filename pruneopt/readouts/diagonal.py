@@ -22,6 +22,7 @@ class Diagonal(Readout):
     """
 
     name: ClassVar[str] = "diagonal"
+    tags: ClassVar[frozenset[str]] = frozenset({"reads_shape"})
 
     def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Tensor:
         plan = solution.plan

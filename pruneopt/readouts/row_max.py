@@ -21,6 +21,7 @@ class RowMax(Readout):
     """
 
     name: ClassVar[str] = "row_max"
+    tags: ClassVar[frozenset[str]] = frozenset({"reads_shape"})
 
     def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Tensor:
         return solution.plan.amax(2) / solution.plan.sum(2).clamp_min(1e-30)

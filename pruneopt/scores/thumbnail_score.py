@@ -28,6 +28,7 @@ class ThumbnailScore(Score):
 
     name: ClassVar[str] = "thumbnail_score"
     source: ClassVar[str] = "GlobalCom2 (AAAI 2026), section 3.3"
+    tags: ClassVar[frozenset[str]] = frozenset({"host", "uses_positions"})
     score: str = param("cls_attention", doc="registered score of the thumbnail")
     options: Mapping[str, Any] = param({}, doc="parameters of that score")
 

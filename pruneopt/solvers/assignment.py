@@ -62,7 +62,7 @@ class Assignment(TransportSolver):
 
     name: ClassVar[str] = "assignment"
     source: ClassVar[str] = "Crouse, IEEE TAES 2016, via SciPy"
-    tags: ClassVar[frozenset[str]] = frozenset({"exact"})
+    tags: ClassVar[frozenset[str]] = frozenset({"exact", "uniform_square"})
     threads: int = param(0, low=0, doc="problems solved at the same time; 0 is one per core")
 
     def solve(self, problem: TransportProblem) -> TransportSolution:

@@ -24,6 +24,8 @@ class GreedyRows(TransportSolver):
 
     name: ClassVar[str] = "greedy_rows"
     source: ClassVar[str] = "control"
+    tags: ClassVar[frozenset[str]] = frozenset({"uses_order"})
+    accuracy: ClassVar[float] = 0.5  # of the cost range, on the instances of the conformance suite
 
     def solve(self, problem: TransportProblem) -> TransportSolution:
         """Status `HEURISTIC`; the gap comes from zero potentials."""

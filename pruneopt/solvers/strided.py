@@ -25,7 +25,7 @@ class Strided(SubsetSolver):
     name: ClassVar[str] = "strided"
     source: ClassVar[str] = "VisionZip (CVPR 2025), contextual tokens as released"
     kinds: ClassVar[frozenset[str]] = frozenset({"top_k"})
-    tags: ClassVar[frozenset[str]] = frozenset({"exact_budget", "uses_order"})
+    tags: ClassVar[frozenset[str]] = frozenset({"exact_budget", "uses_order", "cost_blind"})
 
     def solve(self, problem: SubsetProblem) -> SubsetSolution:
         check_kind(self, problem)

@@ -32,6 +32,7 @@ class ClusterQuota(Step):
 
     name: ClassVar[str] = "cluster_quota"
     source: ClassVar[str] = "ViTCoP (AAAI 2026), stage II"
+    tags: ClassVar[frozenset[str]] = frozenset({"uses_order"})
     centres: float = param(0.18, above=0, high=1, doc="cluster centres per token")
     cutoff: float = param(8.0, above=0, doc="distance scale of the density")
     reach: float = param(0.6, above=0, doc="longest link between tokens, the grid being the unit square")

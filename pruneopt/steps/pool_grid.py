@@ -30,6 +30,7 @@ class PoolGrid(Step):
 
     name: ClassVar[str] = "pool_grid"
     source: ClassVar[str] = "control of arXiv 2502.11501"
+    tags: ClassVar[frozenset[str]] = frozenset({"uses_order"})
     mode: str = param("average", choices=("average", "area"), doc="whole tokens or shared area")
 
     @property

@@ -20,6 +20,7 @@ class RecoverEvery(Step):
 
     name: ClassVar[str] = "recover_every"
     source: ClassVar[str] = "TopV (CVPR 2025), visual token recovery"
+    tags: ClassVar[frozenset[str]] = frozenset({"uses_order"})
     interval: int = param(4, low=1, doc="keep one of this many pruned tokens")
 
     def __call__(self, selection: Selection, signals: Signals) -> Selection:
