@@ -1,0 +1,184 @@
+"""Checks of readouts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pruneopt.errors import PruneoptError
+from pruneopt.parts import Readout, TransportSolver
+from pruneopt.problems import TransportProblem
+from pruneopt.testing import cases
+from pruneopt.testing.core import Check, CheckFailure, require
+from pruneopt.testing.part_checks import part_checks, torch_rng_untouched
+from pruneopt.testing.signal_checks import agree
+
+
+def partners() -> list[TransportSolver]:
+    """Solvers that a readout is combined with: both update orders, one side only, and exact."""
+    from pruneopt.solvers.emd import Emd
+    from pruneopt.solvers.one_sided import OneSided
+    from pruneopt.solvers.sinkhorn import Sinkhorn
+
+    few = Sinkhorn(rounds=20)
+    return [few, replace(few, order="source_then_target"), OneSided(), Emd()]
+
+
+def _reads(readout: Readout, problem: TransportProblem) -> Iterator[tuple[TransportSolver, Tensor]]:
+    """The readout after every solver that it accepts."""
+    count = 0
+    for solver in partners():
+        solution = solver.solve(problem)
+        try:
+            out = readout(problem, solution)
+        except PruneoptError:
+            continue
+        count += 1
+        yield solver, out
+    require(count, "no solver is accepted; a readout must work after sinkhorn, one_sided or emd")
+
+
+def check_shape_and_dtype(readout: Readout) -> None:
+    """One finite importance per source token, float32 or better."""
+    for dtype in (torch.float32, torch.float64):
+        problem = cases.transport(dtype=dtype)
+        for solver, out in _reads(readout, problem):
+            require(out.shape == (2, 12), f"returned {list(out.shape)} after {solver.name}, not [B,N]")
+            good = out.is_floating_point() and out.dtype.itemsize >= 4
+            require(good, f"returned {out.dtype} after {solver.name}")
+            require(bool(out.isfinite().all()), f"not finite after {solver.name}")
+
+
+def check_cost_blindness_declared(readout: Readout) -> None:
+    """`ignores_cost` tells the truth: another cost changes the ranking, or the readout says that it cannot."""
+    problem = cases.transport(seed=1)
+    other = replace(problem, cost=cases.transport(seed=2).cost)
+    for solver, out in _reads(readout, problem):
+        changed = readout(other, solver.solve(other))
+        difference = agree(changed, out)
+        says = readout.ignores_cost(solver)
+        if says is None:
+            require(
+                difference > 1e-3,
+                f"another cost changes nothing after {solver.name}; `ignores_cost` must say so",
+            )
+        else:
+            require(
+                difference < 1e-3,
+                f"`ignores_cost` says that the cost is not read after {solver.name}, but it is",
+            )
+
+
+def check_cheaper_token_gains(readout: Readout) -> None:
+    """Making a source cheaper for every target never lowers its importance, and dearer never raises it."""
+    problem = cases.transport(seed=3, uniform=True)
+    cost = problem.cost.clone()
+    cost[:, 4], cost[:, 7] = cost[:, 4] - 0.5, cost[:, 7] + 0.5
+    changed = TransportProblem.build(cost)
+    for solver in partners():
+        if hasattr(solver, "epsilon_scale"):  # else the range, hence epsilon, would change as well
+            solver = replace(
+                solver, epsilon_scale="absolute", **({"rounds": 500} if hasattr(solver, "rounds") else {})
+            )
+        try:
+            before = readout(problem, solver.solve(problem)).double()
+            after = readout(changed, solver.solve(changed)).double()
+        except PruneoptError:
+            continue
+        tolerance = 1e-4 * float(torch.maximum(before.abs().amax(), after.abs().amax()))
+        right = (after[:, 4] >= before[:, 4] - tolerance) & (after[:, 7] <= before[:, 7] + tolerance)
+        require(
+            bool(right.all()),
+            f"after {solver.name} a source falls in importance when it gets cheaper for every target, or rises "
+            "when it gets dearer; the sign is reversed",
+        )
+
+
+def check_permutation(readout: Readout) -> None:
+    """Permuting tokens (sources and targets alike) permutes the importance."""
+    problem = cases.transport(seed=4)
+    p = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    moved = TransportProblem.build(problem.cost[:, p][:, :, p], problem.a[:, p], problem.b[:, p])
+    for solver, out in _reads(readout, moved):
+        before = readout(problem, solver.solve(problem))
+        require(
+            agree(out, before[:, p]) < 1e-3,
+            f"permuting the tokens changes the importance after {solver.name}",
+        )
+
+
+def check_batch(readout: Readout) -> None:
+    """A problem gives in a ragged batch what it gives alone."""
+    problem = cases.transport(seed=5)
+    mask = torch.arange(12) < torch.tensor([12, 8])[:, None]
+    a, b = problem.a * mask, problem.b * mask
+    a, b = a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True)
+    ragged = TransportProblem.build(problem.cost, a, b, mask, mask)
+    single = TransportProblem.build(problem.cost[1:, :8, :8], a[1:, :8], b[1:, :8])
+    for solver, out in _reads(readout, ragged):
+        alone = readout(single, solver.solve(single))
+        require(
+            agree(out[1:, :8], alone) < 1e-3, f"a ragged sample differs from itself alone after {solver.name}"
+        )
+
+
+def check_inputs_pure(readout: Readout) -> None:
+    """Problem and solution are unchanged and two calls agree."""
+    problem = cases.transport()
+    for solver in partners():
+        solution = solver.solve(problem)
+        kept = {n: t.clone() for n, t in vars(solution).items() if isinstance(t, Tensor)}
+        cost = problem.cost.clone()
+        try:
+            first = readout(problem, solution).clone()
+            again = readout(problem, solution)
+        except PruneoptError:
+            continue
+        for name, copy in kept.items():
+            require(torch.equal(getattr(solution, name), copy), f"solution.{name} was changed in place")
+        require(torch.equal(problem.cost, cost), "the cost was changed in place")
+        require(torch.equal(first, again), "two calls differ; keep no state")
+
+
+def check_global_rng(readout: Readout) -> None:
+    """The global random generators are neither used nor moved."""
+    problem = cases.transport()
+    one, two = torch_rng_untouched(lambda: [o for _, o in _reads(readout, problem)])
+    require(
+        all(torch.equal(a, b) for a, b in zip(one, two, strict=True)),
+        "the importance depends on a global generator",
+    )
+
+
+def check_refusal_is_named(readout: Readout) -> None:
+    """A solution that lacks what is read (no potentials) raises a PruneoptError, nothing else."""
+    problem = cases.transport()
+    solution = replace(partners()[0].solve(problem), f=None, g=None, stats={})
+    try:
+        readout(problem, solution)
+    except PruneoptError:
+        return
+    except Exception as error:
+        raise CheckFailure(
+            f"raises {type(error).__name__} for a solution without potentials; raise ProblemError naming the solver"
+        ) from error
+
+
+def readout_checks(readout: Readout) -> Iterator[Check]:
+    """Checks of a readout."""
+    yield from part_checks(readout)
+    if "reads_shape" not in readout.tags:
+        yield Check("check_cheaper_token_gains", check_cheaper_token_gains)  # type: ignore[arg-type]
+    for function in (
+        check_shape_and_dtype,
+        check_cost_blindness_declared,
+        check_permutation,
+        check_batch,
+        check_inputs_pure,
+        check_global_rng,
+        check_refusal_is_named,
+    ):
+        yield Check(function.__name__, function)  # type: ignore[arg-type]

@@ -1,0 +1,452 @@
+"""Checks of parts that turn signals into numbers: cost terms, scores, kernels and marginals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pruneopt.errors import PruneoptError, SignalError
+from pruneopt.parts import CostTerm, Kernel, Marginal, Part, Score
+from pruneopt.signals import Signals
+from pruneopt.testing import cases
+from pruneopt.testing.core import Check, CheckFailure, require
+from pruneopt.testing.part_checks import part_checks, torch_rng_untouched
+
+SIZES = (
+    (1, 1, 4, 1, 1),
+    (3, 2, 4, 4, 2),
+    (2, 7, 64, 2, 5),
+    (1, 576, 8, 2, 3),
+)  # batch, tokens, width, heads, text
+
+
+def call(part: Part, signals: Signals) -> Tensor:
+    """The part's output on a guarded view. Raises CheckFailure when it reads what it did not declare."""
+    view = signals.view(part.needs)
+    try:
+        out = part(view)  # type: ignore[operator]
+    except SignalError as error:
+        if "without declaring it" in str(error):
+            raise CheckFailure(f"{error}; add it to `needs`") from error
+        raise
+    require(isinstance(out, Tensor), f"returned {type(out).__name__}, not a tensor")
+    return out
+
+
+def layout(part: Part) -> str:
+    """`[B,N]`, `[B,N,N]`, or `[B,A,N]`: what this part returns."""
+    if isinstance(part, CostTerm):
+        return {"pairwise": "[B,N,N]", "unary": "[B,N]", "anchor": "[B,A,N]"}.get(part.shape, part.shape)
+    return "[B,N,N]" if isinstance(part, Kernel) else "[B,N]"
+
+
+def token_axes(part: Part) -> tuple[int, ...]:
+    """Axes of the output that run over visual tokens."""
+    return {"[B,N]": (1,), "[B,N,N]": (1, 2), "[B,A,N]": (2,)}[layout(part)]
+
+
+def real_entries(part: Part, signals: Signals, out: Tensor) -> Tensor:
+    """Bool of the output's shape, True where every token involved is real."""
+    real = torch.ones(out.shape, dtype=torch.bool)
+    for axis in token_axes(part):
+        shape = [1] * out.dim()
+        shape[0], shape[axis] = signals.batch, signals.tokens
+        real = real & signals.mask.view(shape)
+    return real
+
+
+def alone(part: Part, out: Tensor, b: int, n: int) -> Tensor:
+    """Output of sample b at its first n tokens."""
+    out = out[b : b + 1]
+    for axis in token_axes(part):
+        out = out.narrow(axis, 0, n)
+    return out
+
+
+def agree(one: Tensor, two: Tensor, tolerance: float = 1e-4) -> float:
+    """Largest difference in units of the spread of `two`; equal infinities agree."""
+    require(one.shape == two.shape, f"shapes differ: {list(one.shape)} and {list(two.shape)}")
+    one, two = one.double(), two.double()
+    same = (one == two) | (one.isnan() & two.isnan())
+    finite = two[two.isfinite()]
+    scale = float(finite.abs().amax()) if finite.numel() else 1.0
+    difference = (one - two).abs().masked_fill(same, 0).nan_to_num(nan=torch.inf)
+    return float(difference.amax()) / max(scale, 1e-12) if difference.numel() else 0.0
+
+
+def _finite(part: Part, signals: Signals, out: Tensor) -> Tensor:
+    """`[B]` bool: all entries at real tokens are finite (+inf marks an absent anchor)."""
+    fine = out.isfinite() | ~real_entries(part, signals, out)
+    if layout(part) == "[B,A,N]":
+        fine = fine | (out == torch.inf).all(2, keepdim=True)
+    return fine.flatten(1).all(1)
+
+
+def check_reads_only_needs(part: Part) -> None:
+    """Everything read is declared: an adapter computes the declared signals and no others."""
+    call(part, cases.make_signals(part.needs))
+
+
+def check_shapes(part: Part) -> None:
+    """The declared shape comes out for one and many samples, tokens, channels, heads and text tokens."""
+    wanted = layout(part)
+    require(wanted in ("[B,N]", "[B,N,N]", "[B,A,N]"), f"shape {wanted!r} is not pairwise, unary or anchor")
+    for batch, tokens, width, heads, text in SIZES:
+        out = call(part, cases.make_signals(part.needs, batch, tokens, width, heads, text))
+        where = f"for B={batch}, N={tokens}, D={width}, H={heads}, T={text}"
+        axes = wanted.count(",") + 1
+        require(out.dim() == axes, f"returned shape {list(out.shape)} {where}, declared {wanted}")
+        for axis in token_axes(part):
+            fits = out.shape[0] == batch and out.shape[axis] == tokens
+            require(fits, f"returned shape {list(out.shape)} {where}, declared {wanted}")
+
+
+def check_output_dtype(part: Part) -> None:
+    """float32 or better comes out whatever goes in, and half precision is promoted before arithmetic."""
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        out = call(part, cases.make_signals(part.needs, dtype=dtype))
+        good = out.is_floating_point() and out.dtype.itemsize >= 4
+        require(good, f"returned {out.dtype} for {dtype} input; start with signals[...].float()")
+
+
+def check_half_precision_ranks_alike(part: Part) -> None:
+    """Half-precision input gives what the same numbers give in float64, up to float32 rounding."""
+    for dtype in (torch.float16, torch.bfloat16):
+        half = cases.make_signals(part.needs, tokens=24, width=64, dtype=dtype)
+        exact = cases.with_tensors(half, {n: half[n].double() for n in cases.floating(half)})
+        difference = agree(call(part, half), call(part, exact))
+        require(
+            difference < 1e-4,
+            f"{dtype} input is off by {difference:.2g} of the largest value from the same numbers in float64; "
+            "some arithmetic runs in half precision, so call .float() first",
+        )
+
+
+def check_finite_on_hard_input(part: Part) -> None:
+    """Zero vectors, equal tokens, duplicates and values near the edge of float16 give finite results."""
+    for style in cases.STYLES:
+        for lengths in (None, (12, 7)):
+            signals = cases.make_signals(part.needs, style=style, lengths=lengths)
+            out = call(part, signals)
+            require(
+                bool(_finite(part, signals, out).all()),
+                f"not finite at real tokens for {style} input"
+                + (" with padding" if lengths else "")
+                + "; guard divisions (clamp_min) and square roots",
+            )
+
+
+def check_nan_is_flagged(part: Part) -> None:
+    """NaN in a signal raises or stays visible in its sample; it is never silently ranked."""
+    for name in cases.floating(cases.make_signals(part.needs)):
+        if name not in part.needs:
+            continue
+        signals = cases.make_signals(part.needs)
+        broken = signals[name].clone()
+        broken[0] = torch.nan
+        spoilt = cases.with_tensors(signals, {name: broken})
+        try:
+            out = call(part, spoilt)
+        except (PruneoptError, ValueError):
+            continue
+        hidden = bool(_finite(part, spoilt, out)[0]) and "groups" not in part.tags
+        require(
+            not hidden or agree(out, call(part, signals)) == 0,
+            f"NaN in {name!r} gives finite numbers; it was ranked or replaced (nan_to_num, argsort, clamp?)",
+        )
+
+
+def check_permutation(part: Part) -> None:
+    """Permuting tokens together with their coordinates permutes the result and changes nothing else."""
+    signals = cases.make_signals(part.needs, tokens=12)
+    out = call(part, signals)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(3))
+    moved = call(part, cases.permuted(signals, order))
+    for axis in token_axes(part):
+        out = out.index_select(axis, order)
+    require(
+        agree(moved, out) < 1e-4,
+        "permuting the tokens changes more than the order; something depends on the index. "
+        "Read `xy` for places, or tag the part `uses_order`",
+    )
+
+
+def check_batch_invariance(part: Part) -> None:
+    """A sample gives in a batch, ragged or not, what it gives alone."""
+    for lengths in (None, (12, 7, 1)):
+        signals = cases.make_signals(part.needs, batch=3, lengths=lengths)
+        out = call(part, signals)
+        for b in range(3):
+            single = call(part, cases.sample_alone(signals, b))
+            n = int(signals.mask[b].sum())
+            require(
+                agree(alone(part, out, b, n), single) < 1e-4,
+                f"sample {b} of a {'ragged ' if lengths else ''}batch differs from itself alone; "
+                "reduce over dim=1 and over signals.mask only, never over the batch",
+            )
+
+
+def check_padding_invariance(part: Part) -> None:
+    """Other values at padded tokens change nothing at real ones, bit for bit."""
+    signals = cases.make_signals(part.needs, lengths=(12, 7))
+    out, other = call(part, signals), call(part, cases.garbage_in_padding(signals))
+    real = real_entries(part, signals, out)
+    same = (out == other) | (out.isnan() & other.isnan()) | ~real
+    require(
+        bool(same.all()), "values at padded tokens leak into real ones; mask before any sum, mean or maximum"
+    )
+
+
+def check_inputs_pure(part: Part) -> None:
+    """Signals are unchanged and two calls agree bit for bit."""
+    signals = cases.make_signals(part.needs)
+    before = {name: (signals[name].clone(), signals[name]._version) for name in signals}
+    first = call(part, signals)
+    for name, (copy, version) in before.items():
+        changed = signals[name]._version != version or not torch.equal(signals[name], copy)
+        require(not changed, f"signal {name!r} was changed in place; avoid x.op_() on inputs and their views")
+    kept = first.clone()
+    again = call(part, signals)
+    require(
+        torch.equal(kept, again) or agree(kept, again) == 0,
+        "two calls on the same signals differ; keep no state",
+    )
+    require(
+        torch.equal(kept, first) or agree(kept, first) == 0, "a second call changed the first result in place"
+    )
+
+
+def check_global_rng(part: Part) -> None:
+    """The global random generators are neither used nor moved."""
+    one, two = torch_rng_untouched(lambda: call(part, cases.make_signals(part.needs)))
+    require(agree(one, two) == 0, "the result depends on the global random generator")
+
+
+def check_seed_is_used(part: Part) -> None:
+    """The same seed gives the same result and another seed another one."""
+    signals = cases.make_signals(part.needs, tokens=24)
+    seed = part.seed  # type: ignore[attr-defined]
+    other = replace(part, seed=seed + 1)  # type: ignore[type-var]
+    same = call(replace(part), signals)  # type: ignore[type-var]
+    require(agree(call(part, signals), same) == 0, "the same seed gives two results")
+    require(agree(call(other, signals), same) > 0, "another seed gives the same result; `seed` is not used")
+
+
+def _sync_operations(run: Callable[[], Any]) -> list[str]:
+    waits = (
+        "_local_scalar_dense",
+        "nonzero",
+        "masked_select",
+        "equal",
+        "unique",
+        "bincount",
+        "repeat_interleave.Tensor",
+    )
+
+    class Watch(TorchDispatchMode):
+        seen: list[str] = []
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            name = str(func).removeprefix("aten.")
+            stem = name.split(".")[0]
+            picks = stem == "index" and any(
+                isinstance(i, Tensor) and i.dtype == torch.bool for i in (args[1] if len(args) > 1 else ())
+            )
+            if stem in waits or name in waits or stem.startswith("unique") or picks:
+                self.seen.append("boolean indexing" if picks else stem)
+            return func(*args, **(kwargs or {}))
+
+    Watch.seen = []
+    with Watch() as watch:
+        run()
+    return watch.seen
+
+
+def check_no_host_sync(part: Part) -> None:
+    """Nothing waits for the device: no `.item()`, `.tolist()`, `bool(tensor)`, `nonzero` or boolean indexing."""
+    signals = cases.make_signals(part.needs)
+    seen = _sync_operations(lambda: call(part, signals))
+    require(
+        not seen,
+        f"waits for the device ({', '.join(sorted(set(seen)))}); use torch.where and masks, or tag the part `host`",
+    )
+
+
+def _largest_temporary(run: Callable[[], Any]) -> int:
+    class Watch(TorchDispatchMode):
+        largest = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, (tuple, list)) else (out,):
+                if isinstance(tensor, Tensor) and tensor.untyped_storage().nbytes() >= tensor.nbytes:
+                    Watch.largest = max(Watch.largest, tensor.numel())
+            return out
+
+    with Watch():
+        run()
+    return Watch.largest
+
+
+def check_memory_order(part: Part) -> None:
+    """No temporary is larger than the inputs or a few token-by-token matrices: never N x N x D."""
+    signals = cases.make_signals(part.needs, batch=1, tokens=48, width=96, heads=2)
+    allowed = 4 * max([48 * 48 * 2] + [signals[name].numel() for name in part.needs])
+    largest = _largest_temporary(lambda: call(part, signals))
+    require(
+        largest <= allowed,
+        f"a temporary holds {largest} numbers for N=48, D=96 (N x N = 2304); use matrix products instead of "
+        "broadcasting features against each other",
+    )
+
+
+def check_declared_range(part: Part) -> None:
+    """Tags about values hold: symmetric, zero_diagonal, nonnegative, unit_range, psd, triangle."""
+    for style in ("random", "duplicates", "large"):
+        signals = cases.make_signals(part.needs, tokens=16, width=24, style=style)
+        out = call(part, signals).double()
+        scale = float(out.abs().amax().clamp_min(1e-12))
+        tol = 1e-5 * scale
+        bad = {
+            "symmetric": lambda o=out, t=tol: float((o - o.transpose(1, 2)).abs().amax()) > t,
+            "zero_diagonal": lambda o=out, t=tol: float(o.diagonal(dim1=1, dim2=2).abs().amax()) > t,
+            "nonnegative": lambda o=out, t=tol: float(o.amin()) < -t,
+            "unit_range": lambda o=out: float(o.amin()) < -1e-5 or float(o.amax()) > 1 + 1e-5,
+            "psd": lambda o=out, s=scale: float(torch.linalg.eigvalsh((o + o.mT) / 2).amin()) < -1e-4 * s,
+            "triangle": lambda o=out, t=tol: _breaks_triangle(o, t),
+        }
+        for tag, fails in bad.items():
+            if tag in part.tags:
+                require(
+                    not fails(),
+                    f"tagged {tag!r}, but {style} input says otherwise; remove the tag or fix the term",
+                )
+
+
+def _breaks_triangle(distance: Tensor, tolerance: float) -> bool:
+    through = [distance[:, :, k, None] + distance[:, k, None, :] for k in range(distance.shape[1])]
+    return bool((distance > torch.stack(through).amin(0) + tolerance).any())
+
+
+def check_declared_scale(part: Part) -> None:
+    """Multiplying all features by c changes nothing (`scale_free`) or multiplies by c (`homogeneous`)."""
+    signals = cases.make_signals(part.needs, tokens=16)
+    features = [n for n in cases.floating(signals) if "attention" not in n]
+    scaled = cases.with_tensors(signals, {n: 4.0 * signals[n] for n in features})
+    wanted = call(part, signals) * (4.0 if "homogeneous" in part.tags else 1.0)
+    tag = "homogeneous" if "homogeneous" in part.tags else "scale_free"
+    difference = agree(call(part, scaled), wanted)
+    require(
+        difference < 1e-4,
+        f"tagged {tag!r}, but features times 4 give something else (off by {difference:.2g})",
+    )
+
+
+def check_duplicates_are_alike(part: Part) -> None:
+    """A copy of a token is nearest to it (distances) or most like it (kernels): the sign is right."""
+    signals = cases.make_signals(part.needs, tokens=12, width=32, style="duplicates")
+    out = call(part, signals).double()
+    similar = isinstance(part, Kernel)
+    to_copy = out[:, torch.arange(6), torch.arange(6, 12)]
+    others = out[:, :6].clone()
+    index = torch.arange(6)
+    for j in (index, index + 6):
+        others[:, index, j] = -torch.inf if similar else torch.inf
+    best = others.amax(2) if similar else others.amin(2)
+    wrong = (to_copy < best) if similar else (to_copy > best)
+    word = "less alike than another token" if similar else "farther than another token"
+    require(not bool(wrong.any()), f"a copy of a token is {word}; the sign is reversed")
+
+
+def check_sign_case(part: Part) -> None:
+    """On the part's own obvious case the right token wins: `sign_case() -> (signals, better, worse)`."""
+    signals, better, worse = part.sign_case()  # type: ignore[attr-defined]
+    out = call(part, signals)[0].double()
+    while out.dim() > 1:
+        out = out.mean(1)
+    cheaper = isinstance(part, CostTerm)
+    good = out[better] < out[worse] if cheaper else out[better] > out[worse]
+    rule = "costs less" if cheaper else "scores higher"
+    require(
+        bool(good), f"token {better} should be kept before {worse}, which now {rule}; the sign is reversed"
+    )
+
+
+def check_gradient(part: Part) -> None:
+    """Gradients with respect to floating-point signals agree with finite differences."""
+    signals = cases.make_signals(part.needs, tokens=4, width=3, heads=1, text=2, dtype=torch.float64)
+    names = [n for n in cases.floating(signals) if n in part.needs]
+    inputs = tuple(signals[n].clone().requires_grad_() for n in names)
+
+    def run(*tensors: Tensor) -> Tensor:
+        return call(part, cases.with_tensors(signals, dict(zip(names, tensors, strict=True))))
+
+    try:
+        # parts compute in float32, hence the coarse step
+        fine = torch.autograd.gradcheck(run, inputs, eps=1e-2, atol=3e-2, rtol=3e-2, nondet_tol=1e-6)
+    except RuntimeError as error:
+        raise CheckFailure(
+            f"tagged 'differentiable', but gradients disagree: {str(error).splitlines()[0]}"
+        ) from error
+    require(fine, "tagged 'differentiable', but gradients disagree with finite differences")
+
+
+def check_marginal_sums_to_one(part: Part) -> None:
+    """Masses are non-negative, zero at padding, and sum to one over the real tokens."""
+    for style in ("random", "zeros", "large"):
+        signals = cases.make_signals(part.needs, lengths=(12, 7), style=style)
+        out = call(part, signals)
+        require(bool((out >= 0).all()), f"negative mass for {style} input")
+        require(
+            bool((out[~signals.mask] == 0).all()), f"mass at padding for {style} input; multiply by the mask"
+        )
+        total = out.double().sum(1)
+        require(bool(((total - 1).abs() < 1e-4).all()), f"masses sum to {total.tolist()} for {style} input")
+
+
+def signal_checks(part: Part) -> Iterator[Check]:
+    """Checks of a cost term, score, kernel or marginal, according to its tags."""
+    yield from part_checks(part)
+    chosen = [
+        check_reads_only_needs,
+        check_shapes,
+        check_output_dtype,
+        check_half_precision_ranks_alike,
+        check_finite_on_hard_input,
+        check_nan_is_flagged,
+        check_padding_invariance,
+        check_inputs_pure,
+        check_global_rng,
+        check_memory_order,
+    ]
+    if "across_batch" not in part.tags:
+        chosen.append(check_batch_invariance)
+    if not part.tags & {"stochastic", "uses_order"}:
+        chosen.append(check_permutation)
+    if "stochastic" in part.tags:
+        chosen.append(check_seed_is_used)
+    if "host" not in part.tags:
+        chosen.append(check_no_host_sync)
+    if part.tags & {"symmetric", "zero_diagonal", "nonnegative", "unit_range", "psd", "triangle"}:
+        chosen.append(check_declared_range)
+    if part.tags & {"scale_free", "homogeneous"}:
+        chosen.append(check_declared_scale)
+    if isinstance(part, Kernel) or {"symmetric", "zero_diagonal"} <= part.tags:
+        if "uses_positions" not in part.tags:
+            chosen.append(check_duplicates_are_alike)
+    if "differentiable" in part.tags:
+        chosen.append(check_gradient)
+    if hasattr(part, "sign_case"):
+        chosen.append(check_sign_case)
+    if isinstance(part, Marginal):
+        chosen.append(check_marginal_sums_to_one)
+    for function in chosen:
+        yield Check(function.__name__, function)
+
+
+SIGNAL_PARTS = (CostTerm, Score, Kernel, Marginal)

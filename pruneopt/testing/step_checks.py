@@ -1,0 +1,210 @@
+"""Checks of post-steps and of budget rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pruneopt.parts import BudgetRule, Step
+from pruneopt.problems import SubsetProblem
+from pruneopt.signals import Signals
+from pruneopt.solution import Selection
+from pruneopt.testing import cases
+from pruneopt.testing.core import Check, require
+from pruneopt.testing.part_checks import part_checks, torch_rng_untouched
+from pruneopt.testing.signal_checks import agree
+
+
+def selection_on(
+    signals: Signals, share: float = 0.4, seed: int = 0, order: Tensor | None = None
+) -> Selection:
+    """A selection of a share of every sample by random scores that follow the tokens under `order`."""
+    from pruneopt.solvers.stable_top_k import StableTopK
+
+    g = torch.Generator().manual_seed(seed)
+    score = torch.rand(signals.tokens, generator=g).expand(signals.batch, -1)
+    score = score if order is None else score[:, order]
+    counts = tuple(max(1, int(share * n)) for n in signals.mask.sum(1).tolist())
+    problem = SubsetProblem.build(
+        "top_k", torch.tensor(counts), score, mask=signals.mask if signals.ragged else None, counts=counts
+    )
+    solution = StableTopK().solve(problem)
+    return Selection(solution.keep, counts, score, solution=solution)
+
+
+def apply(step: Step, selection: Selection, signals: Signals) -> Selection:
+    """The step on a guarded view of its signals."""
+    return step(selection, signals.view(step.needs))
+
+
+def check_selection_is_sound(step: Step) -> None:
+    """A Selection comes back with a bool `keep` on real tokens only, finite merge weights and sizes."""
+    for lengths in (None, (12, 6)):
+        signals = cases.make_signals(step.needs, lengths=lengths)
+        out = apply(step, selection_on(signals), signals)
+        require(isinstance(out, Selection), f"returned {type(out).__name__}, not a Selection")
+        require(
+            out.keep.dtype == torch.bool and out.keep.shape == (2, 12),
+            f"keep is {out.keep.dtype} {list(out.keep.shape)}",
+        )
+        require(not bool((out.keep & ~signals.mask).any()), "padding is kept; combine with signals.mask")
+        for name, shape in (("merge", (2, 12, 12)), ("size", (2, 12)), ("rank", (2, 12))):
+            tensor = getattr(out, name)
+            if tensor is None:
+                continue
+            require(tensor.shape == shape, f"{name} has shape {list(tensor.shape)}, not {list(shape)}")
+            rows = tensor[out.keep]
+            require(bool(rows.isfinite().all()), f"{name} is not finite at a kept token")
+        if out.merge is not None:
+            padded = out.merge.masked_fill(signals.mask[:, None, :], 0)[out.keep]
+            require(not bool((padded != 0).any()), "padding is merged into a kept token")
+
+
+def check_count_agrees(step: Step) -> None:
+    """`count(kept, tokens)` is what comes out, for every share; `counts=None` where only the data knows."""
+    for tokens in (12, 6, 1):
+        for share in (0.1, 0.4, 1.0):
+            signals = cases.make_signals(step.needs, tokens=tokens)
+            before = selection_on(signals, share)
+            out = apply(step, before, signals)
+            kept = out.keep.sum(1).tolist()
+            if out.counts is None:
+                continue
+            claimed = list(out.counts)
+            if out.counts is before.counts:
+                assert before.counts is not None
+                claimed = [step.count(c, tokens) for c in before.counts]
+            require(
+                kept == claimed,
+                f"keeps {kept} tokens where its count says {claimed} (N={tokens}); fix `count`, or return "
+                "counts=None if the number depends on the data",
+            )
+
+
+def check_step_batch(step: Step) -> None:
+    """A sample gives in a ragged batch what it gives alone, whatever stands at padding."""
+    signals = cases.make_signals(step.needs, lengths=(12, 6))
+    out = apply(step, selection_on(signals), signals)
+    for b in range(2):
+        single = cases.sample_alone(signals, b)
+        full = selection_on(signals)
+        n = single.tokens
+        assert full.importance is not None
+        alone = selection_on(single, order=None) if n == signals.tokens else _restricted(single, full, b)
+        after = apply(step, alone, single)
+        require(
+            torch.equal(after.keep[0], out.keep[b, :n]),
+            f"sample {b} of a ragged batch keeps other tokens than alone",
+        )
+        if out.merge is not None:
+            assert after.merge is not None
+            rows = agree(after.merge[0][after.keep[0]], out.merge[b, :n, :n][after.keep[0]])
+            require(rows < 1e-4, f"sample {b} of a ragged batch is merged differently than alone")
+    dirty = cases.garbage_in_padding(signals)
+    again = apply(step, selection_on(dirty), dirty)
+    require(torch.equal(again.keep, out.keep), "values at padded tokens change what is kept")
+
+
+def _restricted(single: Signals, full: Selection, b: int) -> Selection:
+    from pruneopt.solvers.stable_top_k import StableTopK
+
+    assert full.importance is not None and full.counts is not None
+    score = full.importance[b : b + 1, : single.tokens]
+    counts = (full.counts[b],)
+    solution = StableTopK().solve(SubsetProblem.build("top_k", torch.tensor(counts), score, counts=counts))
+    return Selection(solution.keep, counts, score, solution=solution)
+
+
+def check_step_pure(step: Step) -> None:
+    """Selection and signals are unchanged and two calls agree."""
+    signals = cases.make_signals(step.needs)
+    before = selection_on(signals)
+    keep = before.keep.clone()
+    tensors = {n: signals[n].clone() for n in signals}
+    first = apply(step, before, signals)
+    require(
+        torch.equal(before.keep, keep), "the given selection was changed in place; use dataclasses.replace"
+    )
+    for name, copy in tensors.items():
+        require(torch.equal(signals[name], copy), f"signal {name!r} was changed in place")
+    again = apply(step, before, signals)
+    require(torch.equal(first.keep, again.keep), "two calls differ; keep no state")
+
+
+def check_step_rng(step: Step) -> None:
+    """The global random generators are neither used nor moved."""
+    signals = cases.make_signals(step.needs)
+    one, two = torch_rng_untouched(lambda: apply(step, selection_on(signals), signals).keep)
+    require(torch.equal(one, two), "the outcome depends on a global random generator")
+
+
+def check_step_permutation(step: Step) -> None:
+    """Permuting tokens with their coordinates permutes the outcome."""
+    signals = cases.make_signals(step.needs)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
+    out = apply(step, selection_on(signals), signals)
+    moved = cases.permuted(signals, order)
+    after = apply(step, selection_on(moved, order=order), moved)
+    require(
+        torch.equal(after.keep, out.keep[:, order]),
+        "permuting the tokens changes what is kept; tag the step `uses_order` if its rule is by index",
+    )
+    if out.merge is not None:
+        assert after.merge is not None
+        wanted = out.merge[:, order][:, :, order]
+        same = agree(after.merge[after.keep], wanted[after.keep]) < 1e-4
+        require(same, "permuting the tokens changes what is merged into what")
+
+
+def step_checks(step: Step) -> Iterator[Check]:
+    """Checks of a post-step."""
+    yield from part_checks(step)
+    chosen = [check_selection_is_sound, check_count_agrees, check_step_pure, check_step_rng]
+    if "across_batch" not in step.tags:
+        chosen.append(check_step_batch)
+    if "uses_order" not in step.tags:
+        chosen.append(check_step_permutation)
+    for function in chosen:
+        yield Check(function.__name__, function)  # type: ignore[arg-type]
+
+
+def check_counts_in_range(rule: BudgetRule) -> None:
+    """One whole number per problem, from 1 to its tokens."""
+    for lengths in (None, (12, 6)):
+        for importance in (torch.rand(2, 12, generator=torch.Generator().manual_seed(0)), None):
+            for k in (1, 3, 6):
+                signals = cases.make_signals(rule.needs, lengths=lengths)
+                try:
+                    out = rule(signals.view(rule.needs), torch.tensor([k, k]), importance)
+                except Exception:
+                    if importance is None:
+                        continue  # a rule may need scores
+                    raise
+                require(
+                    out.shape == (2,) and not out.is_floating_point(),
+                    f"returned {out.dtype} {list(out.shape)}",
+                )
+                good = (out >= 1) & (out <= signals.mask.sum(1))
+                require(
+                    bool(good.all()),
+                    f"counts {out.tolist()} of {signals.mask.sum(1).tolist()} tokens for k={k}",
+                )
+
+
+def check_rule_pure(rule: BudgetRule) -> None:
+    """Counts and importance are unchanged and two calls agree."""
+    signals = cases.make_signals(rule.needs)
+    importance = torch.rand(2, 12, generator=torch.Generator().manual_seed(0))
+    k, kept = torch.tensor([4, 4]), importance.clone()
+    one, two = torch_rng_untouched(lambda: rule(signals.view(rule.needs), k, importance).clone())
+    require(torch.equal(one, two), "two calls differ")
+    require(k.tolist() == [4, 4] and torch.equal(kept, importance), "an argument was changed in place")
+
+
+def budget_checks(rule: BudgetRule) -> Iterator[Check]:
+    """Checks of a budget rule."""
+    yield from part_checks(rule)
+    for function in (check_counts_in_range, check_rule_pure):
+        yield Check(function.__name__, function)  # type: ignore[arg-type]

@@ -1,0 +1,156 @@
+"""Entry points of the conformance suite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from pruneopt.errors import PruneoptError, SpecError
+from pruneopt.parts import (
+    BudgetRule,
+    CostTerm,
+    Insertion,
+    Kernel,
+    Marginal,
+    Part,
+    Readout,
+    Score,
+    Step,
+    SubsetSolver,
+    TransportSolver,
+)
+from pruneopt.testing.core import Check, CheckFailure, Verdict, run_checks
+from pruneopt.testing.part_checks import part_checks
+from pruneopt.testing.readout_checks import readout_checks
+from pruneopt.testing.signal_checks import signal_checks
+from pruneopt.testing.step_checks import budget_checks, step_checks
+from pruneopt.testing.subset_checks import subset_checks
+from pruneopt.testing.transport_checks import transport_checks
+
+_SUITES: tuple[tuple[type[Part], str, Any], ...] = (
+    (CostTerm, "cost term", signal_checks),
+    (Score, "score", signal_checks),
+    (Kernel, "kernel", signal_checks),
+    (Marginal, "marginal", signal_checks),
+    (TransportSolver, "transport solver", transport_checks),
+    (SubsetSolver, "subset solver", subset_checks),
+    (Readout, "readout", readout_checks),
+    (Step, "step", step_checks),
+    (BudgetRule, "budget rule", budget_checks),
+    (Insertion, "insertion", part_checks),
+)
+
+
+def kind_of(part: Part) -> str:
+    """What a part is, in words. Raises PruneoptError for something that is no known kind of part."""
+    for base, kind, _ in _SUITES:
+        if isinstance(part, base):
+            return kind
+    raise PruneoptError(
+        f"{type(part).__name__} is no kind of part that pruneopt checks; subclass one of pruneopt.parts"
+    )
+
+
+def checks_for(part: Part) -> Iterator[Check]:
+    """All checks that apply to a part, by its kind and tags."""
+    for base, _, generator in _SUITES:
+        if isinstance(part, base):
+            yield from generator(part)
+            return
+    kind_of(part)
+
+
+def check_part(
+    part: Part | type[Part],
+    *,
+    expected_failures: Mapping[str, str] | None = None,
+    strict: bool = True,
+    on_fail: str = "raise",
+) -> Verdict:
+    """Run every check that applies to a part of any kind.
+
+    Parameters
+    ----------
+    part: an instance, or a class that can be built without arguments.
+    expected_failures: names of checks to the reason why they fail.
+    strict: an expected failure that passes is a failure.
+    on_fail: `"raise"` raises CheckFailure listing all failures; `"report"` only returns the verdict.
+    """
+    part = built(part)
+    verdict = run_checks(part, kind_of(part), checks_for(part), expected_failures, strict)
+    if on_fail == "raise" and not verdict.ok:
+        lines = [f"  {outcome.message}" for outcome in verdict.failures]
+        raise CheckFailure(
+            f"{part.name} fails {len(lines)} of {len(verdict.outcomes)} checks:\n" + "\n".join(lines)
+        )
+    return verdict
+
+
+def built(part: Part | type[Part]) -> Part:
+    """An instance; a class is built with its defaults. Raises SpecError when that is impossible."""
+    if not isinstance(part, type):
+        return part
+    try:
+        return part()
+    except Exception as error:
+        raise SpecError(
+            f"{part.__name__} cannot be built with its defaults ({error}); give an instance"
+        ) from error
+
+
+def _entry(base: type[Part], words: str) -> Any:
+    def check(part: Any, **options: Any) -> Verdict:
+        part = built(part)
+        if not isinstance(part, base):
+            raise PruneoptError(f"{part!r} is no {words}")
+        return check_part(part, **options)
+
+    check.__doc__ = f"Check a {words}; see `check_part` for the options."
+    return check
+
+
+check_cost_term = _entry(CostTerm, "cost term")
+check_score = _entry(Score, "score")
+check_kernel = _entry(Kernel, "kernel")
+check_marginal = _entry(Marginal, "marginal")
+check_readout = _entry(Readout, "readout")
+check_step = _entry(Step, "step")
+check_budget_rule = _entry(BudgetRule, "budget rule")
+
+
+def check_solver(part: TransportSolver | SubsetSolver | type, **options: Any) -> Verdict:
+    """Check a transport or subset solver; see `check_part` for the options."""
+    solver = built(part)
+    if not isinstance(solver, (TransportSolver, SubsetSolver)):
+        raise PruneoptError(f"{solver!r} is no solver")
+    return check_part(solver, **options)
+
+
+def parametrize_with_checks(
+    parts: Iterable[Part | type[Part]],
+    expected_failures: Mapping[str, Mapping[str, str]] | None = None,
+    strict: bool = True,
+) -> Any:
+    """A pytest decorator: one test per part and check, with ids like `my_term-check_permutation`.
+
+    The test takes `part` and `check` and calls `check(part)`.  `expected_failures` maps the name of a part
+    to names of checks to reasons; those become strict xfails unless `strict` is False.
+    """
+    import pytest
+
+    expected = expected_failures or {}
+    rows = []
+    for given in parts:
+        part = built(given)
+        reasons = dict(expected.get(part.name, {}))
+        for check in checks_for(part):
+            reason = reasons.pop(check.name, None)
+            marks = (
+                []
+                if reason is None
+                else [pytest.mark.xfail(reason=reason, strict=strict, raises=CheckFailure)]
+            )
+            rows.append(pytest.param(part, check, marks=marks, id=f"{part.name}-{check.name}"))
+        if reasons:
+            raise PruneoptError(f"expected failures of {part.name} name no check of it: {', '.join(reasons)}")
+    return pytest.mark.parametrize(("part", "check"), rows)

@@ -1,0 +1,392 @@
+"""Checks of transport solvers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pruneopt.errors import ProblemError
+from pruneopt.parts import TransportSolver
+from pruneopt.problems import TransportProblem
+from pruneopt.solution import Status, TransportSolution
+from pruneopt.testing import cases
+from pruneopt.testing.core import Check, require
+from pruneopt.testing.part_checks import part_checks, torch_rng_untouched
+
+LOOSE = 0.05  # L1 marginal violation allowed to a plan that claims no convergence
+ORDERS = ("source", "target", "both", "neither")
+
+
+def accuracy(solver: TransportSolver) -> float:
+    """Excess over the optimum, in units of the cost range, that the solver declares for these instances.
+
+    The class attribute `accuracy`; 1e-6 for exact solvers and 0.1 for others that say nothing.
+    """
+    declared = getattr(solver, "accuracy", None)
+    return float(declared) if declared is not None else 1e-6 if "exact" in solver.tags else 0.1
+
+
+def instance(solver: TransportSolver, family: str = "random", **shape: int) -> TransportProblem:
+    """An instance that the solver accepts: square and uniform where it takes nothing else."""
+    if "uniform_square" in solver.tags:
+        shape["cols"] = shape.get("rows", 12)
+        return cases.transport(family, uniform=True, **shape)  # type: ignore[arg-type]
+    return cases.transport(family, **shape)  # type: ignore[arg-type]
+
+
+def excess(problem: TransportProblem, solution: TransportSolution) -> Tensor:
+    """`[B]` value minus the optimum of the witness, in units of the cost range."""
+    return (solution.value - cases.transport_optimum(problem)) / problem.cost_range().double()
+
+
+def marginals_hold(solver: TransportSolver, problem: TransportProblem, solution: TransportSolution) -> None:
+    """Fail unless the plan is non-negative and meets the marginals that status and order promise."""
+    plan = solution.plan.double()
+    require(
+        plan.shape == problem.cost.shape,
+        f"the plan has shape {list(plan.shape)}, cost {list(problem.cost.shape)}",
+    )
+    require(
+        bool(plan.isfinite().all()),
+        f"the plan is not finite, status {solution.status[0].name}; work in the log domain",
+    )
+    require(float(plan.amin()) >= -1e-9, f"the plan has negative mass {float(plan.amin()):.2g}")
+    row = (plan.sum(2) - problem.a.double()).abs().sum(1)
+    col = (plan.sum(1) - problem.b.double()).abs().sum(1)
+    fine = 1e-5 if problem.cost.dtype == torch.float64 else 1e-3
+    tolerance = max(fine, 2 * float(getattr(solver, "tolerance", None) or 0))
+    if solution.order in ("source", "both"):
+        require(
+            float(row.amax()) <= fine,
+            f"order is {solution.order!r}, yet rows miss `a` by {float(row.amax()):.2g}",
+        )
+    if solution.order in ("target", "both"):
+        require(
+            float(col.amax()) <= fine,
+            f"order is {solution.order!r}, yet columns miss `b` by {float(col.amax()):.2g}",
+        )
+    for i, status in enumerate(solution.status):
+        error = max(float(row[i]), float(col[i]))
+        if "relaxed" in solver.tags:
+            continue
+        if status in (Status.CONVERGED, Status.OPTIMAL):
+            require(
+                error <= tolerance,
+                f"status {status.name}, yet the marginals are missed by {error:.2g}: not converged, or `a`, `b` unused",
+            )
+        elif status.ok:
+            require(error <= LOOSE, f"the marginals are missed by {error:.2g} (L1); are `a` and `b` used?")
+
+
+def check_runs(solver: TransportSolver) -> None:
+    """A square problem gives a plan of its shape and the fields of a solution."""
+    problem = instance(solver)
+    solution = solver.solve(problem)
+    require(isinstance(solution, TransportSolution), f"solve returned {type(solution).__name__}")
+    require(solution.plan.shape == problem.cost.shape, f"the plan has shape {list(solution.plan.shape)}")
+    require(solution.plan.device == problem.cost.device, "the plan is on another device than the cost")
+    require(solution.problem is problem, "solution.problem is not the problem that was given")
+    require(
+        len(solution.ended) == 2 and all(isinstance(s, Status) for s in solution.ended),
+        "one Status per problem",
+    )
+    require(solution.order in ORDERS, f"order {solution.order!r} is none of {', '.join(ORDERS)}")
+    require(solution.solver == solver.name, f"solution.solver is {solution.solver!r}, not {solver.name!r}")
+
+
+def check_stats(solver: TransportSolver) -> None:
+    """Rounds are counted per problem and seconds are a plausible time."""
+    solution = solver.solve(instance(solver))
+    rounds = solution.rounds
+    require(
+        rounds is not None and rounds.shape == (2,) and rounds.dtype == torch.int64,
+        "rounds must be [B] int64",
+    )
+    require(bool((rounds >= 0).all()), "rounds are negative")  # type: ignore[operator]
+    require(0 < solution.seconds < 600, f"seconds is {solution.seconds}; measure with time.perf_counter()")
+    if solution.f is not None and solution.g is not None:
+        shapes = list(solution.f.shape), list(solution.g.shape)
+        require(shapes == ([2, 12], [2, 12]), f"potentials have shapes {shapes}, not [B,N] and [B,M]")
+
+
+def check_marginals(solver: TransportSolver) -> None:
+    """Unequal marginals are met as status and order promise, on easy and on hard costs."""
+    for family in ("random", "offset", "clustered"):
+        problem = instance(solver, family)
+        marginals_hold(solver, problem, solver.solve(problem))
+
+
+def check_rectangular(solver: TransportSolver) -> None:
+    """More sources than targets and the other way round."""
+    for rows, cols in ((9, 14), (14, 9)):
+        problem = instance(solver, rows=rows, cols=cols)
+        marginals_hold(solver, problem, solver.solve(problem))
+
+
+def check_gap(solver: TransportSolver) -> None:
+    """The rounded plan costs at most the declared accuracy more than the optimum of a linear program."""
+    for family, seed in (("random", 1), ("clustered", 2), ("ties", 3)):
+        problem = instance(solver, family, seed=seed)
+        worst = float(excess(problem, solver.solve(problem)).nan_to_num(nan=torch.inf).amax())
+        require(
+            -1e-6 <= worst <= accuracy(solver),
+            f"costs {worst:.2g} of the cost range above the optimum on a {family} instance, declared "
+            f"{accuracy(solver):.2g}: cost unread or changed (abs, clamp), epsilon too large, or too few rounds",
+        )
+
+
+def check_offset(solver: TransportSolver) -> None:
+    """A range of 1e-3 on an offset of 10: nothing is lost to rounding, underflow, or an unscaled epsilon."""
+    problem = instance(solver, "offset", seed=4)
+    worst = float(excess(problem, solver.solve(problem)).nan_to_num(nan=torch.inf).amax())
+    require(
+        worst <= accuracy(solver),
+        f"costs {worst:.2g} of the range above the optimum, declared {accuracy(solver):.2g}: half precision, "
+        "exp(-cost / epsilon) without subtracting the minimum, or an epsilon that ignores the cost range",
+    )
+
+
+def check_certificate(solver: TransportSolver) -> None:
+    """The certified gap is never negative, bounds the true excess, and is as small as declared."""
+    for family in ("random", "clustered"):
+        problem = instance(solver, family, seed=5)
+        solution = solver.solve(problem)
+        span = problem.cost_range().double()
+        gap, true = solution.gap / span, excess(problem, solution)
+        require(
+            bool((gap >= true - 1e-6).all()),
+            "the certified gap is below the true excess: lower_bound is no bound",
+        )
+        allowed = 3 * accuracy(solver) + 1e-6
+        require(
+            float(gap.amax()) <= allowed,
+            f"the certified gap is {float(gap.amax()):.2g} of the range although the plan is "
+            f"{float(true.amax()):.2g} above the optimum: `g` has the wrong sign or unit (cost units, "
+            "f + g <= cost), or is missing",
+        )
+
+
+def check_permutation(solver: TransportSolver) -> None:
+    """Permuting sources and targets permutes the plan."""
+    problem = instance(solver, seed=6)
+    g = torch.Generator().manual_seed(0)
+    p, q = torch.randperm(12, generator=g), torch.randperm(12, generator=g)
+    moved = TransportProblem.build(problem.cost[:, p][:, :, q], problem.a[:, p], problem.b[:, q])
+    plan, other = solver.solve(problem).plan[:, p][:, :, q], solver.solve(moved).plan
+    difference = float((plan - other).abs().amax())
+    require(
+        difference < 1e-4,
+        f"permuting the atoms moves mass by {difference:.2g}: something depends on the index",
+    )
+
+
+def check_shift(solver: TransportSolver) -> None:
+    """Adding 50 to every cost changes nothing."""
+    problem = instance(solver, seed=7)
+    shifted = TransportProblem.build(problem.cost + 50, problem.a, problem.b)
+    difference = float((solver.solve(problem).plan - solver.solve(shifted).plan).abs().amax())
+    require(
+        difference < 1e-4,
+        f"adding a constant to the cost moves mass by {difference:.2g}: the sign of the cost is used, or "
+        "exp(-cost / epsilon) underflows; subtract the minimum first",
+    )
+
+
+def check_potential_shift(solver: TransportSolver) -> None:
+    """Adding `u_i + v_j` to the cost leaves the optimum where it is, within the declared accuracy."""
+    problem = instance(solver, seed=7)
+    g = torch.Generator().manual_seed(1)
+    u, v = torch.rand(2, 12, 1, generator=g).double(), torch.rand(2, 1, 12, generator=g).double()
+    shifted = TransportProblem.build(problem.cost + u + v, problem.a, problem.b)
+    worst = float(excess(shifted, solver.solve(shifted)).amax())
+    require(
+        worst <= accuracy(solver),
+        f"after adding u_i + v_j to the cost the plan is {worst:.2g} of the range off",
+    )
+
+
+def check_scale(solver: TransportSolver) -> None:
+    """Multiplying the cost by 100 or by 0.01 changes nothing."""
+    problem = instance(solver, seed=8)
+    plan = solver.solve(problem).plan
+    for factor in (100.0, 0.01):
+        scaled = TransportProblem.build(problem.cost * factor, problem.a, problem.b)
+        difference = float((plan - solver.solve(scaled).plan).abs().amax())
+        require(
+            difference < 1e-4,
+            f"multiplying the cost by {factor:g} moves mass by {difference:.2g}: tie epsilon and step sizes to "
+            "the cost range",
+        )
+
+
+def check_transpose(solver: TransportSolver) -> None:
+    """Exchanging sources and targets gives the same cost."""
+    problem = instance(solver, seed=9, rows=12, cols=10)
+    turned = TransportProblem.build(problem.cost.transpose(1, 2), problem.b, problem.a)
+    difference = (solver.solve(problem).value - solver.solve(turned).value).abs() / problem.cost_range()
+    require(
+        float(difference.amax()) < max(1e-6, 0.02 * accuracy(solver)),
+        f"exchanging sources and targets changes the cost by {float(difference.amax()):.2g} of the range: "
+        "one side is not converged or not used",
+    )
+
+
+def check_inputs_pure(solver: TransportSolver) -> None:
+    """Cost and marginals are unchanged, and two calls agree bit for bit."""
+    problem = instance(solver)
+    kept = {n: getattr(problem, n).clone() for n in ("cost", "a", "b")}
+    first = solver.solve(problem).plan.clone()
+    for name, copy in kept.items():
+        require(torch.equal(getattr(problem, name), copy), f"{name} was changed in place")
+    require(
+        torch.equal(first, solver.solve(problem).plan), "two calls on the same problem differ; keep no state"
+    )
+
+
+def check_global_rng(solver: TransportSolver) -> None:
+    """The global random generators are neither used nor moved."""
+    problem = instance(solver)
+    one, two = torch_rng_untouched(lambda: solver.solve(problem).plan)
+    require(torch.equal(one, two), "the plan depends on a global random generator")
+
+
+def check_batch(solver: TransportSolver) -> None:
+    """A problem gives in a batch, next to padding, what it gives alone."""
+    big = instance(solver, batch=3, rows=12, cols=12, seed=10)
+    sizes = (12, 9, 1)
+    mask = torch.arange(12) < torch.tensor(sizes)[:, None]
+    a, b = big.a * mask, big.b * mask
+    a, b = a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True)
+    together = solver.solve(TransportProblem.build(big.cost, a, b, mask, mask))
+    for i, n in enumerate(sizes):
+        single = TransportProblem.build(big.cost[i : i + 1, :n, :n], a[i : i + 1, :n], b[i : i + 1, :n])
+        solution = solver.solve(single)
+        difference = float((together.plan[i, :n, :n] - solution.plan[0]).abs().amax())
+        require(
+            difference < 1e-5, f"problem {i} of a ragged batch differs from itself alone by {difference:.2g}"
+        )
+        outside = together.plan[i].clone()
+        outside[:n, :n] = 0
+        require(float(outside.abs().amax()) == 0, "mass at padding; mask the plan")
+        value = abs(float(together.value[i] - solution.value[0]))
+        require(value < 1e-5, f"the value of problem {i} in a ragged batch is off by {value:.2g}")
+
+
+def check_degenerate(solver: TransportSolver) -> None:
+    """Constant cost, ties, atoms without mass, one source, one target and 1 x 1 give finite plans."""
+    for family, rows, cols in (
+        ("ties", 8, 8),
+        ("zero_mass", 8, 8),
+        ("random", 1, 6),
+        ("random", 6, 1),
+        ("random", 1, 1),
+    ):
+        problem = instance(solver, family, rows=rows, cols=cols)
+        marginals_hold(solver, problem, solver.solve(problem))
+    flat = instance(solver)
+    flat = replace(flat, cost=torch.full_like(flat.cost, 0.3))
+    marginals_hold(solver, flat, solver.solve(flat))
+
+
+def check_dtype(solver: TransportSolver) -> None:
+    """float32 cost gives a plan of float32 or better that agrees with float64; half precision is promoted."""
+    exact = instance(solver, seed=11)
+    reference = solver.solve(exact).value
+    for dtype, tolerance in ((torch.float32, 1e-3), (torch.bfloat16, 0.02)):
+        problem = TransportProblem.build(exact.cost.to(dtype), exact.a.float(), exact.b.float())
+        solution = solver.solve(problem)
+        good = solution.plan.is_floating_point() and solution.plan.dtype.itemsize >= 4
+        require(good, f"the plan is {solution.plan.dtype} for {dtype} cost")
+        difference = float((solution.value - reference).abs().amax() / exact.cost_range().amax())
+        require(difference < tolerance, f"{dtype} cost changes the value by {difference:.2g} of the range")
+
+
+def check_status_honest(solver: TransportSolver) -> None:
+    """One round never claims success, and a result that is not finite is never a usable one."""
+    fields = {name for name in type(solver).__dataclass_fields__}
+    if "rounds" in fields and "exact" not in solver.tags:
+        few = {"rounds": 1} | {name: 1 for name in ("inner", "steps", "warmup") if name in fields}
+        if "tolerance" in fields:
+            few["tolerance"] = 1e-12  # type: ignore[assignment]
+        once = replace(solver, **few).solve(instance(solver, "clustered"))  # type: ignore[type-var]
+        claimed = [s.name for s in once.status if s in (Status.CONVERGED, Status.OPTIMAL)]
+        require(
+            not claimed, f"one round claims {claimed[:1]}; test convergence on the marginals after the round"
+        )
+    problem = instance(solver)
+    cost = problem.cost.clone()
+    cost[1, 2, 3] = torch.nan
+    broken = TransportProblem.build(cost, problem.a, problem.b, check=False)
+    try:
+        solution = solver.solve(broken)
+    except ProblemError:
+        return
+    require(
+        not solution.status[1].ok,
+        f"NaN in the cost gives status {solution.status[1].name}; report NON_FINITE",
+    )
+    require(solution.status[0].ok, "NaN in one problem spoils its batch mate")
+
+
+def check_smaller_epsilon_is_closer(solver: TransportSolver) -> None:
+    """A smaller epsilon never raises the excess over the optimum."""
+    problem = instance(solver, "clustered", seed=12)
+    more = {"rounds": 2000} if "rounds" in type(solver).__dataclass_fields__ else {}
+    last = torch.inf
+    for epsilon in (0.3, 0.1, 0.04):
+        part = replace(solver, epsilon=epsilon, **more)  # type: ignore[type-var, call-arg]
+        worst = float(excess(problem, part.solve(problem)).amax())
+        require(
+            worst <= last + 1e-4,
+            f"epsilon {epsilon} is {worst:.2g} above the optimum, a larger one {last:.2g}",
+        )
+        last = worst
+
+
+def check_warm_start(solver: TransportSolver) -> None:
+    """Starting from the answer gives the same value, and a start of the wrong shape is refused."""
+    problem = instance(solver, seed=13)
+    first = solver.solve(problem)
+    start = (first.f, first.g)
+    again = solver.solve(problem, start=start)  # type: ignore[call-arg]
+    difference = float((first.value - again.value).abs().amax() / problem.cost_range().amax())
+    require(
+        difference < 1e-3, f"a warm start from the answer moves the value by {difference:.2g} of the range"
+    )
+    if getattr(solver, "tolerance", 0) is None:
+        part = replace(solver, tolerance=1e-4)  # type: ignore[type-var, call-arg]
+        cold, warm = part.solve(problem), part.solve(problem, start=start)  # type: ignore[call-arg]
+        faster = bool((warm.rounds <= cold.rounds).all())  # type: ignore[operator]
+        require(faster, "a warm start from the answer takes more rounds than a cold one; is `start` used?")
+    try:
+        solver.solve(problem, start=(first.f[:, :-1], first.g))  # type: ignore[index, call-arg]
+    except ProblemError:
+        return
+    require(False, "a warm start of the wrong shape was accepted")
+
+
+def transport_checks(solver: TransportSolver) -> Iterator[Check]:
+    """Checks of a transport solver, according to its tags."""
+    yield from part_checks(solver)
+    chosen = [check_runs, check_stats, check_marginals, check_shift, check_scale, check_inputs_pure,
+              check_global_rng, check_batch, check_degenerate, check_dtype, check_status_honest]  # fmt: skip
+    if "uniform_square" not in solver.tags:
+        chosen.append(check_rectangular)
+    blind = "cost_blind" in solver.tags
+    if not blind and "uses_order" not in solver.tags:
+        chosen.append(check_permutation)
+    if not blind and "relaxed" not in solver.tags:
+        chosen += [check_gap, check_offset, check_potential_shift]
+        if not solver.tags & {"uniform_square", "uses_order"}:
+            chosen.append(check_transpose)
+        if getattr(solver, "certified", True):
+            chosen.append(check_certificate)
+        if "epsilon" in type(solver).__dataclass_fields__:
+            chosen.append(check_smaller_epsilon_is_closer)
+    if getattr(solver, "warm", False):
+        chosen.append(check_warm_start)
+    for function in chosen:
+        yield Check(function.__name__, function)  # type: ignore[arg-type]
