@@ -77,6 +77,13 @@ def combine_anchors(summands: Sequence[Weighted], signals: Signals) -> Tensor | 
     return torch.cat(rows, 1) if rows else None
 
 
+def anchor_strength(summands: Sequence[Weighted], signals: Signals) -> Tensor | None:
+    """How strong each stacked anchor is, `[B,A]`, where every summand says so; else None."""
+    rows = [s.part.strength(signals.view(s.part.needs)) for s in summands]  # type: ignore[attr-defined]
+    known = [row for row in rows if row is not None]
+    return torch.cat(known, 1) if known and len(known) == len(rows) else None
+
+
 def keep_top(importance: Tensor, k: Tensor, mask: Tensor) -> Tensor:
     """`[B,N]` bool: the `k[b]` largest real entries of each row, ties to the lower index."""
     ranked = importance.masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)

@@ -145,6 +145,10 @@ class CostTerm(Part):
     @abstractmethod
     def __call__(self, signals: Signals) -> Tensor: ...
 
+    def strength(self, signals: Signals) -> Tensor | None:
+        """How strong each external point is, `[B,A]`, for terms of shape `anchor`; None when alike."""
+        return None
+
 
 class Score(Part):
     """An importance `[B,N]`: higher is kept."""

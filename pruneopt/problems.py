@@ -170,6 +170,7 @@ class SubsetProblem:
         of +inf is an absent anchor, so that ragged texts can share a batch.
     threshold: conflict bound of `independent_set`.  group, quota: `[B,N]` and `[B,G]` int64 for `quota`.
     counts: `k` as host numbers where they are known, so that solvers need not wait for the device.
+    anchor_strength: `[B,A]` how strong each anchor is, for rules that visit strong ones first; optional.
     """
 
     kind: str
@@ -183,6 +184,7 @@ class SubsetProblem:
     group: Tensor | None = None
     quota: Tensor | None = None
     counts: tuple[int, ...] | None = None
+    anchor_strength: Tensor | None = None
 
     @staticmethod
     def build(
@@ -198,6 +200,7 @@ class SubsetProblem:
         quota: Tensor | None = None,
         check: bool = True,
         counts: tuple[int, ...] | None = None,
+        anchor_strength: Tensor | None = None,
     ) -> SubsetProblem:
         """Validate shapes and (with `check`) values; half precision is promoted to float32.
 
@@ -224,6 +227,7 @@ class SubsetProblem:
             ("mask", mask, (batch, tokens)),
             ("protected", protected, (batch, tokens)),
             ("group", group, (batch, tokens)),
+            ("anchor_strength", anchor_strength, (batch, 0 if anchors is None else anchors.shape[1])),
         ):
             if tensor is not None and tuple(tensor.shape) != shape:
                 raise ProblemError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
@@ -242,8 +246,9 @@ class SubsetProblem:
                 assert group is not None and quota is not None
                 _check_quota(k, group, quota, mask, protected)
         return SubsetProblem(
-            kind, k, unary, pairwise, mask, protected, anchors, threshold, group, quota, counts
-        )
+            kind, k, unary, pairwise, mask, protected, anchors, threshold, group, quota, counts,
+            anchor_strength,
+        )  # fmt: skip
 
     @property
     def most(self) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pruneopt.compose import (
+    anchor_strength,
     combine,
     combine_anchors,
     equal_quotas,
@@ -236,6 +237,7 @@ class Pruner:
             quota,
             check,
             counts,
+            anchor_strength(spec.anchors, signals),
         )
         return problem, k, counts
 

@@ -101,13 +101,14 @@ def _override(config: DictConfig, override: str) -> DictConfig:
     _refuse_code({key.rpartition(".")[2]: new}, key.rpartition(".")[0] + ".")
     if _part_path(key) and isinstance(new, str):
         key, new = f"{key}.kind", new
+    merge = not key.endswith(("solver", "readout", "insertion"))
     if key.endswith(".kind"):
         old = OmegaConf.select(config, key[: -len(".kind")])
         if isinstance(old, DictConfig) and old.get("kind") != new:
             kept = {k: old[k] for k in ("weight", "normalize") if k in old}
-            key, new = key[: -len(".kind")], {"kind": new, **kept}
+            key, new, merge = key[: -len(".kind")], {"kind": new, **kept}, False
     try:
-        OmegaConf.update(config, key, new, merge=not key.endswith(("solver", "readout", "insertion")))
+        OmegaConf.update(config, key, new, merge=merge)
     except Exception as error:
         first = str(error).splitlines()[0]
         raise SpecError(f"override {override!r} does not fit the spec: {first}") from error

@@ -22,7 +22,8 @@ class Pivot(SubsetSolver):
     """DART's rule: keep the pivots, then per pivot the most distant tokens that are still left.
 
     The `pivots` tokens with the largest scores are visual pivots (ties to the lower index) and always kept;
-    the first `text_pivots` present rows of `anchors` are text pivots and only steer.  The rest of the budget
+    the first `text_pivots` present rows of `anchors` (the strongest, where strengths are known) are text
+    pivots and only steer.  The rest of the budget
     is shared out evenly over all pivots, one more for the first ones where it does not divide, and each
     pivot in turn takes that many of the tokens still left with the largest `pairwise` (or anchor) distance.
 
@@ -85,7 +86,11 @@ class Pivot(SubsetSolver):
         present = (problem.anchors != math.inf).any(2)
         if self.pivots == 0 and not bool(present.any(1).all()):
             raise ProblemError("pivot: a sample has neither visual nor text pivots; set `pivots` above 0")
-        text = (~present).to(torch.int8).argsort(dim=1, stable=True)[:, : self.text_pivots]
+        if problem.anchor_strength is not None:  # strongest first, which the order of a set depends on
+            strength = problem.anchor_strength.double().masked_fill(~present, -math.inf)
+            text = strength.argsort(dim=1, descending=True, stable=True)[:, : self.text_pivots]
+        else:
+            text = (~present).to(torch.int8).argsort(dim=1, stable=True)[:, : self.text_pivots]
         text_rows = problem.anchors[batch, text].to(rows.dtype).masked_fill(~problem.real[:, None, :], 0)
         tokens = problem.real.sum(1, keepdim=True)
         return (
