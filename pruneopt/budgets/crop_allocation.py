@@ -55,17 +55,19 @@ class CropAllocation(BudgetRule):
             if not crops:
                 continue
             ratio = self.retention * (1 + self.shares(score_map(values, signals, problem), tile[crops]))
-            count = (tokens[crops] * ratio.clamp_max(1)).long()
+            count = (tokens[crops].double() * ratio.clamp_max(1).double()).long()
             out[crops] = count.clamp_min(1).minimum(tokens[crops])
         return out
 
     def shares(self, image: Tensor, tile: Tensor) -> Tensor:
-        """`[G]` softmax shares of the crops at `tile` `[G,2]`, less their mean."""
+        """`[G]` float64 softmax shares of the crops at `tile` `[G,2]`, less their mean."""
         columns, rows = (int(v) for v in tile.amax(0) + 1)
         row = (torch.arange(image.shape[0]) // max(1, image.shape[0] // rows)).clamp_max(rows - 1)
         column = (torch.arange(image.shape[1]) // max(1, image.shape[1] // columns)).clamp_max(columns - 1)
         cell = (row[:, None] * columns + column[None, :]).flatten().to(image.device)
         total = torch.zeros(rows * columns, dtype=image.dtype, device=image.device)
         total.scatter_add_(0, cell, image.flatten())
-        share = (total / self.temperature).softmax(0)
+        logits = total.double() / self.temperature
+        weight = (logits - logits.max()).exp()
+        share = weight / (weight.sum() + 1e-8)  # as coded: an exact n r falls to the integer below
         return (share - share.mean())[tile[:, 1] * columns + tile[:, 0]]

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pruneopt.compose import keep_top
 from pruneopt.parts import CostTerm, param
-from pruneopt.pruner import keep_top
 from pruneopt.signals import Signals
 from pruneopt.tensors import flat_heads, unit_rows
 
@@ -35,9 +35,13 @@ class TextPivots(CostTerm):
     def needs(self) -> frozenset[str]:
         return frozenset({self.signal, self.text, "text_keys", "text_mask"})
 
+    def strength(self, signals: Signals) -> Tensor:
+        return flat_heads(signals["text_keys"].float()).norm(p=self.p, dim=2)
+
     def __call__(self, signals: Signals) -> Tensor:
         real = signals["text_mask"]
-        strength = flat_heads(signals["text_keys"].float()).norm(p=self.p, dim=2)
-        pivot = keep_top(strength, torch.full_like(real[:, 0], self.count, dtype=torch.int64), real)
+        pivot = keep_top(
+            self.strength(signals), torch.full_like(real[:, 0], self.count, dtype=torch.int64), real
+        )
         cosine = torch.bmm(unit_rows(signals[self.text]), unit_rows(signals[self.signal]).transpose(1, 2))
         return (1 - cosine).masked_fill(~pivot[:, :, None], torch.inf)

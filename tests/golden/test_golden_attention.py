@@ -185,7 +185,7 @@ def test_sparsevlm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
             method = "sparsevlm/plus" if plus else "sparsevlm/release"
             visual = start
             sequence = torch.arange(hidden.shape[1])
-            for s, keep in enumerate(options["keep"]):
+            for s in range(len(options["keep"])):
                 alive = visual.shape[1]
                 attention = tensor(case[f"in.attn{s}"])
                 span = slice(first, first + alive)

@@ -60,7 +60,7 @@ class Ledger:
     def same(
         self, variant: str, name: str, got: Any, fair: Callable[[np.ndarray, np.ndarray], None] | None = None
     ) -> None:
-        """Equal where the file says stable; else `fair(want, got)` must hold, or only the shape is looked at."""
+        """Equal where the file says stable; else `fair(want, got)` must hold, or only the size is read."""
         key, want, got = f"out.{variant}.{name}", self.want(variant, name), np.asarray(got)
         where = f"{self.case.name} {key}"
         if self.stable(variant, name):
@@ -116,7 +116,7 @@ def expect(counts: list[int], cases: list[GoldenCase]) -> None:
 def rotary_rows(
     hidden: Tensor, wq: Tensor, wk: Tensor, heads: int, eps: float, base: float, rows: Tensor
 ) -> Tensor:
-    """Attention `[1,H,R,L]` of some rows of `hidden` `[1,L,D]`: RMS norm, rotary embedding at places 0..L-1."""
+    """Attention `[1,H,R,L]` of some rows of `hidden` `[1,L,D]`: RMS norm, rotary embedding from place 0."""
     normed = hidden * (hidden.square().mean(2, keepdim=True) + eps).rsqrt()
     length, width = hidden.shape[1], hidden.shape[2] // heads
     q = (normed @ wq.T).view(1, length, heads, width).transpose(1, 2)
