@@ -55,6 +55,12 @@ def make_signals(
     return Signals(tensors, mask if lengths is not None else None)
 
 
+def is_attention(base: str) -> bool:
+    """Whether a signal holds shares of a softmax."""
+    other = ("post_attention_norm", "attention_logits", "lookahead_keys")
+    return ("attention" in base or "lookahead" in base) and base not in other
+
+
 def _pad(name: str, tensor: Tensor, tokens: int) -> Tensor:
     for axis in signal_info(name).token_dims:
         missing = tokens - tensor.shape[axis - 1]
@@ -97,14 +103,9 @@ def _sample(
         axes = [a.strip() for a in signal_info(name).shape.strip("[]").split(",")][1:]
         shape = [sizes[a] for a in axes]
         draw = torch.randn(shape, generator=g)
-        if (
-            "attention" in base
-            and base not in ("post_attention_norm", "attention_logits")
-            or "lookahead" in base
-        ):
-            if base != "lookahead_keys":
-                out[name] = 0.8 * draw.softmax(-1)
-                continue
+        if is_attention(base):
+            out[name] = 0.8 * draw.softmax(-1)
+            continue
         if base in ("transition", "transition_abs", "importance"):
             out[name] = draw.abs()
             continue

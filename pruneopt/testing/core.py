@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from pruneopt.errors import PruneoptError, nearest
 from pruneopt.parts import Part
@@ -60,6 +61,11 @@ class Verdict:
     @property
     def failures(self) -> list[Outcome]:
         return [outcome for outcome in self.outcomes if not outcome.ok]
+
+
+def changed(thing: Any, **fields: Any) -> Any:
+    """A frozen dataclass with some fields replaced."""
+    return replace(thing, **fields)
 
 
 def require(condition: object, message: str) -> None:

@@ -144,8 +144,9 @@ def check_bad_parameters_refused(part: Part) -> None:
 def check_declarations(part: Part) -> None:
     """Name, documentation, signals and tags are declared in terms that exist."""
     require(isinstance(part.name, str) and part.name.isidentifier(), f"name {part.name!r} is no identifier")
-    require((type(part).__doc__ or "").strip() and not (type(part).__doc__ or "").startswith(type(part).__name__ + "("),
-            "the class has no docstring; say what it computes, shapes, units, sign and source")  # fmt: skip
+    doc = (type(part).__doc__ or "").strip()
+    written = doc and not doc.startswith(type(part).__name__ + "(")  # dataclasses write a signature there
+    require(written, "the class has no docstring; say what it computes, shapes, units, sign and source")
     require(isinstance(part.needs, frozenset), f"needs must be a frozenset of names, got {part.needs!r}")
     for name in part.needs:
         signal_info(name)

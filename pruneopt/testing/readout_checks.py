@@ -12,7 +12,7 @@ from pruneopt.errors import PruneoptError
 from pruneopt.parts import Readout, TransportSolver
 from pruneopt.problems import TransportProblem
 from pruneopt.testing import cases
-from pruneopt.testing.core import Check, CheckFailure, require
+from pruneopt.testing.core import Check, CheckFailure, changed, require
 from pruneopt.testing.part_checks import part_checks, torch_rng_untouched
 from pruneopt.testing.signal_checks import agree
 
@@ -53,12 +53,11 @@ def check_shape_and_dtype(readout: Readout) -> None:
 
 
 def check_cost_blindness_declared(readout: Readout) -> None:
-    """`ignores_cost` tells the truth: another cost changes the ranking, or the readout says that it cannot."""
+    """`ignores_cost` tells the truth: another cost changes the result, or it says that it cannot."""
     problem = cases.transport(seed=1)
     other = replace(problem, cost=cases.transport(seed=2).cost)
     for solver, out in _reads(readout, problem):
-        changed = readout(other, solver.solve(other))
-        difference = agree(changed, out)
+        difference = agree(readout(other, solver.solve(other)), out)
         says = readout.ignores_cost(solver)
         if says is None:
             require(
@@ -77,23 +76,22 @@ def check_cheaper_token_gains(readout: Readout) -> None:
     problem = cases.transport(seed=3, uniform=True)
     cost = problem.cost.clone()
     cost[:, 4], cost[:, 7] = cost[:, 4] - 0.5, cost[:, 7] + 0.5
-    changed = TransportProblem.build(cost)
+    other = TransportProblem.build(cost)
     for solver in partners():
         if hasattr(solver, "epsilon_scale"):  # else the range, hence epsilon, would change as well
-            solver = replace(
-                solver, epsilon_scale="absolute", **({"rounds": 500} if hasattr(solver, "rounds") else {})
-            )
+            more = {"rounds": 500} if hasattr(solver, "rounds") else {}
+            solver = changed(solver, epsilon_scale="absolute", **more)
         try:
             before = readout(problem, solver.solve(problem)).double()
-            after = readout(changed, solver.solve(changed)).double()
+            after = readout(other, solver.solve(other)).double()
         except PruneoptError:
             continue
         tolerance = 1e-4 * float(torch.maximum(before.abs().amax(), after.abs().amax()))
         right = (after[:, 4] >= before[:, 4] - tolerance) & (after[:, 7] <= before[:, 7] + tolerance)
         require(
             bool(right.all()),
-            f"after {solver.name} a source falls in importance when it gets cheaper for every target, or rises "
-            "when it gets dearer; the sign is reversed",
+            f"after {solver.name} a source falls in importance when it gets cheaper for every target, or "
+            "rises when it gets dearer; the sign is reversed",
         )
 
 
@@ -163,7 +161,7 @@ def check_refusal_is_named(readout: Readout) -> None:
         return
     except Exception as error:
         raise CheckFailure(
-            f"raises {type(error).__name__} for a solution without potentials; raise ProblemError naming the solver"
+            f"raises {type(error).__name__} for a solution without potentials; raise ProblemError"
         ) from error
 
 

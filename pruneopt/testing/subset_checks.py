@@ -14,7 +14,7 @@ from pruneopt.parts import SubsetSolver
 from pruneopt.problems import SUBSET_KINDS, SubsetProblem
 from pruneopt.solution import Status, SubsetSolution
 from pruneopt.testing import cases
-from pruneopt.testing.core import Check, require
+from pruneopt.testing.core import Check, changed, require
 from pruneopt.testing.part_checks import part_checks, torch_rng_untouched
 
 LARGE = 24  # tokens where brute force would be out of reach; solvers tagged `small` get 12
@@ -96,7 +96,7 @@ def check_protected(solver: SubsetSolver) -> None:
 
 
 def check_fields(solver: SubsetSolver) -> None:
-    """The solution reports itself: solver, seconds, one status per sample, a value and a bound or a reason."""
+    """The solution reports itself: solver, seconds, statuses, and a bound or a reason for none."""
     for kind in _each_kind(solver):
         problem = cases.subset(kind, tokens=size(solver))
         solution = solver.solve(problem)
@@ -235,7 +235,7 @@ def check_permutation(solver: SubsetSolver) -> None:
         one, two = solver.solve(problem), solver.solve(moved)
         require(
             _same(solver, one.keep[:, p], two.keep, one, two),
-            f"{kind}: permuting the tokens changes the choice; tag the solver `uses_order` if that is the rule",
+            f"{kind}: permuting the tokens changes the choice; tag it `uses_order` if that is the rule",
         )
 
 
@@ -340,7 +340,7 @@ def check_degenerate(solver: SubsetSolver) -> None:
             problem = cases.subset(kind, tokens=8, k=3)
             values = {"unary": problem.unary, "pairwise": problem.pairwise}
             flat = {n: torch.full_like(t, fill) for n, t in values.items() if t is not None}
-            problem = replace(problem, **flat)
+            problem = changed(problem, **flat)
             solution = solver.solve(problem)
             count_holds(solver, problem, solution, f"({kind}, all entries {fill:g})")
             require(not bool(solution.value.isnan().any()), f"{kind}: NaN value for entries {fill:g}")
@@ -350,7 +350,7 @@ def check_degenerate(solver: SubsetSolver) -> None:
 
 def check_time_limit(solver: SubsetSolver) -> None:
     """Tagged `time_limit`: a tiny limit ends soon, says so, and leaves a full choice with a bound."""
-    part = replace(solver, time_limit=0.02)  # type: ignore[type-var, call-arg]
+    part = changed(solver, time_limit=0.02)
     for kind in _each_kind(solver):
         if kind in ("top_k", "quota"):
             continue
