@@ -48,7 +48,7 @@ def _side(
         with timed(model) as times, context as run:
             said = model.generate(**inputs, do_sample=False, max_new_tokens=tokens)
         text = processor.batch_decode(said[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
-        return Side(text.strip(), times.encoder[0], times.prefill, times.decode), run
+        return Side(text.strip(), sum(times.encoder), times.prefill, times.decode), run
 
     return min((once() for _ in range(repeats)), key=lambda pair: pair[0].prefill)
 

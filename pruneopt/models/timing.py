@@ -16,9 +16,10 @@ from pruneopt.models.hooks import Attachments
 
 @dataclass
 class ForwardTimes:
-    """Seconds per forward pass since the timer was attached; the first text-model call is the prefill.
+    """Seconds of every call since the timer was attached; the first text-model call is the prefill.
 
-    `encoder` is everything before the text model starts: vision tower, projector, merging of embeddings.
+    `encoder` times the vision tower, wherever it is called from: recent `generate` runs it before the model's
+    own forward.
     """
 
     encoder: list[float] = field(default_factory=list)
@@ -39,27 +40,26 @@ class ForwardTimes:
 def timed(model: Any) -> Iterator[ForwardTimes]:
     """Time every forward pass inside the block. Attach before pruning, so that selection is included."""
     adapter, times, attachments = adapter_for(model), ForwardTimes(), Attachments()
-    mark = [0.0]
 
     def now() -> float:
         if next(model.parameters()).is_cuda:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def start(*_: Any) -> None:
-        mark[0] = now()
+    def watch(module: Any, into: list[float]) -> None:
+        mark = [0.0]
 
-    def text_starts(*_: Any) -> None:
-        here = now()
-        times.encoder.append(here - mark[0])
-        mark[0] = here
+        def starts(*_: Any) -> None:
+            mark[0] = now()
 
-    def text_ends(*_: Any) -> None:
-        times.text.append(now() - mark[0])
+        def ends(*_: Any) -> None:
+            into.append(now() - mark[0])
 
-    attachments.before(adapter.base, start)
-    attachments.before(adapter.text, text_starts)
-    attachments.after(adapter.text, text_ends)
+        attachments.before(module, starts)
+        attachments.after(module, ends)
+
+    watch(adapter.encoder().tower, times.encoder)
+    watch(adapter.text, times.text)
     try:
         yield times
     finally:
