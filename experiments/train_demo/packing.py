@@ -7,22 +7,37 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scenes import Scene, SceneQuestion, all_questions, patch_labels
-from vocabulary import ASSISTANT, EOS, GRID, PREFIX_WORDS, WORD_ID, encode
+from vocabulary import (
+    ASSISTANT,
+    EOS,
+    FRAME_COLOURS,
+    GRID,
+    OBJECTS,
+    PREFIX_WORDS,
+    WORD_ID,
+    encode,
+)
 
 VISUAL_TOKENS = GRID * GRID
 QUESTIONS = 9
 BLOCK = 11
 IGNORE = -100
+SUBJECTS = {*OBJECTS, *FRAME_COLOURS}
 # Looking up by object name is learned last: it has the most keys.
 HARD_TYPES = {"position": 3.0, "frame_colour": 3.0, "object_presence": 3.0, "frame_presence": 2.0}
 
 
 @dataclass
 class TextBatch:
-    """``ids`` and ``targets`` are [batch, QUESTIONS * BLOCK]; ignored targets are -100."""
+    """``ids``, ``targets`` and ``hints`` are [batch, QUESTIONS * BLOCK]; -100 is ignored.
+
+    ``targets`` are the next words of the answer. ``hints`` ask for its first word as early as at
+    the word asked about: a shorter path, without which looking up by object name is not found.
+    """
 
     ids: torch.Tensor
     targets: torch.Tensor
+    hints: torch.Tensor
 
 
 @dataclass
@@ -33,30 +48,31 @@ class LabelBatch:
     attributes: torch.Tensor
 
 
-def pack_questions(questions: list[SceneQuestion]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and next-word targets of up to QUESTIONS questions: two [QUESTIONS, BLOCK] arrays."""
-    ids = np.full((QUESTIONS, BLOCK), WORD_ID[EOS])
-    targets = np.full((QUESTIONS, BLOCK), IGNORE)
+def pack_questions(questions: list[SceneQuestion]) -> np.ndarray:
+    """Ids, targets and hints of up to QUESTIONS questions, [3, QUESTIONS * BLOCK]."""
+    packed = np.full((3, QUESTIONS, BLOCK), IGNORE)
+    packed[0] = WORD_ID[EOS]
     for row, item in enumerate(questions[:QUESTIONS]):
-        asked = encode(f"{item.question} {ASSISTANT}")
-        whole = [*asked, *encode(item.answer), WORD_ID[EOS]]
-        length = len(whole) - 1
-        ids[row, :length] = whole[:-1]
-        targets[row, len(asked) - 1 : length] = whole[len(asked) :]
-    return ids, targets
+        words = item.question.split()
+        answer = encode(item.answer)
+        whole = [*encode(f"{item.question} {ASSISTANT}"), *answer, WORD_ID[EOS]]
+        length, asked = len(whole) - 1, len(words)
+        packed[0, row, :length] = whole[:-1]
+        packed[1, row, asked:length] = whole[asked + 1 :]
+        subject = [place for place, word in enumerate(words) if word in SUBJECTS]
+        packed[2, row, subject[-1] if subject else asked - 1 : asked] = answer[0]
+    return packed.reshape(3, -1)
 
 
 def pack_texts(scenes: list[Scene], rng: np.random.Generator) -> TextBatch:
     """Random questions about each scene; the types that are slow to learn are asked more often."""
-    ids, targets = [], []
+    packed = []
     for scene in scenes:
         pool = all_questions(scene, rng)
         weight = np.array([HARD_TYPES.get(question.type, 1.0) for question in pool])
         order = np.argsort(-(rng.random(len(pool)) ** (1 / weight)))
-        one_ids, one_targets = pack_questions([pool[i] for i in order])
-        ids.append(one_ids.reshape(-1))
-        targets.append(one_targets.reshape(-1))
-    return TextBatch(torch.from_numpy(np.stack(ids)), torch.from_numpy(np.stack(targets)))
+        packed.append(pack_questions([pool[i] for i in order]))
+    return TextBatch(*torch.from_numpy(np.stack(packed, axis=1)))
 
 
 def label_batch(scenes: list[Scene]) -> LabelBatch:

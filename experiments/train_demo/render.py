@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scenes import Item, Scene
+from scenes import FRAME_RIM, Item, Scene
 from vocabulary import FRAME_COLOURS, IMAGE_SIZE, OBJECTS, TONES
 
 FRAME_WIDTH = 3
 ROTATIONS = 8
 MAX_ANGLE = 20.0
+# MNIST centres 20 pixels of ink in 28; most of the empty rim is cut away.
+DIGIT_MARGIN = 3
 INNER_SIZES = range(32, 49)
 CLASS_OF = {name: index for index, name in enumerate(OBJECTS)}
 
@@ -23,6 +25,7 @@ class Renderer:
         with np.load(material) as data:
             self.photos = [Image.fromarray(photo) for photo in data[f"{split}_photos"]]
             images, labels = data[f"{split}_digits"], data[f"{split}_labels"]
+            images = images[:, DIGIT_MARGIN:-DIGIT_MARGIN, DIGIT_MARGIN:-DIGIT_MARGIN]
             self.digits = {str(d): images[labels == d] for d in range(10)}
             sprites = [Image.fromarray(sprite) for sprite in data["sprites"]]
         rng = np.random.default_rng(seed)
@@ -68,7 +71,7 @@ class Renderer:
         region = image[top:bottom, left:right]
         inset = 0
         if item.attribute in FRAME_COLOURS:
-            inset = FRAME_WIDTH + 1
+            inset = FRAME_RIM
             colour = np.array(FRAME_COLOURS[item.attribute]) + rng.uniform(-12, 12, 3)
             inner = region[FRAME_WIDTH:-FRAME_WIDTH, FRAME_WIDTH:-FRAME_WIDTH].copy()
             region[:] = colour

@@ -22,7 +22,7 @@ class VisionBatch:
 
     pixels: torch.Tensor
     labels: LabelBatch
-    text: TextBatch
+    text: TextBatch | None
 
 
 def to_pixels(images: list[np.ndarray]) -> torch.Tensor:
@@ -31,15 +31,14 @@ def to_pixels(images: list[np.ndarray]) -> torch.Tensor:
 
 
 def vision_batch(
-    renderer: Renderer, rng: np.random.Generator, batch: int, dense_share: float
+    renderer: Renderer, rng: np.random.Generator, batch: int, dense_share: float, asked: bool
 ) -> VisionBatch:
     scenes: list[Scene] = []
     for _ in range(batch):
         crowded = rng.random() < dense_share
         scenes.append(sample_dense_scene(rng) if crowded else sample_scene(rng))
     pixels = to_pixels([renderer.draw(scene, rng) for scene in scenes])
-    asked = pack_texts(scenes, rng) if dense_share == 0 else TextBatch(*[torch.empty(0)] * 2)
-    return VisionBatch(pixels, label_batch(scenes), asked)
+    return VisionBatch(pixels, label_batch(scenes), pack_texts(scenes, rng) if asked else None)
 
 
 def presence_targets(labels: LabelBatch) -> torch.Tensor:

@@ -12,15 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from model import OracleTokens, VisionHeads, answer_logits, answer_loss, build_model
-from packing import BLOCK, VISUAL_TOKENS, TextBatch
+from packing import BLOCK, SUBJECTS, VISUAL_TOKENS, TextBatch
 from render import Renderer
 from safetensors.torch import load_file, save_file
 from stage_language import language_batch, language_step
 from stage_vision import dense_loss, regression_loss, see, vision_batch
 from torch import nn
-from vocabulary import EOS, FRAME_COLOURS, OBJECTS, WORDS
+from vocabulary import EOS, WORDS
 
-SUBJECTS = {*OBJECTS, *FRAME_COLOURS}
 LANGUAGE_PARTS = ("model.model.language_model.", "model.lm_head.", "oracle.")
 VISION_PARTS = ("model.model.vision_tower.", "model.model.multi_modal_projector.", "heads.")
 
@@ -49,7 +48,7 @@ class Parts(nn.Module):
         Path(f"{path}.tmp").rename(path)
 
 
-def learning_rate(spent: float, peak: float, step: int, warmup: int = 100) -> float:
+def learning_rate(spent: float, peak: float, step: int, warmup: int) -> float:
     """Linear warm-up by steps, then cosine over ``spent``, the used share of the time."""
     cosine = 0.5 * (1 + math.cos(math.pi * min(spent, 1.0)))
     return peak * min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * cosine)
@@ -93,7 +92,7 @@ def vision_stage(parts: Parts, args: argparse.Namespace) -> Step:
     regress = args.language is not None
 
     def step(spent: float) -> tuple[torch.Tensor, dict[str, object]]:
-        batch = vision_batch(renderer, rng, args.batch, args.dense_share)
+        batch = vision_batch(renderer, rng, args.batch, args.dense_share, asked=False)
         last_layer = bool(rng.random() < 0.25)
         features, pooled = see(parts.model, batch.pixels, last_layer)
         loss, record = dense_loss(features, pooled, parts.heads, batch.labels)
@@ -113,7 +112,7 @@ def joint_stage(parts: Parts, args: argparse.Namespace) -> Step:
     rng = np.random.default_rng(args.seed + 4)
 
     def step(spent: float) -> tuple[torch.Tensor, dict[str, object]]:
-        batch = vision_batch(renderer, rng, args.batch, 0.0)
+        batch = vision_batch(renderer, rng, args.batch, 0.0, asked=True)
         features, pooled = see(parts.model, batch.pixels)
         loss, record = dense_loss(features, pooled, parts.heads, batch.labels)
         visual = parts.model.model.multi_modal_projector(features[:, 1:])
@@ -158,7 +157,7 @@ def run(args: argparse.Namespace) -> None:
     begin, step, saved = time.time(), 0, time.time()
     with (args.out / f"{args.stage}.jsonl").open("a") as log:
         while (spent := (time.time() - begin) / (60 * args.minutes)) < 1:
-            rate = learning_rate(spent, args.lr, step)
+            rate = learning_rate(spent, args.lr, step, args.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             loss, record = one_step(spent)
@@ -200,6 +199,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--kept", type=int, default=60, help="visual tokens in stage language")
     parser.add_argument("--dense-share", type=float, default=0.7)
     parser.add_argument("--dense-weight", type=float, default=0.3)
+    parser.add_argument("--warmup", type=int, default=100, help="steps")
     parser.add_argument("--log-every", type=int, default=50)
     return parser.parse_args()
 
