@@ -137,6 +137,16 @@ class ModelAdapter(ABC):
         """Encoder patches `[crops,P,C]` to visual tokens `[tokens,C]`, as the model packs its features."""
         return signal.flatten(0, 1)
 
+    def take_deepstack(self, kwargs: dict[str, Any]) -> tuple[Tensor, list[Tensor]] | None:
+        """Features that the text model adds after its first layers: visual columns `[B,L]`, and per layer
+        `[visual columns,D]` in row order; None for families that add none.
+        """
+        return None
+
+    def without_deepstack(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of the text model without those features."""
+        return kwargs
+
     @classmethod
     def towers(cls) -> str:
         """Encoder signals in words, for `pruneopt list models`."""

@@ -53,3 +53,11 @@ def causal_mask(config: Any, hidden: Tensor, valid: Tensor | None, past: int) ->
         past_key_values=CacheLengths(past),  # type: ignore[arg-type]
         position_ids=None,
     )
+
+
+def window_order(grid: Tensor, merge: int, window: int, patch: int) -> Tensor:
+    """Order in which Qwen2.5-VL's encoder holds the merged tokens of images of size `grid` `[n,3]`."""
+    from transformers.vision_utils import get_vision_window_index
+
+    found = get_vision_window_index(grid, spatial_merge_size=merge, window_size=window, patch_size=patch)
+    return found[0]

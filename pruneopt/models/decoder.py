@@ -79,19 +79,19 @@ class DecoderCapture:
     plan: dict[int, set[str]]
     raw: dict[str, Tensor] = field(default_factory=dict)
 
-    def watch(self, add: Callable[[nn.Module, bool, Callable[[Any], None]], None]) -> None:
-        """Register captures through `add(module, inputs_only, callback)`."""
+    def watch(self, add: Callable[[nn.Module, str, Callable[[Any], None]], None]) -> None:
+        """Register captures through `add(module, what, callback)`."""
         for layer, bases in sorted(self.plan.items()):
             module = self.adapter.layers[layer]
             attention = module.self_attn
-            modules: dict[str, tuple[nn.Module, bool]] = {
-                "attn_out": (module.post_attention_layernorm, True),
-                "norm1": (module.input_layernorm, False),
-                "norm2": (module.post_attention_layernorm, False),
-                "self_attn": (attention, False),
-                "mlp": (module.mlp, False),
-                "q": (getattr(attention, "q_norm", attention.q_proj), False),
-                "k": (getattr(attention, "k_norm", attention.k_proj), False),
+            modules: dict[str, tuple[nn.Module, str]] = {
+                "attn_out": (module.post_attention_layernorm, "input"),
+                "norm1": (module.input_layernorm, "output"),
+                "norm2": (module.post_attention_layernorm, "output"),
+                "self_attn": (attention, "output"),
+                "mlp": (module.mlp, "output"),
+                "q": (getattr(attention, "q_norm", attention.q_proj), "output"),
+                "k": (getattr(attention, "k_norm", attention.k_proj), "output"),
             }
             for slot in sorted({slot for base in bases for slot in _SLOTS[base]} - {"in", "out"}):
 

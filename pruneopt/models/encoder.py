@@ -64,8 +64,8 @@ class Encoder:
             return [("q", block)]
         return [("q", block), ("k", block)]
 
-    def watch(self, slots: set[tuple[str, int]], add: Callable[[nn.Module, bool, Any], None]) -> None:
-        """Register captures through `add(module, inputs_only, callback)`."""
+    def watch(self, slots: set[tuple[str, int]], add: Callable[[nn.Module, str, Any], None]) -> None:
+        """Register captures through `add(module, what, callback)`."""
         for slot in sorted(slots):
             kind, block = slot
 
@@ -74,18 +74,18 @@ class Encoder:
                 self.raw.setdefault(slot, []).append(value.detach())
 
             if kind == "pixels":
-                add(self.tower, True, keep)
+                add(self.tower, "input", keep)
             elif kind == "features":
-                add(self.projector, True, keep)
+                add(self.projector, "input", keep)
             elif kind == "output":
-                add(self.blocks[block], False, keep)
+                add(self.blocks[block], "output", keep)
             else:
                 attention = getattr(self.blocks[block], self.attention)
-                add(self.projection(attention, kind), False, keep)
+                add(self.projection(attention, kind), "output", keep)
 
     def projection(self, attention: Any, kind: str) -> nn.Module:
         """The module whose output are queries or keys of all heads."""
-        found = getattr(attention, f"{kind}_proj", None)
+        found = getattr(attention, f"{kind}_norm", getattr(attention, f"{kind}_proj", None))
         if found is None:
             raise ModelError(
                 f"{type(attention).__name__} has no {kind}_proj; looked for separate query and key "

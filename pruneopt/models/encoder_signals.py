@@ -29,7 +29,7 @@ class EncoderCapture:
             self.encoder.check(base)
             self.encoder.resolve(layer)
 
-    def watch(self, add: Callable[[nn.Module, bool, Callable[[Any], None]], None]) -> None:
+    def watch(self, add: Callable[[nn.Module, str, Callable[[Any], None]], None]) -> None:
         slots = {slot for base, layer in self.names for slot in self.encoder.slots(base, layer)}
         self.encoder.watch(slots, add)
 

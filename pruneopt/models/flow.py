@@ -65,6 +65,9 @@ class Flow:
     positions: Tensor | None = None  # [A,B or 1,W] of the columns as they stand
     seconds: dict[str, float] = field(default_factory=dict)
     bad: Tensor | None = None
+    deepstack: list[Tensor] = field(default_factory=list)
+    visual: Tensor | None = None  # [B,W] visual columns, and [B,W] their rows in `deepstack`
+    feature: Tensor | None = None
 
     def __post_init__(self) -> None:
         prompt = self.prompt
@@ -93,6 +96,17 @@ class Flow:
 
     def timed(self, name: str, start: float) -> None:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def set_deepstack(self, visual: Tensor, features: list[Tensor]) -> None:
+        """Features to add after the first layers; see `ModelAdapter.take_deepstack`."""
+        self.deepstack, self.visual = features, visual
+        self.feature = (visual.flatten().long().cumsum(0) - 1).clamp_min(0).view(visual.shape)
+
+    def add_deepstack(self, layer: int, hidden: Tensor) -> Tensor:
+        """`hidden` `[B,W,D]` with the features of `layer` added at the visual columns that are left."""
+        assert self.visual is not None and self.feature is not None
+        added = hidden + self.deepstack[layer].to(hidden)[self.feature]
+        return torch.where(self.visual[:, :, None], added, hidden)
 
     def signals(self, stage: StageSpec, hidden: Tensor) -> Signals:
         """Everything that this stage reads, at the tokens that are left."""
@@ -185,6 +199,9 @@ class Flow:
         self.valid = take_columns(self.valid, order) & inside
         full = all(n == self.width for n in used) and not any(prompt.inner)
 
+        if self.visual is not None and self.feature is not None:
+            self.visual = take_columns(self.visual, order) & inside
+            self.feature = take_columns(self.feature, order)
         chosen = self._emission(selection, counts)
         slots = selection.index() if selection.rank is not None else chosen
         merged = self._merged(selection, chosen, hidden)

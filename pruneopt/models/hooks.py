@@ -23,16 +23,20 @@ class Attachments:
         handle = module.register_forward_hook(hook, with_kwargs=True, always_call=always)
         self._undo.append(handle.remove)
 
-    def watch(self, module: nn.Module, inputs_only: bool, callback: Callable[[Any], None]) -> None:
-        """Call back with the first input or the output of a module; change neither."""
-        if inputs_only:
+    def watch(self, module: nn.Module, what: str, callback: Callable[[Any], None]) -> None:
+        """Call back with the first `input`, the `output`, or the `(args, kwargs)` of a `call`; change "
+        "none."""
+        if what == "output":
+            self.after(module, lambda _module, _args, _kwargs, output: callback(output))
+            return
 
-            def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if what == "call":
+                callback((args, kwargs))
+            else:
                 callback(args[0] if args else next(iter(kwargs.values())))
 
-            self._undo.append(module.register_forward_pre_hook(see, with_kwargs=True).remove)
-        else:
-            self.after(module, lambda _module, _args, _kwargs, output: callback(output))
+        self.before(module, see)
 
     def attribute(self, owner: Any, name: str, value: Any) -> None:
         """Set an instance attribute that shadows a class attribute; removal deletes it again."""

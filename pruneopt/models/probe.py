@@ -71,3 +71,11 @@ def rotate(module: torch.nn.Module, states: Tensor, rotary: tuple[Tensor, Tensor
     cos, sin = (part.float() for part in rotary)
     states = states.float()
     return rotary_function(module)(states, states, cos, sin)[0]
+
+
+def vision_rotary_function(module: torch.nn.Module) -> Callable[..., Any]:
+    """The rotary embedding that an encoder's attention applies to `[S,H,d]`, with cos and sin `[S,d]`."""
+    found = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb_vision", None)
+    if found is None:
+        raise ModelError(f"{type(module).__name__} has no apply_rotary_pos_emb_vision in its module")
+    return found

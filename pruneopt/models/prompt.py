@@ -13,7 +13,6 @@ from torch.nn.utils.rnn import pad_sequence
 from pruneopt.errors import InputError, ModelError
 from pruneopt.models.base import ModelAdapter, Picture
 
-
 _GEOMETRY = ("xy", "grid", "tile", "time")
 
 

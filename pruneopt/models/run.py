@@ -65,6 +65,7 @@ class Run:
         self.flow: Flow | None = None
         self._step: CacheState | None = None
         self._masks: dict[int, Any] = {}
+        self._encoding = False
         self._inputs: dict[str, Any] = {}
         self._encoded: dict[str, Any] = {}  # what `generate` encoded ahead of the prompt
         self._last: Flow | None = None
@@ -149,8 +150,7 @@ class Run:
         self.capture.watch(self._only_in_prefill(attachments))
         for index, layer in enumerate(adapter.layers):
             attachments.before(layer, self._before(index))
-            if self.capture.plan.get(index):
-                attachments.after(layer, self._after(index))
+            attachments.after(layer, self._after(index))
 
     def forget_pictures(self) -> None:
         """Drop what was captured of pictures whose prompt is done, or never came."""
@@ -164,20 +164,25 @@ class Run:
 
         @wraps(encode)
         def noting(*args: Any, **kwargs: Any) -> Any:
-            if self.flow is None:
-                bound = signature.bind_partial(*args, **kwargs).arguments
-                self._encoded |= {k: v for k, v in bound.items() if k != "kwargs"}
-            return encode(*args, **kwargs)
+            if self.flow is not None or self._encoding:
+                return encode(*args, **kwargs)
+            bound = signature.bind_partial(*args, **kwargs).arguments
+            self._encoded |= {k: v for k, v in bound.items() if k != "kwargs"}
+            self._encoding = True
+            try:
+                return encode(*args, **kwargs)
+            finally:
+                self._encoding = False
 
         return noting
 
     def _only_in_prefill(self, attachments: Attachments) -> Callable[..., None]:
-        def add(module: nn.Module, inputs_only: bool, callback: Callable[[Any], None]) -> None:
+        def add(module: nn.Module, what: str, callback: Callable[[Any], None]) -> None:
             def guarded(value: Any) -> None:
                 if self.flow is not None:
                     callback(value)
 
-            attachments.watch(module, inputs_only, guarded)
+            attachments.watch(module, what, guarded)
 
         return add
 
@@ -261,7 +266,11 @@ class Run:
                         self.encoder.collect(self._inputs, self.flow.prompt, self.flow.rows)
                     )
                 self.flow.timed("encoder signals", start)
-            return None
+            added = self.adapter.take_deepstack(kwargs)
+            if added is None:
+                return None
+            self.flow.set_deepstack(*added)
+            return args, self.adapter.without_deepstack(kwargs)
         shift = self._lost[0]
         if self._step is None or not shift:
             return None
@@ -339,16 +348,21 @@ class Run:
             flow.store["start_embeddings", None] = flow.store["embeddings", None]
             flow.store["start_mask", None] = flow.mask
 
-    def _after(self, index: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _after(self, index: int) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
             flow = self.flow
             if flow is None:
-                return
-            start = time.perf_counter()
-            self.capture.raw["out"] = (output[0] if isinstance(output, tuple) else output).detach()
-            for base, tensor in self.capture.compute(index, flow.view()).items():
-                flow.store[base, index] = tensor
-            flow.timed("signals", start)
+                return None
+            added = index < len(flow.deepstack)
+            if added:
+                output = flow.add_deepstack(index, output)
+            if self.capture.plan.get(index):
+                start = time.perf_counter()
+                self.capture.raw["out"] = output.detach()
+                for base, tensor in self.capture.compute(index, flow.view()).items():
+                    flow.store[base, index] = tensor
+                flow.timed("signals", start)
+            return output if added else None
 
         return hook
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from pruneopt.errors import ModelError
 from pruneopt.models.base import adapter_for
 from pruneopt.models.hooks import Attachments
 
@@ -58,7 +59,8 @@ def timed(model: Any) -> Iterator[ForwardTimes]:
         attachments.before(module, starts)
         attachments.after(module, ends)
 
-    watch(adapter.encoder().tower, times.encoder)
+    with suppress(ModelError):  # a family without encoder signals still has a prefill to time
+        watch(adapter.encoder().tower, times.encoder)
     watch(adapter.text, times.text)
     try:
         yield times

@@ -59,7 +59,7 @@ def finish(model: Any, seed: int = 0) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
-                std = (0.4 if "lm_head" in name else 1.2) / parameter.shape[-1] ** 0.5
+                std = (0.2 if "lm_head" in name else 1.2) / parameter.shape[-1] ** 0.5
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
     return model.eval()
 
@@ -102,3 +102,164 @@ def llava_rows() -> dict[str, list[dict[str, Any]]]:
             }
         )
     return {"left": rows}
+
+
+def qwen2(**changes: Any) -> Any:
+    from transformers import Qwen2Config
+
+    return Qwen2Config(
+        **{
+            "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 5,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
+            "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": 2, **changes,
+        }
+    )  # fmt: skip
+
+
+def siglip(**changes: Any) -> Any:
+    from transformers import SiglipVisionConfig
+
+    return SiglipVisionConfig(
+        **{
+            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "image_size": 16, "patch_size": 4, "vision_use_head": False, **changes,
+        }
+    )  # fmt: skip
+
+
+PINPOINTS = [[16, 32], [32, 16], [32, 32], [16, 48]]
+
+
+def llava_next(attention: str = "sdpa") -> Any:
+    from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
+
+    config = LlavaNextConfig(
+        vision_config=clip(image_size=16), text_config=llama(), image_token_id=IMAGE, image_grid_pinpoints=PINPOINTS
+    )
+    config._attn_implementation = attention
+    return finish(LlavaNextForConditionalGeneration(config))
+
+
+def llava_next_video(attention: str = "sdpa") -> Any:
+    from transformers import LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration
+
+    config = LlavaNextVideoConfig(
+        vision_config=clip(image_size=16), text_config=llama(), image_token_id=IMAGE, video_token_id=VIDEO,
+        image_grid_pinpoints=PINPOINTS, spatial_pool_stride=2,
+    )  # fmt: skip
+    config._attn_implementation = attention
+    return finish(LlavaNextVideoForConditionalGeneration(config))
+
+
+def llava_onevision(attention: str = "sdpa") -> Any:
+    from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+
+    config = LlavaOnevisionConfig(
+        vision_config=siglip(), text_config=qwen2(), image_token_id=IMAGE, video_token_id=VIDEO,
+        image_grid_pinpoints=[*PINPOINTS, [48, 48]], vision_aspect_ratio="anyres_max_4",
+    )  # fmt: skip
+    config._attn_implementation = attention
+    return finish(LlavaOnevisionForConditionalGeneration(config))
+
+
+def _mrope_text(kind: Any, **changes: Any) -> Any:
+    return kind(
+        **{
+            "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 5,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
+            "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+            **changes,
+        }
+    )  # fmt: skip
+
+
+def qwen2_vl(attention: str = "sdpa") -> Any:
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+    from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig, Qwen2VLVisionConfig
+
+    vision = Qwen2VLVisionConfig(
+        depth=3, embed_dim=32, hidden_size=32, num_heads=4, mlp_ratio=2, patch_size=4, spatial_merge_size=2,
+        temporal_patch_size=2,
+    )  # fmt: skip
+    config = Qwen2VLConfig(
+        vision_config=vision.to_dict(), text_config=_mrope_text(Qwen2VLTextConfig).to_dict(), image_token_id=IMAGE,
+        video_token_id=VIDEO, vision_start_token_id=85, vision_end_token_id=86,
+    )  # fmt: skip
+    config._attn_implementation = attention
+    return finish(Qwen2VLForConditionalGeneration(config))
+
+
+def qwen2_5_vl(attention: str = "sdpa") -> Any:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import (
+        Qwen2_5_VLTextConfig,
+        Qwen2_5_VLVisionConfig,
+    )
+
+    vision = Qwen2_5_VLVisionConfig(
+        depth=3, hidden_size=32, intermediate_size=48, out_hidden_size=32, num_heads=4, patch_size=4,
+        spatial_merge_size=2, temporal_patch_size=2, window_size=16, fullatt_block_indexes=[2],
+    )  # fmt: skip
+    config = Qwen2_5_VLConfig(
+        vision_config=vision.to_dict(), text_config=_mrope_text(Qwen2_5_VLTextConfig).to_dict(),
+        image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=85, vision_end_token_id=86,
+    )  # fmt: skip
+    config._attn_implementation = attention
+    return finish(Qwen2_5_VLForConditionalGeneration(config))
+
+
+def qwen3_vl(attention: str = "sdpa") -> Any:
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+    from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig, Qwen3VLVisionConfig
+
+    vision = Qwen3VLVisionConfig(
+        depth=3, hidden_size=32, intermediate_size=48, out_hidden_size=32, num_heads=4, patch_size=4,
+        spatial_merge_size=2, temporal_patch_size=2, num_position_embeddings=64, deepstack_visual_indexes=[0, 1, 2],
+    )  # fmt: skip
+    config = Qwen3VLConfig(
+        vision_config=vision.to_dict(), text_config=_mrope_text(Qwen3VLTextConfig, head_dim=8).to_dict(),
+        image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=85, vision_end_token_id=86,
+    )  # fmt: skip
+    config._attn_implementation = attention
+    return finish(Qwen3VLForConditionalGeneration(config))
+
+
+def internvl(attention: str = "sdpa") -> Any:
+    from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig
+
+    vision = InternVLVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=[24, 24],
+        patch_size=[4, 4], use_qk_norm=True,
+    )  # fmt: skip
+    config = InternVLConfig(
+        vision_config=vision.to_dict(), text_config=qwen2().to_dict(), image_token_id=IMAGE, image_seq_length=9,
+        tie_word_embeddings=False,, tie_word_embeddings=False
+    )
+    config._attn_implementation = attention
+    return finish(InternVLForConditionalGeneration(config))
+
+
+def _idefics(config_class: Any, vision_class: Any, model_class: Any, attention: str) -> Any:
+    vision = vision_class(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=24,
+        patch_size=4,
+    )  # fmt: skip
+    config = config_class(
+        vision_config=vision.to_dict(), text_config=llama().to_dict(), image_token_id=IMAGE, scale_factor=2,
+        pad_token_id=PAD, use_cache=True,
+    )  # fmt: skip
+    config._attn_implementation = attention
+    return finish(model_class(config))
+
+
+def idefics3(attention: str = "sdpa") -> Any:
+    from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3VisionConfig
+
+    return _idefics(Idefics3Config, Idefics3VisionConfig, Idefics3ForConditionalGeneration, attention)
+
+
+def smolvlm(attention: str = "sdpa") -> Any:
+    from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMVisionConfig
+
+    return _idefics(SmolVLMConfig, SmolVLMVisionConfig, SmolVLMForConditionalGeneration, attention)
