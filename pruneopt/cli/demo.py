@@ -13,6 +13,7 @@ from rich.text import Text
 
 from pruneopt.cli.catalogue import console
 from pruneopt.cli.progress import progress
+from pruneopt.errors import InputError
 from pruneopt.eval.compare import Comparison, compare
 from pruneopt.eval.images import open_image
 from pruneopt.eval.metrics import mean_and_spread, paired, share
@@ -37,6 +38,8 @@ def run_command(
 ) -> None:
     """Answer one prompt about one picture, dense and pruned, with any supported model."""
     spec = load_spec(method, overrides)
+    if not prompt.strip():
+        raise InputError("the prompt is empty; ask something about the picture")
     picture = open_image(image)
     model, processor = _load(source, dtype, attention, trust_remote_code)
     from pruneopt.models.load import build_inputs
@@ -53,9 +56,17 @@ def run_command(
     console().print(Text(f"picture of the kept tokens: {path}"))
 
 
+def _quiet() -> None:
+    """No progress bars of transformers between our own lines."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def _load(source: str, dtype: str, attention: str, trust_remote_code: bool) -> tuple[Any, Any]:
     from pruneopt.models.load import dtype_of, load_model
 
+    _quiet()
     if source == "demo":
         from pruneopt.demo.assets import load_model as load_demo
 
@@ -85,6 +96,7 @@ def demo_command(method: str, overrides: Sequence[str], out: str, questions: int
     start = time.perf_counter()
     spec = load_spec(method, overrides)
     show = console()
+    _quiet()
     model, processor = load_model()
     question = sample()
     picture = open_image(question.image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from pruneopt.spec import Spec
 class Side:
     """What one of the two said and how long it took, in seconds.
 
-    `encoder` and `prefill` are the fastest of `repeats` runs; `decode` is per token.
+    All of the run with the fastest prefill; `decode` is per token.  NaN where there is nothing to time.
     """
 
     answer: str
@@ -48,7 +49,7 @@ def _side(
         with timed(model) as times, context as run:
             said = model.generate(**inputs, do_sample=False, max_new_tokens=tokens)
         text = processor.batch_decode(said[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
-        return Side(text.strip(), sum(times.encoder), times.prefill, times.decode), run
+        return Side(text.strip(), sum(times.encoder) or math.nan, times.prefill, times.decode), run
 
     return min((once() for _ in range(repeats)), key=lambda pair: pair[0].prefill)
 

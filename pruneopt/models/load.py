@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pruneopt.errors import InputError, ModelError, nearest
+from pruneopt.errors import ModelError, nearest
 from pruneopt.registry import registry
 
 if TYPE_CHECKING:
@@ -67,12 +67,7 @@ def _first_line(error: Exception) -> str:
 
 
 def build_inputs(processor: Any, image: Image, prompt: str) -> Any:
-    """Inputs of one picture and one prompt, through the chat template where the model has one.
-
-    Raises InputError for an empty prompt.
-    """
-    if not prompt.strip():
-        raise InputError("the prompt is empty; ask something about the picture")
+    """Inputs of one picture and one prompt, through the chat template where the model has one."""
     token = getattr(processor, "image_token", "<image>")
     if token not in prompt:
         if getattr(processor, "chat_template", None):

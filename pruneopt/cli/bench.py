@@ -1,0 +1,75 @@
+"""`pruneopt bench`: measurements of solvers, selection and prefill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Measure solvers, selection cost, prefill and memory.", no_args_is_help=True)
+
+Out = Annotated[Path, typer.Option(help="folder of the run; what it already holds is not measured again")]
+Names = Annotated[str | None, typer.Option(help="names or patterns, separated by commas; all if left out")]
+
+
+def split(text: str | None) -> list[str] | None:
+    """Words separated by commas, or None."""
+    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
+
+
+def numbers(text: str) -> list[int]:
+    """Whole numbers separated by commas."""
+    try:
+        return [int(word) for word in split(text) or []]
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a list of whole numbers such as 64,144") from error
+
+
+@app.command("solvers")
+def solvers(
+    sizes: Annotated[str, typer.Option(help="tokens per side")] = "64,144,576,1024",
+    batch: Annotated[str, typer.Option(help="problems per batch")] = "1,8",
+    families: Names = None,
+    solvers: Names = None,
+    out: Out = Path("bench/solvers"),
+    problems: Annotated[str, typer.Option(help="transport, subset or both")] = "both",
+    repeats: Annotated[int, typer.Option(min=1, help="warm runs per cell")] = 5,
+    budget: Annotated[float, typer.Option(min=0.0, help="about how many seconds of warm runs")] = 3.0,
+    threads: Annotated[int, typer.Option(min=0, help="torch threads; 0 is all cores")] = 0,
+) -> None:
+    """Transport and subset solvers against the exact optimum: accuracy, time, memory, readouts."""
+    from pruneopt.bench.solvers import run_solver_bench
+    from pruneopt.bench.subset import run_subset_bench
+
+    if problems not in ("transport", "subset", "both"):
+        raise typer.BadParameter("--problems must be transport, subset or both")
+    if problems != "subset":
+        run_solver_bench(
+            out, numbers(sizes), numbers(batch), split(families), split(solvers), repeats, budget, threads
+        )
+    if problems != "transport":
+        run_subset_bench(out)
+
+
+@app.command("targets")
+def targets(
+    out: Annotated[Path | None, typer.Option(help="folder for the record")] = None,
+    threads: Annotated[int, typer.Option(min=0, help="torch threads; 0 is all cores")] = 0,
+) -> None:
+    """The speed and accuracy that the project promises; exit code 1 when one is missed."""
+    from pruneopt.bench.targets import run_targets
+
+    if not all(target.met for target in run_targets(out, threads=threads)):
+        raise typer.Exit(1)
+
+
+@app.command("report")
+def report(
+    out: Annotated[Path, typer.Argument(help="folder of a finished run")],
+    into: Annotated[Path | None, typer.Option(help="page to write the tables into")] = None,
+) -> None:
+    """Redo tables and pictures of a solver run from its records."""
+    from pruneopt.bench.report import write_page
+
+    write_page(out, into)
