@@ -63,6 +63,7 @@ def cross_command(
             table.add_row(*row, "", "", "legal")
         else:
             result = outcome.error or ("exact budget" if outcome.ok else f"asked for {list(outcome.wanted)}")
+            result += "; " + outcome.notes[0] if outcome.notes else ""
             table.add_row(*row, str(list(outcome.kept)), f"{1000 * outcome.seconds:.1f}", result)
     console().print(table)
     legal = sum(cell.legal for cell in cells)

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from pruneopt.cli import catalogue, sweep
+from pruneopt.cli import catalogue, cross, sweep
 from pruneopt.errors import PruneoptError
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ app.command("show")(catalogue.show_command)
 app.command("plugins")(catalogue.plugins_command)
 app.command("sweep")(sweep.sweep_command)
 app.command("table")(sweep.table_command)
+app.command("cross")(cross.cross_command)
 
 
 @app.command("demo")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pruneopt.errors import PruneoptError, RegistryError, nearest
+from pruneopt.errors import CostBlindReadoutWarning, PruneoptError, RegistryError, nearest
 from pruneopt.parts import CostTerm, Insertion, Part, Readout, SubsetSolver, TransportSolver
 from pruneopt.problems import SubsetProblem, TransportProblem
 from pruneopt.pruner import Pruner
@@ -57,6 +58,7 @@ class Outcome:
     wanted: tuple[int, ...] = ()
     seconds: float = 0.0
     error: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -108,13 +110,15 @@ def run_cells(cells: Iterable[Cell], select: Callable[[Spec], Selection]) -> Ite
             continue
         started = time.perf_counter()
         try:
-            chosen = select(cell.spec)
+            with warnings.catch_warnings():  # the outcome's notes say it
+                warnings.simplefilter("ignore", CostBlindReadoutWarning)
+                chosen = select(cell.spec)
         except PruneoptError as error:
             yield Outcome(cell, error=str(error), seconds=time.perf_counter() - started)
             continue
         kept = tuple(chosen.keep.sum(1).tolist())
         wanted = _wanted(chosen, kept)
-        yield Outcome(cell, kept, wanted, time.perf_counter() - started)
+        yield Outcome(cell, kept, wanted, time.perf_counter() - started, notes=chosen.diagnostics)
 
 
 def on_signals(signals: Signals) -> Callable[[Spec], Selection]:
