@@ -60,50 +60,65 @@ class Evaluator:
         embed = self.model.get_input_embeddings()
         batch, tokens, width = visual.shape
         at = int((ids[0] == self.image_id).nonzero())
-        text = torch.cat([torch.arange(at), torch.arange(at + tokens, len(ids[0]) + tokens - 1)])
-        before, after = ids[:, :at], ids[:, at + 1 :]
-        words = torch.empty(batch, 0, dtype=torch.long)
+        end = ids.shape[1] - 1 + tokens
         survives = torch.zeros(batch, tokens, dtype=torch.bool).scatter(1, keep, True)
+        places = at + torch.arange(tokens).expand(batch, -1)
         if layer == 0:
             visual = visual.gather(1, keep[..., None].expand(-1, -1, width))
             places = at + keep
-        else:
-            places = at + torch.arange(tokens).expand(batch, -1)
-        for _ in range(MAX_WORDS):
-            inputs = torch.cat([embed(before), visual, embed(after), embed(words)], dim=1)
-            new = int(text[-1]) + 1 + torch.arange(words.shape[1])
-            ends = torch.cat([text[at:], new]).expand(batch, -1)
-            positions = torch.cat([text[:at].expand(batch, -1), places, ends], dim=1)
-            length = inputs.shape[1]
-            causal = torch.ones(length, length, dtype=torch.bool).tril().expand(batch, 1, -1, -1)
-            late = causal.clone()
+        inputs = torch.cat([embed(ids[:, :at]), visual, embed(ids[:, at + 1 :])], dim=1)
+        before = torch.arange(at).expand(batch, -1)
+        after = torch.arange(at + tokens, end).expand(batch, -1)
+        positions = torch.cat([before, places, after], dim=1)
+        cache = transformers.DynamicCache()
+        length, words = inputs.shape[1], torch.empty(batch, 0, dtype=torch.long)
+        causal = torch.ones(length, length, dtype=torch.bool).tril()
+        for count in range(MAX_WORDS):
+            early = causal.expand(batch, 1, -1, -1)
+            late = early.clone()
             if layer > 0:
-                late[:, 0, :, at : at + tokens] &= survives[:, None, :]
-                late |= torch.eye(length, dtype=torch.bool)
-            hooks = self._mask_layers(late, layer)
-            states = self.model.model.language_model(
-                inputs_embeds=inputs,
-                attention_mask=causal,
-                position_ids=positions,
-                use_cache=False,
-            ).last_hidden_state
-            for hook in hooks:
-                hook.remove()
+                late[..., at : at + tokens] &= survives[:, None, None, :]
+                late |= torch.eye(length, dtype=torch.bool) if count == 0 else False
+            states = self._run_layers(inputs, early, late, layer, positions, cache)
             words = torch.cat([words, self.model.lm_head(states[:, -1:]).argmax(-1)], dim=1)
+            if (words == self.eos_id).any(1).all():
+                break
+            inputs, positions = embed(words[:, -1:]), torch.full((batch, 1), end + count)
+            length += 1
+            causal = torch.ones(1, length, dtype=torch.bool)
         return words
 
-    def _mask_layers(
-        self, mask: torch.Tensor, first: int
-    ) -> list[torch.utils.hooks.RemovableHandle]:
-        """Gives ``mask`` to every decoder layer from ``first`` on; none if ``first`` is 0."""
+    def _run_layers(
+        self,
+        inputs: torch.Tensor,
+        early: torch.Tensor,
+        late: torch.Tensor,
+        first: int,
+        positions: torch.Tensor,
+        cache: transformers.DynamicCache,
+    ) -> torch.Tensor:
+        """Final states; mask ``late`` holds from layer ``first`` on, ``early`` before it."""
 
         def swap(
             _module: torch.nn.Module, positional: tuple[object, ...], named: dict[str, object]
         ) -> tuple[tuple[object, ...], dict[str, object]]:
-            return positional, named | {"attention_mask": mask}
+            return positional, named | {"attention_mask": late}
 
-        layers = self.model.model.language_model.layers[first:] if first > 0 else []
-        return [layer.register_forward_pre_hook(swap, with_kwargs=True) for layer in layers]
+        decoder = self.model.model.language_model
+        hooks = [
+            layer.register_forward_pre_hook(swap, with_kwargs=True)
+            for layer in decoder.layers[first:]
+        ]
+        states = decoder(
+            inputs_embeds=inputs,
+            attention_mask=early,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        for hook in hooks:
+            hook.remove()
+        return states
 
     def answers(
         self,
