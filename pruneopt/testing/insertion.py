@@ -539,7 +539,7 @@ class _RaggedRule(BudgetRule):
     name: ClassVar[str] = "ragged"
 
     def __call__(self, signals: Signals, k: Tensor, importance: Tensor | None) -> Tensor:
-        return (k - 2 * signals.sample.to(k.dtype)).clamp_min(1)
+        return (k - signals.sample.to(k.dtype)).clamp_min(1)
 
 
 def _with_rule(spec: Any, rule: BudgetRule) -> Spec:

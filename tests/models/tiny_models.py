@@ -234,7 +234,7 @@ def internvl(attention: str = "sdpa") -> Any:
     )  # fmt: skip
     config = InternVLConfig(
         vision_config=vision.to_dict(), text_config=qwen2().to_dict(), image_token_id=IMAGE, image_seq_length=9,
-        tie_word_embeddings=False,, tie_word_embeddings=False
+        tie_word_embeddings=False,
     )
     config._attn_implementation = attention
     return finish(InternVLForConditionalGeneration(config))
