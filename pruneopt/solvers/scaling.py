@@ -139,7 +139,7 @@ def iterate(
         return
     live = torch.arange(eps.shape[0], device=eps.device)
     here = problem
-    e, f, g = eps, state.f, state.g
+    e, f, g = eps, state.f.clone(), state.g.clone()  # the kernel's base must not follow `state`
     relax = torch.full_like(e, omega)
     kernel: Tensor | None = None
     u, v = torch.ones_like(here.a), torch.ones_like(here.b)

@@ -115,6 +115,24 @@ def test_plan_equals_what_the_potentials_say() -> None:
         torch.testing.assert_close(plan, s.plan, rtol=1e-8, atol=1e-14)
 
 
+@pytest.mark.parametrize("order", ["target_then_source", "source_then_target"])
+@pytest.mark.parametrize("eps", [0.02, 0.005, 0.001])
+def test_annealing_and_warm_starts_end_at_the_same_plan(order: str, eps: float) -> None:
+    """Every way to the fixed point, with the side that was updated last exact all along."""
+    cost, a, b = random_problem(9, batch=3, n=30, m=24)
+    want = run("sinkhorn_newton", cost, a, b, epsilon=eps, anneal_start=0.2, tolerance=1e-12)
+    other = run("sinkhorn", cost, a, b, epsilon=4 * eps, rounds=30, order=order)
+    for how in ({"anneal_start": 0.2}, {"start": (other.f, other.g)}, {"anneal_start": 0.3, "omega": 1.3}):
+        for rounds in (1, 15, 40):
+            s = run("sinkhorn", cost, a, b, epsilon=eps, rounds=rounds, order=order, **how)
+            exact = s.row_error if order == "target_then_source" else s.col_error
+            assert float(exact.max()) < 1e-12, (how, rounds)
+            assert float(s.plan.sum((1, 2)).sub(1).abs().max()) < 1e-12
+        s = run("sinkhorn", cost, a, b, epsilon=eps, rounds=30_000, tolerance=1e-9, order=order, **how)
+        assert all(x is Status.CONVERGED for x in s.status), how
+        torch.testing.assert_close(s.plan, want.plan, rtol=0, atol=1e-7)
+
+
 def test_over_relaxation_saves_rounds_and_ends_plain() -> None:
     cost, a, b = random_problem(9, n=30, m=30)
     how = {"epsilon": 0.005, "rounds": 20_000, "tolerance": 1e-8}
