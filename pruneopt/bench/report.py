@@ -1,0 +1,241 @@
+"""From cell records to Parquet, tables and pictures.  Everything here can be redone from the records."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pruneopt.bench.stats import fit_exponent
+from pruneopt.errors import InputError
+
+Row = dict[str, Any]
+
+
+def write_page(out: Path, into: Path | None) -> None:
+    """Tables and pictures of all that `out` holds; `into` is rewritten between its marks.
+
+    Marks are lines `<!-- begin: NAME -->` and `<!-- end: NAME -->` for NAME in solvers, subset, targets.
+    """
+    from pruneopt.bench.subset import write_subset_report
+
+    texts = {"solvers": write_report(out), "subset": write_subset_report(out), "targets": _targets(out)}
+    if into is not None:
+        for name, text in texts.items():
+            insert(into, name, text)
+
+
+def _targets(out: Path) -> str:
+    path = out / "targets.json"
+    if not path.exists():
+        raise InputError(f"{path} is missing; run `pruneopt bench targets --out {out}` first")
+    record = json.loads(path.read_text())
+    lines = ["| target | measured | asked | seconds | met | note |", "| --- | --- | --- | --- | --- | --- |"]
+    for t in record["targets"]:
+        seconds = " / ".join(number(x) for x in (t["first"], t["second"]) if x)
+        lines.append(
+            f"| {t['name']} | {number(t['value'])} {t['unit']} | {t['sense']} {t['bound']:g} | {seconds} | "
+            f"{'yes' if t['met'] else 'no'} | {t['note']} |"
+        )
+    return "\n".join([*lines, "", f"Machine: {record['machine']}."])
+
+
+def write_report(out: Path, console: Console | None = None) -> str:
+    """Parquet (when cells are there), `tables.md` and pictures in `out`; returns the tables.
+
+    Raises InputError when `out` holds neither cells nor Parquet.
+    """
+    from pruneopt.bench.plots import draw
+
+    _compile(out)
+    cells, readouts = load(out)
+    good = [c for c in cells if c.get("error") is None]
+    fits = exponents(good)
+    draw(out, good, readouts, fits)
+    text = "\n".join(
+        [*_main_tables(good), *_scaling_table(fits), *_readout_table(readouts), *_failures(cells)]
+    )
+    (out / "tables.md").write_text(text + "\n")
+    if console is not None:
+        for table in _rich(good):
+            console.print(table)
+        console.print(f"records, tables and pictures are in {out}", highlight=False)
+    return text
+
+
+def insert(page: Path, name: str, text: str) -> None:
+    """Replace what stands between the begin and end marks of `name`."""
+    old = page.read_text()
+    marks = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
+    if not all(mark in old for mark in marks):
+        raise InputError(f"{page} has no lines {marks[0]} and {marks[1]} to write between")
+    pattern = re.escape(marks[0]) + r".*?" + re.escape(marks[1])
+    page.write_text(re.sub(pattern, lambda _: f"{marks[0]}\n\n{text}\n\n{marks[1]}", old, flags=re.S))
+
+
+def _compile(out: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    paths = sorted((out / "cells").glob("*.json"))
+    if not paths:
+        return
+    cells, readouts = [], []
+    for path in paths:
+        cell = json.loads(path.read_text())
+        key = {k: cell[k] for k in ("family", "tokens", "batch", "solver", "peer")}
+        readouts += [key | row for row in cell.pop("readouts")]
+        cells.append(cell)
+    names = list(dict.fromkeys(k for c in cells for k in c))
+    cells = [{k: c.get(k) for k in names} for c in cells]
+    for name, rows in (("cells", cells), ("readouts", readouts)):
+        part = out / f"{name}.parquet.part"
+        pq.write_table(pa.Table.from_pylist(rows), part, compression="zstd")
+        part.replace(out / f"{name}.parquet")
+
+
+def load(out: Path) -> tuple[list[Row], list[Row]]:
+    """Cell and readout rows of a run."""
+    import pyarrow.parquet as pq
+
+    if not (out / "cells.parquet").exists():
+        raise InputError(f"{out} holds no solver records; run `pruneopt bench solvers --out {out}` first")
+    return tuple(pq.read_table(out / f"{n}.parquet").to_pylist() for n in ("cells", "readouts"))  # type: ignore
+
+
+def exponents(cells: list[Row]) -> list[Row]:
+    """Growth of time per problem with N, per solver and family, from the largest batch of each size."""
+    times: dict[tuple[str, str], dict[int, tuple[int, float]]] = defaultdict(dict)
+    for c in cells:
+        best = times[c["family"], c["solver"]].get(c["tokens"], (0, 0.0))
+        if c["batch"] >= best[0]:
+            times[c["family"], c["solver"]][c["tokens"]] = (c["batch"], c["seconds_p50"] / c["batch"])
+    rows = []
+    for (family, solver), found in times.items():
+        sizes = sorted(found)
+        if len(sizes) >= 3:
+            slope, low, high = fit_exponent(sizes, [found[n][1] for n in sizes])
+            rows.append({"family": family, "solver": solver, "exponent": slope, "low": low, "high": high,
+                         "points": len(sizes)})  # fmt: skip
+    return rows
+
+
+def focus(cells: list[Row], family: str) -> list[Row]:
+    """Cells of a family at the size that tables show: N=576 or the largest, with the largest batch."""
+    mine = [c for c in cells if c["family"] == family]
+    if not mine:
+        return []
+    sizes = {c["tokens"] for c in mine}
+    tokens = 576 if 576 in sizes else max(sizes)
+    mine = [c for c in mine if c["tokens"] == tokens]
+    batch = max(c["batch"] for c in mine)
+    return [c for c in mine if c["batch"] == batch]
+
+
+def number(x: float | None, digits: int = 2) -> str:
+    if x is None or math.isnan(x):
+        return ""
+    if x != 0 and (abs(x) < 1e-3 or abs(x) >= 1e4):
+        return f"{x:.1e}"
+    return f"{x:.{digits + 1}g}"
+
+
+_COLUMNS = ("solver", "ms per problem", "excess", "certified gap", "bias", "convergence", "row error",
+            "column error", "rounds", "MiB", "status")  # fmt: skip
+
+
+def _cells_of(c: Row) -> list[str]:
+    return [
+        c["solver"], number(c["seconds_total"] / c["batch"] * 1e3), number(c["excess"]), number(c["gap"]),
+        number(c["bias"]), number(c["convergence"]), number(c["row_error"]), number(c["col_error"]),
+        str(c["rounds"]), number(c["peak_mib"]), c["status"],
+    ]  # fmt: skip
+
+
+def _order(cells: list[Row]) -> list[Row]:
+    return sorted(cells, key=lambda c: (c["peer"], c["seconds_total"]))
+
+
+def _main_tables(cells: list[Row]) -> list[str]:
+    lines = [
+        "Time includes building the cost. Excess (over the exact optimum, after rounding), certified gap, "
+        "bias and convergence are shares of the cost range, averaged over the batch; bias and convergence "
+        "split the cost before rounding.",
+        "",
+    ]
+    for family in dict.fromkeys(c["family"] for c in cells):
+        rows = focus(cells, family)
+        lines += [f"**{family}**, N={rows[0]['tokens']}, B={rows[0]['batch']}", ""]
+        lines += ["| " + " | ".join(_COLUMNS) + " |", "| " + " | ".join("---" for _ in _COLUMNS) + " |"]
+        lines += ["| " + " | ".join(_cells_of(c)) + " |" for c in _order(rows)]
+        lines.append("")
+    return lines
+
+
+def _scaling_table(fits: list[Row]) -> list[str]:
+    lines = ["Fitted exponent of the time per problem in N, with its 95% interval:", ""]
+    families = list(dict.fromkeys(f["family"] for f in fits))
+    if not families:
+        return []
+    lines += ["| solver | " + " | ".join(families) + " |", "| --- |" + " --- |" * len(families)]
+    for solver in dict.fromkeys(f["solver"] for f in fits):
+        mine = {f["family"]: f for f in fits if f["solver"] == solver}
+        shown = [
+            f"{mine[x]['exponent']:.2f} ({mine[x]['low']:.2f} to {mine[x]['high']:.2f})" if x in mine else ""
+            for x in families
+        ]
+        lines.append(f"| {solver} | " + " | ".join(shown) + " |")
+    return [*lines, ""]
+
+
+def _readout_table(readouts: list[Row]) -> list[str]:
+    rows = [r for r in focus(readouts, "topv") if not r["peer"] or r["solver"] == "pot_sinkhorn_log"]
+    if not rows:
+        return []
+    lines = [
+        f"Readouts on topv, N={rows[0]['tokens']}: agreement with the same readout of the exact optimum "
+        "(Spearman / top-50% recall). Trivial predictors are compared with the exact dual.",
+        "",
+    ]
+    names = list(dict.fromkeys(r["readout"] for r in rows if r["against"] == r["readout"]))
+    trivial = [r for r in rows if r["readout"] in ("token_norm", "uniform", "centre_distance")]
+    lines += ["| solver | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
+    for solver in dict.fromkeys(r["solver"] for r in rows):
+        mine = {r["readout"]: r for r in rows if r["solver"] == solver and r["against"] == r["readout"]}
+        lines.append(f"| {solver} | " + " | ".join(_pair(mine.get(n)) for n in names) + " |")
+    lines += ["", "| trivial predictor | exact dual | exact row cost |", "| --- | --- | --- |"]
+    for name in dict.fromkeys(r["readout"] for r in trivial):
+        mine = {r["against"]: r for r in trivial if r["readout"] == name}
+        lines.append(f"| {name} | {_pair(mine.get('dual_source'))} | {_pair(mine.get('row_cost'))} |")
+    return [*lines, ""]
+
+
+def _pair(row: Row | None) -> str:
+    if row is None:
+        return ""
+    return f"{number(row['spearman']) or 'none'} / {number(row['recall_50'])}"
+
+
+def _failures(cells: list[Row]) -> list[str]:
+    bad = [c for c in cells if c.get("error") is not None]
+    if not bad:
+        return []
+    seen = dict.fromkeys((c["solver"], c["error"]) for c in bad)
+    return ["Failures:", "", *(f"- {solver}: {error}" for solver, error in seen), ""]
+
+
+def _rich(cells: list[Row]) -> list[Table]:
+    tables = []
+    for family in dict.fromkeys(c["family"] for c in cells):
+        rows = focus(cells, family)
+        table = Table(*_COLUMNS, title=f"{family}, N={rows[0]['tokens']}, B={rows[0]['batch']}")
+        for c in _order(rows):
+            table.add_row(*_cells_of(c))
+        tables.append(table)
+    return tables

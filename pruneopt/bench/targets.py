@@ -1,0 +1,131 @@
+"""`pruneopt bench targets`: promised speed and accuracy, measured in turns in one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from pruneopt.bench.cells import run_threads
+from pruneopt.bench.families import make
+from pruneopt.bench.peers import PEERS
+from pruneopt.bench.stats import interleaved, wide
+from pruneopt.problems import TransportProblem
+from pruneopt.solvers.emd import Emd
+from pruneopt.solvers.scaling import left, right
+from pruneopt.solvers.sinkhorn import Sinkhorn
+
+
+@dataclass(frozen=True)
+class Target:
+    """One promise: `value` must be at most (or at least) `bound`; `first`, `second` are the timed seconds."""
+
+    name: str
+    value: float
+    sense: str
+    bound: float
+    unit: str
+    first: float = 0.0
+    second: float = 0.0
+    note: str = ""
+
+    @property
+    def met(self) -> bool:
+        return self.value <= self.bound if self.sense == "at most" else self.value >= self.bound
+
+
+def _products(problem: TransportProblem, rounds: int, naive: bool) -> Callable[[], None]:
+    """The same number of bare batched matrix-vector products as `rounds` rounds of Sinkhorn."""
+    kernel = (-problem.cost).exp()
+    u, v = torch.ones_like(problem.a), torch.ones_like(problem.b)
+
+    def run() -> None:
+        for _ in range(rounds):
+            if naive:
+                torch.bmm(kernel, v[:, :, None])
+                torch.bmm(u[:, None, :], kernel)
+            else:
+                right(kernel, v)
+                left(kernel, u)
+
+    return run
+
+
+def sinkhorn_targets(tokens: int = 576, batch: int = 8, rounds: int = 100, repeats: int = 7) -> list[Target]:
+    """Sinkhorn against bare products and against POT, on TopV-like costs at epsilon 0.05 of the range."""
+    problem = make("topv", tokens, batch).problem()
+    solver = Sinkhorn(epsilon=0.05, rounds=rounds)
+    ours, bare = interleaved(lambda: solver.solve(problem), _products(problem, rounds, False), repeats)
+    _, plain = interleaved(lambda: None, _products(problem, min(rounds, 20), True), 3)
+    plain *= rounds / min(rounds, 20)
+    found = [
+        Target("sinkhorn / bare products", ours / bare, "at most", 1.5, "x", ours, bare,
+               f"per-problem mv; the same products through torch.bmm take {plain:.3f} s"),
+    ]  # fmt: skip
+    mine = solver.solve(problem)
+    for label in ("pot_sinkhorn_log", "pot_sinkhorn_log_torch"):
+        peer = PEERS[label]
+        theirs, ours = interleaved(lambda p=peer: p.solve(problem), lambda: solver.solve(problem), 3)  # type: ignore
+        gap = peer.solve(problem).gap
+        worse = float(((mine.gap - gap) / problem.cost_range().double()).max())
+        found += [
+            Target(f"{label} / sinkhorn", theirs / ours, "at least", 10.0, "x", theirs, ours),
+            Target(f"gap of sinkhorn above {label}'s", worse, "at most", 1e-6, "of range"),
+        ]
+    tiny = Sinkhorn(epsilon=1e-4, rounds=rounds, anneal_start=1.0, anneal_rounds=20).solve(problem)
+    gap = (tiny.gap / problem.cost_range().double()).max()
+    finite = all(s.ok for s in tiny.status) and bool(tiny.gap.isfinite().all())
+    found.append(
+        Target("certified gap at epsilon 1e-4, annealed", float(gap) if finite else float("inf"), "at most",
+               0.01, "of range", tiny.seconds, note=", ".join({s.name for s in tiny.status}))
+    )  # fmt: skip
+    return found
+
+
+def emd_targets(tokens: int = 576, batch: int = 8, repeats: int = 5) -> list[Target]:
+    """A batch of exact problems on all cores against one after another."""
+    problem = make("topv", tokens, batch).problem()
+    alone, together = interleaved(
+        lambda: Emd(threads=1).solve(problem), lambda: Emd(threads=2).solve(problem), repeats
+    )
+    return [
+        Target("emd one by one / emd on two threads", alone / together, "at least", 1.6, "x", alone, together)
+    ]
+
+
+def run_targets(out: Path | None = None, console: Console | None = None, threads: int = 0) -> list[Target]:
+    """Measure all promises; with `out` they are written to `out/targets.json`."""
+    from pruneopt.bench.subset import subset_targets
+
+    console = console or wide()
+    run_threads(threads or os.cpu_count() or 1)
+    load = os.getloadavg()[0]
+    targets = [*sinkhorn_targets(), *emd_targets(), *subset_targets()]
+    table = Table("target", "measured", "asked", "first s", "second s", "met", "note")
+    for t in targets:
+        seconds = [f"{x:.4f}" if x else "" for x in (t.first, t.second)]
+        table.add_row(
+            t.name,
+            f"{t.value:.4g} {t.unit}",
+            f"{t.sense} {t.bound:g}",
+            *seconds,
+            "yes" if t.met else "no",
+            t.note,
+        )
+    console.print(table)
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, load {load:.1f} before the run"
+    console.print(machine, highlight=False)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        record = {"machine": machine, "targets": [asdict(t) | {"met": t.met} for t in targets]}
+        part = out / "targets.json.part"
+        part.write_text(json.dumps(record, indent=1))
+        part.replace(out / "targets.json")
+    return targets
