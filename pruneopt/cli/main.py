@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from pruneopt.cli import catalogue, cross, sweep
+from pruneopt.cli import bench, catalogue, cross, sweep
 from pruneopt.errors import PruneoptError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ Overrides = Annotated[
 ]
 Method = Annotated[str, typer.Option("--method", "-m", help="a method name or the path of a spec")]
 
+app.add_typer(bench.app, name="bench")
 app.command("list")(catalogue.list_command)
 app.command("show")(catalogue.show_command)
 app.command("plugins")(catalogue.plugins_command)
