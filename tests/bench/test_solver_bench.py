@@ -226,3 +226,25 @@ def test_subset_bench_orders_random_greedy_and_exact(tmp_path: Path) -> None:
     assert "below optimum" in (tmp_path / "subset.md").read_text()
     with pytest.raises(InputError, match="unknown subset problem"):
         subset.run_subset_bench(tmp_path, kinds=["maxmin"], console=QUIET)
+
+
+@pytest.mark.slow
+def test_embedded_family_is_what_the_model_computes() -> None:
+    from pruneopt.bench.embedded import LAYER, tokens
+    from pruneopt.demo import assets
+
+    if not (assets._HERE / "model").is_dir():
+        pytest.skip("the embedded model is not there")
+    model, processor = assets.load_model()
+    pictures = {q.image: q for q in reversed(assets.load_questions())}
+    first = assets.load_questions()[0]
+    inputs = assets.load_inputs([pictures[first.image]], processor)
+    with torch.no_grad():
+        hidden = model(**inputs, output_hidden_states=True).hidden_states[LAYER]
+    visual = hidden[inputs["input_ids"] == model.config.image_token_id]
+    case = tokens(len(visual), 1)
+    norm = visual.norm(dim=1)
+    torch.testing.assert_close(case.a[0], norm / norm.sum(), rtol=1e-5, atol=0)
+    assert case.build().shape == (1, len(visual), len(visual))
+    with pytest.raises(InputError, match="fewer than 10000"):
+        tokens(10_000, 1)
