@@ -15,6 +15,8 @@ from pruneopt.errors import ProblemError, SpecError
 from pruneopt.problems import TransportProblem
 from pruneopt.registry import registry
 from pruneopt.solution import Status
+from pruneopt.solvers import scaling
+from pruneopt.solvers.sinkhorn import Sinkhorn
 
 ALL = (
     "emd", "exact", "lp", "sinkhorn", "one_sided", "proximal", "sinkhorn_newton", "greedy_rows", "north_west",
@@ -104,6 +106,21 @@ def test_sinkhorn_rounds_match_a_plain_log_domain_loop(order: str, rounds: int, 
         np.testing.assert_allclose(s.plan[i].numpy(), want, rtol=1e-9, atol=1e-15)
     assert s.order == ("source" if order == "target_then_source" else "target")
     assert s.rounds.tolist() == [rounds, rounds]
+
+
+@pytest.mark.parametrize("eps", [0.2, 0.001])
+def test_rounds_that_stay_in_the_log_domain_are_the_same(eps: float) -> None:
+    """The road that few rounds take on a GPU."""
+    cost, a, b = random_problem(7, n=14, m=10)
+    problem = TransportProblem.build(cost, a, b)
+    roads = []
+    for blind in (False, True):
+        state = Sinkhorn._begin(problem, None, False)
+        scale = torch.full((2,), eps, dtype=torch.float64)
+        scaling.iterate(problem, scale, state, 4, None, 1.0, True, blind)
+        roads.append((state.f, state.g, state.rounds))
+    for fast, safe in zip(*roads, strict=True):
+        torch.testing.assert_close(fast, safe, rtol=1e-10, atol=1e-12)
 
 
 def test_plan_equals_what_the_potentials_say() -> None:
