@@ -127,6 +127,14 @@ def _styled(draw: Tensor, style: str, token_dims: tuple[int, ...]) -> Tensor:
     return draw
 
 
+def shuffle(count: int, seed: int) -> Tensor:
+    """A random permutation `[count]` that leaves no index where it was."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    out = torch.empty_like(order)
+    out[order] = order.roll(1)
+    return out
+
+
 def sample_alone(signals: Signals, b: int) -> Signals:
     """Sample b without its padding."""
     n = int(signals.mask[b].sum())

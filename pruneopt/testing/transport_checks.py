@@ -160,7 +160,7 @@ def check_certificate(solver: TransportSolver) -> None:
             bool((gap >= true - 1e-6).all()),
             "the certified gap is below the true excess: lower_bound is no bound",
         )
-        allowed = 3 * accuracy(solver) + 1e-6
+        allowed = 15 * float(true.amax().clamp_min(0)) + 0.2 * accuracy(solver) + 1e-6
         require(
             float(gap.amax()) <= allowed,
             f"the certified gap is {float(gap.amax()):.2g} of the range although the plan is "
@@ -172,8 +172,7 @@ def check_certificate(solver: TransportSolver) -> None:
 def check_permutation(solver: TransportSolver) -> None:
     """Permuting sources and targets permutes the plan."""
     problem = instance(solver, seed=6)
-    g = torch.Generator().manual_seed(0)
-    p, q = torch.randperm(12, generator=g), torch.randperm(12, generator=g)
+    p, q = cases.shuffle(12, 0), cases.shuffle(12, 1)
     moved = TransportProblem.build(problem.cost[:, p][:, :, q], problem.a[:, p], problem.b[:, q])
     plan, other = solver.solve(problem).plan[:, p][:, :, q], solver.solve(moved).plan
     difference = float((plan - other).abs().amax())
