@@ -27,10 +27,11 @@ def split_groups(signals: Signals) -> tuple[Signals, Tensor]:
     if not places:
         raise SignalError("no visual token is left to choose from")
     place = torch.nn.utils.rnn.pad_sequence(places, batch_first=True, padding_value=-1)
-    return _gather(signals, place, torch.tensor(owners, device=place.device)), place
+    return gather_tokens(signals, place, torch.tensor(owners, device=place.device)), place
 
 
-def _gather(signals: Signals, place: Tensor, sample: Tensor) -> Signals:
+def gather_tokens(signals: Signals, place: Tensor, sample: Tensor) -> Signals:
+    """Signals at some tokens: `place` `[G,n]` int64 within the samples `sample` `[G]`, -1 at padding."""
     tensors = {}
     for name in signals:
         tensor = signals[name][sample]
