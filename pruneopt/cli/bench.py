@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -62,6 +63,35 @@ def targets(
 
     if not all(target.met for target in run_targets(out, threads=threads)):
         raise typer.Exit(1)
+
+
+@app.command("select")
+def select(
+    out: Annotated[Path, typer.Option(help="folder for the record")] = Path("bench/select"),
+    methods: Names = None,
+    sizes: Annotated[str, typer.Option(help="tokens per picture")] = "144,324,576",
+    batch: Annotated[int, typer.Option(min=1)] = 8,
+    keep: Annotated[int, typer.Option(min=1, help="tokens kept")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="warm runs per cell")] = 5,
+    threads: Annotated[int, typer.Option(min=0, help="torch threads; 0 is all cores")] = 0,
+    gap: Annotated[bool, typer.Option("--gap", help="optimality gaps of the greedy methods instead")] = False,
+    pictures: Annotated[int, typer.Option(min=1, help="embedded pictures for --gap")] = 8,
+    time_limit: Annotated[float, typer.Option(help="seconds per exact solve for --gap")] = 20.0,
+    into: Annotated[Path | None, typer.Option(help="page whose marked tables are rewritten")] = None,
+    report: Annotated[bool, typer.Option("--report", help="only rewrite tables from the record")] = False,
+) -> None:
+    """Time, memory and growth of every method's selection; with --gap, how far greedy is from optimal."""
+    from pruneopt.bench.cells import run_threads
+    from pruneopt.bench.select import run_select_bench
+    from pruneopt.bench.select_gap import run_gap_bench, write_tables
+
+    if not report:
+        run_threads(threads or os.cpu_count() or 1)
+        if gap:
+            run_gap_bench(out, pictures, time_limit)
+        else:
+            run_select_bench(out, split(methods), numbers(sizes), batch, keep, repeats)
+    write_tables(out, into)
 
 
 @app.command("report")
