@@ -51,7 +51,7 @@ class PrototypeSimilarity(Score):
                 f"codebook {self.codebook!r} has width {prototypes.shape[1]}, the tokens {tokens.shape[2]}; "
                 "it was made for another model"
             )
-        cosine = unit_rows(tokens) @ unit_rows(prototypes.to(tokens.device)).T
+        cosine = unit_rows(tokens.float()) @ unit_rows(prototypes.to(tokens.device)).T
         if self.reduce == "max":
             return -cosine.amax(2)
         share = cosine.softmax(2)

@@ -41,4 +41,5 @@ class PatchEntropy(CostTerm):
         counts.scatter_add_(2, place, torch.ones_like(grey))
         share = counts / grey.shape[2]
         entropy = -torch.special.xlogy(share, share).sum(2) / torch.log(torch.tensor(2.0))
-        return 1 - entropy / torch.log2(torch.tensor(float(self.bins)))
+        cost = 1 - entropy / torch.log2(torch.tensor(float(self.bins)))
+        return cost.masked_fill(grey.isnan().any(2), torch.nan)  # a histogram would hide it
