@@ -6,6 +6,7 @@ verdict.  See docs/conformance.md.
 """
 
 from pruneopt.testing.core import Check, CheckFailure, Outcome, Verdict
+from pruneopt.testing.insertion import InsertionCase, assert_insertion, check_insertion
 from pruneopt.testing.suites import (
     check_budget_rule,
     check_cost_term,
@@ -22,7 +23,7 @@ from pruneopt.testing.suites import (
 from pruneopt.testing.tags import TAGS
 
 __all__ = [
-    "TAGS", "Check", "CheckFailure", "Outcome", "Verdict", "check_budget_rule", "check_cost_term",
-    "check_kernel", "check_marginal", "check_part", "check_readout", "check_score", "check_solver",
+    "TAGS", "Check", "CheckFailure", "InsertionCase", "Outcome", "Verdict", "assert_insertion",
+    "check_budget_rule", "check_cost_term", "check_insertion", "check_kernel", "check_marginal", "check_part", "check_readout", "check_score", "check_solver",
     "check_step", "checks_for", "parametrize_with_checks",
 ]  # fmt: skip
