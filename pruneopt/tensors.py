@@ -17,6 +17,11 @@ def flat_heads(heads: Tensor) -> Tensor:
     return heads.transpose(1, 2).flatten(2)
 
 
+def take_rows(rows: Tensor, index: Tensor) -> Tensor:
+    """`[B,K,D]` rows of `[B,N,D]` at `index` `[B,K]`."""
+    return rows.gather(1, index[:, :, None].expand(-1, -1, rows.shape[2]))
+
+
 def places(mask: Tensor) -> Tensor:
     """`[B,N]` int64: how many real tokens stand before each token of its sample."""
     return mask.long().cumsum(1) - 1

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pruneopt.parts import Score, param
 from pruneopt.signals import Signals
-from pruneopt.tensors import places, unit_rows
+from pruneopt.tensors import places, take_rows, unit_rows
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,17 @@ def is_destination(mask: Tensor, stride: int) -> Tensor:
 
 
 def best_destination(rows: Tensor, mask: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    """Largest cosine to a destination and its index, `[B,N]` each, ties to the lower index.
+    """Largest cosine of each source to a destination and the index of that, `[B,N]` each, lower index first.
 
-    Without any destination the cosine is -1.
+    Entries of destinations are meaningless.  Without any destination the cosine is -1.
     """
     where = is_destination(mask, stride)
-    slots = torch.arange(rows.shape[1], device=rows.device)
-    order = torch.where(where, slots, rows.shape[1]).argsort(dim=1, stable=True)
-    order = order[:, : -(-rows.shape[1] // stride)]
-    picked = rows.gather(1, order[:, :, None].expand(-1, -1, rows.shape[2]))
-    cosine = torch.bmm(rows, picked.transpose(1, 2)).masked_fill(~where.gather(1, order)[:, None, :], -1.0)
-    best = cosine.max(2)
-    return best.values, order.gather(1, best.indices)
+    tokens = rows.shape[1]
+    count = tokens // stride
+    # padding stands between destinations and sources: a short sample has fewer of the former than `count`
+    order = torch.where(where, 0, torch.where(mask, 2, 1)).argsort(dim=1, stable=True)
+    targets, sources = order[:, : max(1, count)], order[:, count:]
+    cosine = torch.bmm(take_rows(rows, sources), take_rows(rows, targets).transpose(1, 2))
+    best = cosine.masked_fill(~where.gather(1, targets)[:, None, :], -1.0).max(2)
+    value = torch.zeros_like(rows[:, :, 0]).scatter(1, sources, best.values)
+    return value, torch.zeros_like(order).scatter(1, sources, targets.gather(1, best.indices))

@@ -40,15 +40,17 @@ class RaterAttention(Score):
     def __call__(self, signals: Signals) -> Tensor:
         raters, weight = self.raters(signals)
         rows = signals["attention_text"].float()
+        share = raters.to(rows.dtype)
         if self.rope_base:
-            distance = signals["text_index"][:, :, None] - signals["visual_index"][:, None, :]
-            rows = rows / self.rotary_weight(distance)[:, None]
-        rows = rows * raters[:, None, :, None]
+            bias = share[:, :, None] / self.rotary_weight(signals["text_index"], signals["visual_index"])
+            per_head = torch.einsum("bhtn,btn->bhn", rows, bias)
+        else:
+            per_head = torch.einsum("bhtn,bt->bhn", rows, share)
         if self.top_heads:
-            mass = rows.sum((2, 3))
+            mass = (per_head * signals.mask[:, None, :]).sum(2)
             best = mass.argsort(dim=1, descending=True, stable=True)[:, : self.top_heads]
-            rows = rows.gather(1, best[:, :, None, None].expand(-1, -1, *rows.shape[2:]))
-        score = rows.mean(1).sum(1) / raters.sum(1, keepdim=True).clamp_min(1)
+            per_head = per_head.gather(1, best[:, :, None].expand(-1, -1, per_head.shape[2]))
+        score = per_head.mean(1) / raters.sum(1, keepdim=True).clamp_min(1)
         return score.masked_fill(weight.isnan().any(1, keepdim=True), torch.nan)  # no comparison sees a NaN
 
     def raters(self, signals: Signals) -> tuple[Tensor, Tensor]:
@@ -62,8 +64,10 @@ class RaterAttention(Score):
         chosen = weight > mean if self.strict else weight >= mean
         return chosen & real, weight
 
-    def rotary_weight(self, distance: Tensor) -> Tensor:
-        """Product of two vectors of ones rotated to places `distance` apart, over sqrt(d)."""
-        steps = torch.arange(0, self.head_dim, 2, device=distance.device, dtype=torch.float32)
+    def rotary_weight(self, text: Tensor, visual: Tensor) -> Tensor:
+        """`[B,T,N]` product of vectors of ones rotated to two places, over sqrt(d)."""
+        steps = torch.arange(0, self.head_dim, 2, device=text.device, dtype=torch.float32)
         inverse = self.rope_base ** (-steps / self.head_dim)
-        return 2 * (distance[..., None] * inverse).cos().sum(-1) / self.head_dim**0.5
+        left, right = (place[:, :, None].float() * inverse for place in (text, visual))
+        left, right = (torch.cat([angle.cos(), angle.sin()], 2) for angle in (left, right))
+        return 2 * torch.bmm(left, right.transpose(1, 2)) / self.head_dim**0.5

@@ -40,4 +40,4 @@ class TextDistance(Score):
             return -(distance * real[:, None, :]).sum(2) / count
         mean = (text * real[:, :, None]).sum(1) / count
         constant = (text.square().sum(2) * real).sum(1, keepdim=True) / count
-        return 2 * torch.einsum("bnd,bd->bn", visual, mean) - visual.square().sum(2) - constant
+        return 2 * torch.einsum("bnd,bd->bn", visual, mean) - visual.norm(dim=2).square() - constant

@@ -29,20 +29,25 @@ class UniformGridScore(Score):
         return frozenset({"xy", "grid"})
 
     def __call__(self, signals: Signals) -> Tensor:
-        unit = (signals["xy"].double() + 0.5) / signals["grid"].double()
+        unit = (signals["xy"].double() + 0.5) / signals["grid"].double().clamp_min(1)
         tokens = signals.tokens
         points = torch.stack([_radical_inverse(tokens, base, signals.device) for base in (2, 3)], 1)
-        distance = (unit[:, :, None, :] - points).square().sum(3)
         reading = unit[:, :, 1] * signals["grid"][:, :, 0] + unit[:, :, 0]
-        distance = distance + 1e-9 * reading[:, :, None]
-        distance = distance.masked_fill(~signals.mask[:, :, None], torch.inf)
-        score = torch.full(unit.shape[:2], -float(tokens), dtype=torch.float32, device=signals.device)
-        rows = torch.arange(signals.batch, device=signals.device)
+        distance = torch.cdist(
+            points.expand(signals.batch, -1, -1), unit, compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        distance = distance.square_().add_(1e-9 * reading[:, None, :])
+        claimed = torch.zeros_like(reading).masked_fill_(~signals.mask, torch.inf)
+        order = torch.empty(signals.batch, tokens, dtype=torch.int64, device=signals.device)
         for t in range(tokens):
-            cell = distance[:, :, t].argmin(1)
-            free = distance[rows, cell, t].isfinite()  # false once a smaller sample is used up
-            score[rows, cell] = torch.where(free, -float(t), score[rows, cell])
-            distance[rows, cell] = torch.inf
+            cell = (distance[:, t] + claimed).argmin(1, keepdim=True)
+            order[:, t : t + 1] = cell
+            claimed.scatter_(1, cell, torch.inf)
+        # a sample that is used up picks padding, or cell 0 again: those picks must not count
+        rank = -torch.arange(tokens, dtype=torch.float32, device=signals.device).expand_as(order)
+        live = -rank < signals.mask.sum(1, keepdim=True)
+        score = torch.full(order.shape, -float(tokens), dtype=torch.float32, device=signals.device)
+        score.scatter_reduce_(1, order, torch.where(live, rank, -float(tokens)), "amax")
         return score
 
 

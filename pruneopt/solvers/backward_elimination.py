@@ -43,17 +43,17 @@ class BackwardElimination(SubsetSolver):
         ]
         rounds = max((len(p) for p in plan), default=0)
         drops = torch.tensor([p + [0] * (rounds - len(p)) for p in plan], device=alive.device)
+        most = [max(p[t] for p in plan if t < len(p)) for t in range(rounds)]
         slot = torch.arange(alive.shape[1], device=alive.device)
+        number = torch.arange(alive.shape[0], device=alive.device)[:, None]
         for t in range(rounds):
             score = total.masked_fill(~alive, math.inf)
             if problem.protected is not None:
                 score = score.masked_fill(problem.protected & alive, torch.finfo(score.dtype).max)
-            worst = score.flip(1).argsort(dim=1, stable=True)
-            worst = alive.shape[1] - 1 - worst
-            gone = torch.zeros_like(alive)
-            gone.scatter_(1, worst, (slot < drops[:, t : t + 1]).expand_as(gone))
-            alive &= ~gone
-            total = total - torch.einsum("bij,bj->bi", pairwise, gone.to(pairwise.dtype))
+            worst = alive.shape[1] - 1 - score.flip(1).argsort(dim=1, stable=True)[:, : most[t]]
+            gone = slot[: most[t]] < drops[:, t : t + 1]
+            alive.scatter_(1, worst, alive.gather(1, worst) & ~gone)
+            total = total - (pairwise[number, worst] * gone[:, :, None]).sum(1)
         first = (~alive).to(torch.int8).argsort(dim=1, stable=True)[:, : problem.most]
         order = torch.where(alive.gather(1, first), first, -1)
         return ordered_solution(problem, order, self, started, elimination_rounds=rounds)

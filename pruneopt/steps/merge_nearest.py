@@ -13,6 +13,7 @@ from pruneopt.scores.bipartite_similarity import best_destination, is_destinatio
 from pruneopt.signals import Signals
 from pruneopt.solution import Selection
 from pruneopt.steps.merging import assigned_rows, identity_rows, merged, protected_of
+from pruneopt.tensors import take_rows
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class MergeNearest(Step):
         rows = metric_rows(signals[self.signal])
         target = self._targets(selection, signals.mask)
         moves = ~keep & signals.mask & target.any(1, keepdim=True)
-        home = nearest_target(rows, target, moves)
+        home = nearest_target(rows, target, moves, max(selection.known_counts))
         gather = assigned_rows(home, moves)
         size = signals["size"].float() if self.carry else torch.ones_like(keep, dtype=torch.float32)
         if self.combine == "add_mean":
@@ -76,7 +77,12 @@ class MergeNearest(Step):
         return selection.rank
 
 
-def nearest_target(rows: Tensor, target: Tensor, moves: Tensor) -> Tensor:
-    """`[B,N]` index of the target most like each token; only entries of `moves` mean anything."""
-    cosine = torch.bmm(rows, rows.transpose(1, 2)).masked_fill(~target[:, None, :], -torch.inf)
-    return torch.where(moves, cosine.argmax(2), 0)
+def nearest_target(rows: Tensor, target: Tensor, moves: Tensor, most: int) -> Tensor:
+    """`[B,N]` index of the target most like each token of `moves`, ties to the lower index.
+
+    There are at most `most` targets per problem; entries outside `moves` are 0.
+    """
+    order = (~target).to(torch.int8).argsort(dim=1, stable=True)[:, : max(1, most)]
+    cosine = torch.bmm(rows, take_rows(rows, order).transpose(1, 2))
+    cosine = cosine.masked_fill(~target.gather(1, order)[:, None, :], -torch.inf)
+    return order.gather(1, cosine.argmax(2)).masked_fill(~moves, 0)

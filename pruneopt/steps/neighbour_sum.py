@@ -13,7 +13,7 @@ from pruneopt.parts import Step, param
 from pruneopt.signals import Signals
 from pruneopt.solution import Selection
 from pruneopt.steps.merging import identity_rows, merged
-from pruneopt.tensors import flat_heads, unit_rows
+from pruneopt.tensors import flat_heads, take_rows, unit_rows
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,18 @@ class NeighbourSum(Step):
         return min(kept + 1, tokens) if self.extra else kept
 
     def _neighbours(self, signals: Signals, keep: Tensor) -> Tensor:
-        """`[B,N,N]` 1 where token j is among the nearest of token i."""
+        """`[B,N,N]` 1 where token j is among the nearest of kept token i; rows of others are zero."""
         rows = signals[self.signal]
         rows = unit_rows(flat_heads(rows) if rows.dim() == 4 else rows)
-        cosine = torch.bmm(rows, rows.transpose(1, 2))
-        cosine.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+        batch, tokens = keep.shape
+        most = max(1, int(keep.sum(1).max()))
+        kept = (~keep).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
+        cosine = torch.bmm(take_rows(rows, kept), rows.transpose(1, 2))
         allowed = signals.mask if self.combine == "sum" else signals.mask & ~keep
         cosine = cosine.masked_fill(~allowed[:, None, :], -torch.inf)
-        best = cosine.topk(min(self.neighbours, cosine.shape[2]), dim=2)
-        return torch.zeros_like(cosine).scatter_(2, best.indices, best.values.isfinite().to(cosine.dtype))
+        cosine = cosine.scatter(2, kept[:, :, None], -torch.inf)
+        best = cosine.topk(min(self.neighbours, tokens), dim=2)
+        taken = (best.values > -torch.inf) & keep.gather(1, kept)[:, :, None]
+        near = torch.zeros_like(cosine).scatter_(2, best.indices, taken.to(cosine.dtype))
+        out = torch.zeros(batch, tokens, tokens, dtype=cosine.dtype, device=keep.device)
+        return out.scatter_(1, kept[:, :, None].expand(-1, -1, tokens), near)
