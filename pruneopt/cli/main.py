@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from pruneopt.cli import bench, catalogue, cross, sweep
+from pruneopt.cli import bench, catalogue, check, cross, sweep
 from pruneopt.errors import PruneoptError
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ app.command("plugins")(catalogue.plugins_command)
 app.command("sweep")(sweep.sweep_command)
 app.command("table")(sweep.table_command)
 app.command("cross")(cross.cross_command)
+app.command("check")(check.check_command)
 
 
 @app.command("demo")
