@@ -23,7 +23,7 @@ import pruneopt
 from pruneopt.bench.prefill import environment, run_prefill_bench
 from pruneopt.bench.presets import build, prompt
 from pruneopt.spec import load_spec
-from pruneopt.testing.insertion import masked, real_columns
+from pruneopt.testing.masking import masked, real_columns
 
 METHODS = ("topv", "fastv", "divprune", "cdpruner")
 STEPS = 8
@@ -93,8 +93,8 @@ def main(out: Path, commit: str, presets: list[str]) -> None:
                 for batch in (1, 8):
                     run_prefill_bench(
                         out / f"bench-{preset}-b{batch}.json", preset, METHODS, (0.5, 0.25, 0.11), (batch,),
-                        device, "bfloat16", repeats=5 if batch == 1 else 3, model=model, decode=4, commit=commit,
-                        overrides={"topv": ("steps=[]",)},
+                        device, "bfloat16", repeats=5 if batch == 1 else 3, model=model, decode=4,
+                        overrides={"topv": ("steps=[]",)}, commit=commit,
                     )  # fmt: skip
                     print(f"{preset} batch {batch} done after {time.time() - begun:.0f} s", flush=True)
             del model

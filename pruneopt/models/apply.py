@@ -11,6 +11,7 @@ from typing import Any
 from pruneopt.errors import ModelError
 from pruneopt.models.base import adapter_for
 from pruneopt.models.hooks import Attachments
+from pruneopt.models.refuse import refuse_generation
 from pruneopt.models.run import Run
 from pruneopt.pruner import Clock
 from pruneopt.spec import Spec, load_spec
@@ -92,7 +93,7 @@ def _guarded(generate: Callable[..., Any], run: Run) -> Callable[..., Any]:
 
     @wraps(generate)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        run.refuse_generation(kwargs)
+        refuse_generation(run.adapter.model, kwargs)
         run.forget_pictures()
         return generate(*args, **kwargs)
 

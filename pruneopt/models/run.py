@@ -17,38 +17,16 @@ from pruneopt.models.decoder import DecoderCapture
 from pruneopt.models.encoder_signals import EncoderCapture
 from pruneopt.models.flow import Flow, rotary_of, segment_mask
 from pruneopt.models.hooks import Attachments
+from pruneopt.models.plan import plan_captures
 from pruneopt.models.prompt import read_prompt
+from pruneopt.models.refuse import refuse_call
 from pruneopt.models.report import Report, measure
 from pruneopt.models.sequence import CacheState
 from pruneopt.pruner import Clock
-from pruneopt.signals import Attention
 from pruneopt.solution import Selection
 from pruneopt.spec import Spec
 
 _STATE = "_pruneopt_state"
-
-
-def _given(value: Any) -> bool:
-    return value is not None
-
-
-# generation setting, when it is refused, why and what to do instead
-_REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("prefill_chunk_size", _given, "a chunk does not hold the whole prompt; pass prefill_chunk_size=None"),
-    ("assistant_model", _given, "guessed tokens would take part in the choice; decode without an assistant"),
-    ("prompt_lookup_num_tokens", _given, "guessed tokens would take part in the choice; leave it out"),
-    ("assistant_early_exit", _given, "guessed tokens would take part in the choice; leave it out"),
-    (
-        "cache_implementation",
-        lambda value: value not in (None, "dynamic", "dynamic_full", "offloaded"),
-        "its layers have one length; use the default dynamic cache",
-    ),
-    (
-        "use_cache",
-        lambda value: value is False,
-        "tokens would be chosen anew at every step; keep the cache on",
-    ),
-)
 
 
 class Run:
@@ -125,19 +103,10 @@ class Run:
 
     # hooks
 
-    def refuse_generation(self, kwargs: Mapping[str, Any]) -> None:
-        """Raise ModelError for generation modes that pruning would make wrong, naming the alternative."""
-        config = kwargs.get("generation_config")
-        config = config if config is not None else getattr(self.adapter.model, "generation_config", None)
-        for name, bad, cure in _REFUSED:
-            value = kwargs[name] if name in kwargs else getattr(config, name, None)
-            if bad(value):
-                raise ModelError(f"generate({name}=...) cannot be used while pruning: {cure}")
-
     def attach(self, attachments: Attachments) -> None:
         adapter = self.adapter
         if adapter.model is not adapter.base:
-            attachments.before(adapter.model, self._refuse)
+            attachments.before(adapter.model, refuse_call)
         attachments.before(adapter.base, self._begin)
         attachments.after(adapter.base, self._end, always=True)
         for name in ("get_image_features", "get_video_features"):
@@ -185,18 +154,6 @@ class Run:
             attachments.watch(module, what, guarded)
 
         return add
-
-    def _refuse(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if kwargs.get("labels") is not None:
-            raise ModelError(
-                "labels cannot be used while pruning: logits no longer line up with the prompt; compute the "
-                "loss from run.kept yourself, or train without pruning"
-            )
-        if isinstance(kwargs.get("logits_to_keep"), Tensor) and kwargs["logits_to_keep"].dim() > 0:
-            raise ModelError(
-                "logits_to_keep as a tensor of positions cannot be used while pruning; give a number of last "
-                "positions instead"
-            )
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.flow, self._step, self._masks, self._lost = None, None, {}, (0, None)
@@ -389,59 +346,3 @@ class Run:
 
 def has_pixels(inputs: Mapping[str, Any]) -> bool:
     return any(inputs.get(name) is not None for name in ("pixel_values", "pixel_values_videos"))
-
-
-def plan_captures(
-    adapter: ModelAdapter, spec: Spec
-) -> tuple[dict[int, set[str]], set[tuple[str, int | None]]]:
-    """Which signals to capture in which decoder layer and from the encoder.
-
-    Raises ModelError for layers that do not exist and signals that do not exist where they are asked for.
-    """
-    from pruneopt.insertion.provided import DECODER, ENCODER, ENTRY, GEOMETRY
-
-    depth = len(adapter.layers)
-    plan: dict[int, set[str]] = {}
-    encoder: set[tuple[str, int | None]] = set()
-    for number, stage in enumerate(spec.stages):
-        cut = stage.insertion.layer_index
-        if not 0 <= cut < depth:
-            raise ModelError(
-                f"insertion.layer={cut} does not exist: this model has {depth} decoder layers, so tokens "
-                f"can be removed before layers 0 to {depth - 1}"
-            )
-        check_layer_types(adapter, cut)
-        for name in sorted(stage.needs):
-            base, _, at = name.partition("@")
-            if base not in stage.insertion.provides:
-                raise ModelError(
-                    f"signal {name!r} does not exist at {stage.insertion.name} (stage {number}); choose "
-                    "another insertion point"
-                )
-            layer = int(at) if at else None
-            if base in ENCODER:
-                encoder.add((base, layer))
-            elif base in DECODER:
-                layer = cut - 1 if layer is None else layer
-                if not 0 <= layer < cut:
-                    raise ModelError(
-                        f"signal {name!r} is read before layer {cut} but layer {layer} has not run"
-                    )
-                plan.setdefault(layer, set()).add(base)
-            elif base == "patches":
-                encoder.add((base, None))
-            elif base not in ENTRY | GEOMETRY:
-                raise ModelError(f"signal {name!r} is not known to the adapters")
-    if spec.attention is Attention.FULL and not plan and not encoder:
-        raise ModelError("this method asks for full attention maps where there are none")
-    return plan, encoder
-
-
-def check_layer_types(adapter: ModelAdapter, cut: int) -> None:
-    """Refuse cuts below layers with a sliding window, whose reach would change with the removal."""
-    types = getattr(adapter.text_config, "layer_types", None) or []
-    if any(kind != "full_attention" for kind in types[cut:]):
-        raise ModelError(
-            "this language model has sliding-window layers after the cut; removal would change what their "
-            "window holds. Use a configuration with full attention"
-        )

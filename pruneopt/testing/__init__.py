@@ -23,7 +23,8 @@ from pruneopt.testing.suites import (
 from pruneopt.testing.tags import TAGS
 
 __all__ = [
-    "TAGS", "Check", "CheckFailure", "InsertionCase", "Outcome", "Verdict", "assert_insertion",
-    "check_budget_rule", "check_cost_term", "check_insertion", "check_kernel", "check_marginal", "check_part", "check_readout", "check_score", "check_solver",
-    "check_step", "checks_for", "parametrize_with_checks",
+    "Check", "CheckFailure", "InsertionCase", "Outcome", "TAGS", "Verdict", "assert_insertion",
+    "check_budget_rule", "check_cost_term", "check_insertion", "check_kernel", "check_marginal",
+    "check_part", "check_readout", "check_score", "check_solver", "check_step", "checks_for",
+    "parametrize_with_checks",
 ]  # fmt: skip

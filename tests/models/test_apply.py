@@ -17,7 +17,8 @@ from pruneopt.parts import Step
 from pruneopt.signals import Signals
 from pruneopt.solution import Selection
 from pruneopt.spec import Spec, load_spec
-from pruneopt.testing.insertion import ENTRY, LAYER, forward, generate, inventory
+from pruneopt.testing.insertion import ENTRY, LAYER, inventory
+from pruneopt.testing.masking import forward, generate
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,11 @@ def _text(model: Any) -> nn.Module:
 def case(name: str) -> InsertionCase:
     build, make = FAMILIES[name]
     return InsertionCase(
-        name, build, make(build), decoder=lambda model: _text(model).layers, text=_text  # type: ignore[arg-type]
+        name,
+        build,
+        make(build),
+        decoder=lambda model: _text(model).layers,
+        text=_text,  # type: ignore[arg-type]
     )
 
 

@@ -100,7 +100,9 @@ def anyres(model: Any, sizes: Sequence[tuple[int, int]], side: int) -> Callable[
     return make
 
 
-def qwen(model: Any, grids: Sequence[tuple[int, int, int]], video: tuple[int, int, int]) -> Callable[..., Media]:
+def qwen(
+    model: Any, grids: Sequence[tuple[int, int, int]], video: tuple[int, int, int]
+) -> Callable[..., Media]:
     def patches(sizes: list[tuple[int, int, int]], seed: int) -> tuple[Tensor, Tensor]:
         grid = torch.tensor(sizes)
         count = int(grid.prod(1).sum())
@@ -142,7 +144,9 @@ def tiles(model: Any, counts: Sequence[int], side: int) -> Callable[..., Media]:
     return make
 
 
-def subimages(model: Any, counts: Sequence[int], side: int, tokens: int, rows: list[tuple[str, ...]]) -> Media:
+def subimages(
+    model: Any, counts: Sequence[int], side: int, tokens: int, rows: list[tuple[str, ...]]
+) -> Media:
     """Idefics3: `[B, most sub-images, 3, H, W]`, missing ones all zero."""
     per_row = [[int(word[1:]) for word in row if word[0] == "i"] for row in rows]
     most = max(sum(counts[i] for i in row) for row in per_row)

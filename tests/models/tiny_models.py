@@ -134,7 +134,10 @@ def llava_next(attention: str = "sdpa") -> Any:
     from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 
     config = LlavaNextConfig(
-        vision_config=clip(image_size=16), text_config=llama(), image_token_id=IMAGE, image_grid_pinpoints=PINPOINTS
+        vision_config=clip(image_size=16),
+        text_config=llama(),
+        image_token_id=IMAGE,
+        image_grid_pinpoints=PINPOINTS,
     )
     config._attn_implementation = attention
     return finish(LlavaNextForConditionalGeneration(config))
@@ -183,8 +186,8 @@ def qwen2_vl(attention: str = "sdpa") -> Any:
         temporal_patch_size=2,
     )  # fmt: skip
     config = Qwen2VLConfig(
-        vision_config=vision.to_dict(), text_config=_mrope_text(Qwen2VLTextConfig).to_dict(), image_token_id=IMAGE,
-        video_token_id=VIDEO, vision_start_token_id=85, vision_end_token_id=86,
+        vision_config=vision.to_dict(), text_config=_mrope_text(Qwen2VLTextConfig).to_dict(),
+        image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=85, vision_end_token_id=86,
     )  # fmt: skip
     config._attn_implementation = attention
     return finish(Qwen2VLForConditionalGeneration(config))
@@ -215,7 +218,8 @@ def qwen3_vl(attention: str = "sdpa") -> Any:
 
     vision = Qwen3VLVisionConfig(
         depth=3, hidden_size=32, intermediate_size=48, out_hidden_size=32, num_heads=4, patch_size=4,
-        spatial_merge_size=2, temporal_patch_size=2, num_position_embeddings=64, deepstack_visual_indexes=[0, 1, 2],
+        spatial_merge_size=2, temporal_patch_size=2, num_position_embeddings=64,
+        deepstack_visual_indexes=[0, 1, 2],
     )  # fmt: skip
     config = Qwen3VLConfig(
         vision_config=vision.to_dict(), text_config=_mrope_text(Qwen3VLTextConfig, head_dim=8).to_dict(),
@@ -233,7 +237,10 @@ def internvl(attention: str = "sdpa") -> Any:
         patch_size=[4, 4], use_qk_norm=True,
     )  # fmt: skip
     config = InternVLConfig(
-        vision_config=vision.to_dict(), text_config=qwen2().to_dict(), image_token_id=IMAGE, image_seq_length=9,
+        vision_config=vision.to_dict(),
+        text_config=qwen2().to_dict(),
+        image_token_id=IMAGE,
+        image_seq_length=9,
         tie_word_embeddings=False,
     )
     config._attn_implementation = attention

@@ -1,0 +1,60 @@
+"""What a spec asks of a model, checked before anything runs."""
+
+from __future__ import annotations
+
+from pruneopt.errors import ModelError
+from pruneopt.insertion.provided import DECODER, ENCODER, ENTRY, GEOMETRY
+from pruneopt.models.base import ModelAdapter
+from pruneopt.spec import Spec
+
+
+def plan_captures(
+    adapter: ModelAdapter, spec: Spec
+) -> tuple[dict[int, set[str]], set[tuple[str, int | None]]]:
+    """Which signals to capture in which decoder layer and from the encoder.
+
+    Raises ModelError for layers that do not exist and signals that do not exist where they are asked for.
+    """
+    depth = len(adapter.layers)
+    plan: dict[int, set[str]] = {}
+    encoder: set[tuple[str, int | None]] = set()
+    for number, stage in enumerate(spec.stages):
+        cut = stage.insertion.layer_index
+        if not 0 <= cut < depth:
+            raise ModelError(
+                f"insertion.layer={cut} does not exist: this model has {depth} decoder layers, so tokens "
+                f"can be removed before layers 0 to {depth - 1}"
+            )
+        check_layer_types(adapter, cut)
+        for name in sorted(stage.needs):
+            base, _, at = name.partition("@")
+            if base not in stage.insertion.provides:
+                raise ModelError(
+                    f"signal {name!r} does not exist at {stage.insertion.name} (stage {number}); choose "
+                    "another insertion point"
+                )
+            layer = int(at) if at else None
+            if base in ENCODER:
+                encoder.add((base, layer))
+            elif base in DECODER:
+                layer = cut - 1 if layer is None else layer
+                if not 0 <= layer < cut:
+                    raise ModelError(
+                        f"signal {name!r} is read before layer {cut} but layer {layer} has not run"
+                    )
+                plan.setdefault(layer, set()).add(base)
+            elif base == "patches":
+                encoder.add((base, None))
+            elif base not in ENTRY | GEOMETRY:
+                raise ModelError(f"signal {name!r} is not known to the adapters")
+    return plan, encoder
+
+
+def check_layer_types(adapter: ModelAdapter, cut: int) -> None:
+    """Refuse cuts below layers with a sliding window, whose reach would change with the removal."""
+    types = getattr(adapter.text_config, "layer_types", None) or []
+    if any(kind != "full_attention" for kind in types[cut:]):
+        raise ModelError(
+            "this language model has sliding-window layers after the cut; removal would change what their "
+            "window holds. Use a configuration with full attention"
+        )

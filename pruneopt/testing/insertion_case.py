@@ -1,0 +1,78 @@
+"""What an insertion test is about: a model family, its batches, and the cuts that are tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+import pruneopt
+from pruneopt.spec import Spec, load_spec
+
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-2}
+STEPS = 8
+
+_TOP = {
+    "name": "check",
+    "problem": {"kind": "top_k", "scores": {"chance": {"kind": "random", "seed": 3}}},
+    "solver": "stable_top_k",
+}
+
+
+def cut_spec(insertion: Mapping[str, Any], keep: Any, positions: str = "keep") -> dict[str, Any]:
+    return {**_TOP, "insertion": insertion, "budget": {"keep": keep}, "positions": positions}
+
+
+ENTRY = cut_spec({"kind": "post_encoder"}, 0.4)
+LAYER = cut_spec({"kind": "prefill_layer", "layer": 2}, 0.5)
+SEVERAL = cut_spec({"kind": "prefill_layer", "layer": [1, 3]}, [0.7, 0.3])
+KEEP_ALL = cut_spec({"kind": "prefill_layer", "layer": 1}, 1.0)
+
+
+@dataclass(frozen=True)
+class InsertionCase:
+    """One model family under test.
+
+    Parameters
+    ----------
+    name: for messages.  build: a fresh model in evaluation mode for an attention setting, always with the
+    same weights; at least four decoder layers.  scenarios: name to a batch of model inputs (single, batch,
+    left and right padding, two images, ...).  rows: for some scenarios, the rows of the batch as inputs of
+    their own.  decoder: the decoder layers of a model; text: the module that holds them.
+    apply: what is tested; planted bugs put something else here.
+    """
+
+    name: str
+    build: Callable[[str], Any]
+    scenarios: Mapping[str, Mapping[str, Any]]
+    rows: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    decoder: Callable[[Any], Sequence[nn.Module]] = lambda model: model.model.language_model.layers
+    text: Callable[[Any], nn.Module] = lambda model: model.model.language_model
+    specs: Sequence[Any] = (ENTRY, LAYER, SEVERAL)
+    attention: Sequence[str] = ("sdpa", "eager")
+    apply: Callable[..., Any] = pruneopt.apply
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """Outcome of one check: `problem` is empty when it passed."""
+
+    check: str
+    problem: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return not self.problem
+
+
+def label(spec: Any) -> str:
+    loaded = spec if isinstance(spec, Spec) else load_spec(spec)
+    cuts = "+".join(str(stage.insertion.layer_index) for stage in loaded.stages)
+    return f"cut before layer {cuts}"
+
+
+def tolerance(model: Any) -> float:
+    return TOLERANCE[next(model.parameters()).dtype]
