@@ -29,9 +29,9 @@ def _codebook(width: int) -> str:
 PARAMETERS = {"score_threshold": {"bound": 0.5}, "prototype": {"codebook": _codebook(8)}}
 _WIDTH = "reads a file made for one width"
 EXPECTED = {
-    "prototype": {
-        name: _WIDTH for name in ("check_shapes", "check_half_precision_ranks_alike", "check_memory_order")
-    }
+    "prototype": dict.fromkeys(
+        ("check_shapes", "check_half_precision_ranks_alike", "check_memory_order"), _WIDTH
+    )
 }
 
 

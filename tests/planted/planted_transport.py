@@ -26,9 +26,9 @@ class Good(TransportSolver):
 
     name: ClassVar[str] = "good_sinkhorn"
     warm: ClassVar[bool] = True
-    epsilon: float = param(0.02, above=0)
-    rounds: int = param(3000, low=1)
-    tolerance: float = param(1e-6, low=0)
+    epsilon: float = param(0.04, above=0)
+    rounds: int = param(1000, low=1)
+    tolerance: float = param(1e-5, low=0)
 
     def inputs(self, problem):
         return problem.cost, problem.a, problem.b
@@ -69,7 +69,7 @@ class Good(TransportSolver):
             plan = (scaled + (f[:, :, None] + g[:, None, :]) / eps[:, :, None]).exp()
             count += 1
             error = (plan.sum(1) - b).abs().sum(1)
-            if count >= self.least() and bool((error < self.tolerance).all()):
+            if count >= self.least() and bool(((error < self.tolerance) | error.isnan()).all()):
                 break
         return TransportSolution(
             time.perf_counter() - begin,
@@ -387,7 +387,7 @@ class EpsilonUpsideDown(Good):
     name = "epsilon_upside_down"
 
     def eps(self, problem):
-        return 0.02**2 / self.epsilon * problem.cost_range().double()
+        return 0.04**2 / self.epsilon * problem.cost_range().double()
 
 
 @dataclass(frozen=True)
