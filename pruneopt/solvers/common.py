@@ -70,7 +70,8 @@ def each(
         if not (np.isfinite(cost[i]).all() and np.isfinite(p.sum() + q.sum())):
             nothing = np.full((r.sum(), c.sum()), np.nan)
             return nothing, nothing[:, :1].ravel(), nothing[:1].ravel(), 0, Status.NON_FINITE, {}
-        return solve_one(np.ascontiguousarray(cost[i][np.ix_(r, c)]), p / p.sum(), q / q.sum(), i)
+        seen = cost[i] if r.all() and c.all() else cost[i][np.ix_(r, c)]
+        return solve_one(np.ascontiguousarray(seen), p / p.sum(), q / q.sum(), i)
 
     batch = range(len(cost))
     if threads > 1 and len(cost) > 1:
@@ -80,13 +81,16 @@ def each(
         answers = [run(i) for i in batch]
     plan = np.zeros_like(cost)
     f, g = np.zeros_like(a), np.zeros_like(b)
-    for i, (part, _, _, _, _, _) in enumerate(answers):
-        plan[i][np.ix_(rows[i], cols[i])] = part
-    potentials = all(x[1] is not None and x[2] is not None for x in answers)
-    if potentials:
-        for i, (_, fi, gi, _, _, _) in enumerate(answers):
-            f[i][rows[i]], g[i][cols[i]] = fi, gi
-            _extend(cost[i], f[i], g[i], rows[i], cols[i])
+    potentials = any(x[1] is not None for x in answers)
+    for i, (part, fi, gi, _, _, _) in enumerate(answers):
+        if part.shape == plan[i].shape:
+            plan[i] = part
+        else:
+            plan[i][np.ix_(rows[i], cols[i])] = part
+        if fi is None or gi is None:  # zero target potentials are dual feasible after a c-transform
+            fi, gi = cost[i][np.ix_(rows[i], cols[i])].min(1), np.zeros(cols[i].sum())
+        f[i][rows[i]], g[i][cols[i]] = fi, gi
+        _extend(cost[i], f[i], g[i], rows[i], cols[i])
     device = problem.cost.device
     put: Callable[[np.ndarray], Tensor] = lambda x: torch.from_numpy(x).to(device)  # noqa: E731
     return TransportSolution(

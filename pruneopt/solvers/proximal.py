@@ -13,7 +13,7 @@ from pruneopt.parts import TransportSolver, param
 from pruneopt.problems import TransportProblem
 from pruneopt.solution import Status, TransportSolution, certify
 from pruneopt.solvers.common import span
-from pruneopt.solvers.scaling import CHECK, left, right, rows
+from pruneopt.solvers.scaling import CHECK, products, rows
 
 _TINY = 1e-300
 
@@ -104,9 +104,10 @@ class _State:
     def step(self, problem: TransportProblem, kernel: Tensor, inner: int) -> None:
         self.plan = self.plan * kernel
         a, b = problem.a.double(), problem.b.double()
+        right, left = products(self.plan)
         for _ in range(inner):
-            v = b / left(self.plan, self.u).clamp_min(_TINY)
-            self.u = a / right(self.plan, v).clamp_min(_TINY)
+            v = b / left(self.u).clamp_min(_TINY)
+            self.u = a / right(v).clamp_min(_TINY)
         self.plan.mul_(self.u[:, :, None]).mul_(v[:, None, :])
         self.f = self.f + self.beta[:, None] * self.u.log()
         self.g = self.g + self.beta[:, None] * v.log()
