@@ -53,7 +53,7 @@ class Idefics3Adapter(ModelAdapter):
                     "encoder signals of pictures with padded pixels are not defined; let the processor "
                     "resize them to full size, or use a method without encoder signals"
                 )
-        shuffled = self.base.connector.pixel_shuffle(signal, self.merge)
+        shuffled = self.base.connector.pixel_shuffle(signal.contiguous(), self.merge)
         return shuffled.unflatten(2, (self.merge**2, -1)).float().mean(2).flatten(0, 1)
 
     def encoder(self) -> Encoder:

@@ -58,7 +58,7 @@ def finish(model: Any, seed: int = 0) -> Any:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
+            if parameter.dim() > 1 or name.endswith(("class_embedding", "image_newline")):
                 std = (0.2 if "lm_head" in name else 1.2) / parameter.shape[-1] ** 0.5
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
     return model.eval()
