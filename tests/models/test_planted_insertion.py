@@ -1,0 +1,264 @@
+"""Every insertion check must catch the bug that it is named for, and pass the real thing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from tiny_models import llava, llava_rows, llava_scenarios
+
+import pruneopt
+from pruneopt.models import flow, hooks, report, run
+from pruneopt.models.prompt import Prompt
+from pruneopt.models.sequence import Segment
+from pruneopt.problems import Budget
+from pruneopt.testing.insertion import CHECKS, ENTRY, LAYER, InsertionCase, check_insertion
+
+SCENARIOS = {name: inputs for name, inputs in llava_scenarios().items() if name in ("single", "left")}
+CASE = InsertionCase("planted", llava, SCENARIOS, llava_rows(), specs=(ENTRY, LAYER), attention=("sdpa",))
+
+
+@contextmanager
+def handle_never_removed() -> Iterator[None]:
+    with mock.patch.object(hooks.Attachments, "remove", lambda self: None):
+        yield
+
+
+@contextmanager
+def one_hook_forgotten() -> Iterator[None]:
+    real = hooks.Attachments.remove
+
+    def remove(self: Any) -> None:
+        self._undo = self._undo[1:]
+        real(self)
+
+    with mock.patch.object(hooks.Attachments, "remove", remove):
+        yield
+
+
+@contextmanager
+def off_by_one_layer() -> Iterator[None]:
+    real = flow.Segment
+
+    def later(layer: int, *rest: Any) -> Segment:
+        return real(layer + 1, *rest)
+
+    with mock.patch.object(flow, "Segment", later):
+        yield
+
+
+@contextmanager
+def decode_position_too_low() -> Iterator[None]:
+    """Decoding continues from the pruned length."""
+    real = run.Run._text
+
+    def text(self: Any, module: Any, args: Any, kwargs: Any) -> Any:
+        if self._step is not None and kwargs.get("position_ids") is not None:
+            removed = self._step.columns - self._step.segments[-1].width
+            kwargs = {**kwargs, "position_ids": kwargs["position_ids"] - removed}
+            return args, kwargs
+        return real(self, module, args, kwargs)
+
+    with mock.patch.object(run.Run, "_text", text):
+        yield
+
+
+@contextmanager
+def text_dropped() -> Iterator[None]:
+    """The first text token after the picture goes as well."""
+    real = flow.survivors
+
+    def survivors(alive: torch.Tensor, width: int) -> torch.Tensor:
+        alive = alive.clone()
+        alive[:, -3] = False
+        return real(alive, width)
+
+    with mock.patch.object(flow, "survivors", survivors):
+        yield
+
+
+@contextmanager
+def rotary_not_gathered() -> Iterator[None]:
+    def take(rotary: Any, order: torch.Tensor) -> Any:
+        return tuple(part[:, : order.shape[1]].expand(order.shape[0], -1, -1) for part in rotary)
+
+    with mock.patch.object(flow, "take_rotary", take):
+        yield
+
+
+@contextmanager
+def padding_visible() -> Iterator[None]:
+    real = flow.segment_mask
+
+    def everything(adapter: Any, segment: Any, hidden: Any, past: int, tail: Any) -> Any:
+        return real(adapter, replace(segment, full=True), hidden, past, None)
+
+    with mock.patch.object(run, "segment_mask", everything):
+        yield
+
+
+@contextmanager
+def masked_not_removed() -> Iterator[None]:
+    """Reports the closed form of a cache that still holds everything."""
+    real = report.measure
+
+    def measure(adapter: Any, state: Any, cache: Any) -> Any:
+        found = real(adapter, state, cache)
+        return replace(found, cache_found=[n + 8 for n in found.cache_found])
+
+    with mock.patch.object(run, "measure", measure):
+        yield
+
+
+@contextmanager
+def mlp_not_counted() -> Iterator[None]:
+    real = report.Shape.flops
+    with mock.patch.object(
+        report.Shape, "flops", lambda self, n: real(self, n) - 3.0 * n * self.width * self.mlp
+    ):
+        yield
+
+
+@contextmanager
+def batch_mate_decides() -> Iterator[None]:
+    """Selection looks at the number of rows of the batch."""
+    real = flow.Flow.signals
+
+    def signals(self: Any, stage: Any, hidden: Any) -> Any:
+        found = real(self, stage, hidden)
+        return found if self.prompt.batch == 1 else _rolled(found)
+
+    with mock.patch.object(flow.Flow, "signals", signals), _spread_scores():
+        yield
+
+
+def _rolled(signals: Any) -> Any:
+    signals._tensors["features"] = signals._tensors["features"].roll(1, 1)
+    return signals
+
+
+@contextmanager
+def _spread_scores() -> Iterator[None]:
+    from pruneopt.scores.random import RandomScore
+
+    with mock.patch.object(RandomScore, "__call__", lambda self, s: s["features"].float().norm(dim=2)):
+        yield
+
+
+@contextmanager
+def one_token_too_few() -> Iterator[None]:
+    """A ratio of 1 keeps all but one."""
+    real = Budget.count
+    with mock.patch.object(Budget, "count", lambda self, start, alive: max(1, real(self, start, alive) - 1)):
+        yield
+
+
+@contextmanager
+def state_leaks_between_prompts() -> Iterator[None]:
+    """The second prompt reuses the kept set of the first, shifted by one."""
+    real = flow.Flow._apply
+    calls = [0]
+
+    def apply(self: Any, stage: Any, selection: Any, counts: Any, hidden: Any) -> Any:
+        calls[0] += 1
+        if calls[0] % 2 == 0:
+            selection = replace(selection, keep=selection.keep.roll(1, 1))
+        return real(self, stage, selection, counts, hidden)
+
+    with mock.patch.object(flow.Flow, "_apply", apply):
+        yield
+
+
+@contextmanager
+def static_cache_accepted() -> Iterator[None]:
+    from pruneopt.models import refuse
+
+    kept = tuple(row for row in refuse._REFUSED if row[0] != "prompt_lookup_num_tokens")
+    with mock.patch.object(refuse, "_REFUSED", kept):
+        yield
+
+
+@contextmanager
+def counts_taken_from_the_first_row() -> Iterator[None]:
+    """Ragged rows are cut to the count of the first."""
+    real = flow.Flow._remove
+
+    def remove(self: Any, layer: int, selection: Any, counts: list[int], hidden: Any) -> Any:
+        out = real(self, layer, selection, counts, hidden)
+        self.state.segments[-1].full = True
+        return out
+
+    with mock.patch.object(flow.Flow, "_remove", remove):
+        yield
+
+
+@contextmanager
+def wrong_placeholder() -> Iterator[None]:
+    """The first visual token counts as text, as with a span that starts one too late."""
+    real = Prompt.__init__
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        real(self, *args, **kwargs)
+        self.place = self.place + 1
+
+    with mock.patch.object(Prompt, "__init__", init):
+        yield
+
+
+# planted bug -> the check that is there for it
+PLANTED: dict[Callable[[], Any], str] = {
+    handle_never_removed: "restore",
+    one_hook_forgotten: "restore",
+    off_by_one_layer: "oracle",
+    decode_position_too_low: "oracle",
+    text_dropped: "oracle",
+    rotary_not_gathered: "deletion",
+    padding_visible: "oracle",
+    masked_not_removed: "counts",
+    mlp_not_counted: "counts",
+    batch_mate_decides: "rows_alone",
+    one_token_too_few: "keep_all",
+    state_leaks_between_prompts: "deletion",
+    static_cache_accepted: "modes",
+    counts_taken_from_the_first_row: "ragged",
+    wrong_placeholder: "oracle",
+}
+
+
+@pytest.mark.parametrize("bug", list(PLANTED), ids=lambda bug: bug.__name__)
+def test_planted_bug_is_caught(bug: Callable[[], Any]) -> None:
+    with bug():
+        try:
+            [result] = check_insertion(CASE, [PLANTED[bug]])
+            problem = result.problem
+        except Exception as error:
+            problem = repr(error)
+    assert problem != ""
+
+
+@pytest.mark.parametrize("check", list(CHECKS))
+def test_every_check_catches_something_and_passes_the_real_thing(check: str) -> None:
+    assert check in PLANTED.values()
+    [result] = check_insertion(CASE, [check])
+    assert result.problem == ""
+
+
+def test_a_foreign_apply_is_tested_as_given() -> None:
+    """A case with another `apply` sees that one: here one that does nothing."""
+
+    class Idle:
+        def __init__(self, model: Any) -> None:
+            self.run = pruneopt.apply(model, ENTRY)
+            self.run.remove()
+
+        def remove(self) -> None:
+            pass
+
+    case = replace(CASE, apply=lambda model, spec: Idle(model))
+    with pytest.raises(AttributeError):
+        check_insertion(case, ["oracle"])
