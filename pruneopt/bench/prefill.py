@@ -243,15 +243,17 @@ def run_prefill_bench(
     overrides: Sequence[str] | Mapping[str, Sequence[str]] = (),
     model: Any = None,
     commit: str | None = None,
+    inputs_of: Callable[[Any, int], dict[str, Any]] = prompt,
 ) -> list[dict[str, Any]]:
     """Measure every method, budget and batch on one model; write one JSON record when `out` is given.
 
-    `overrides` holds for all methods, or per method when it is a mapping.
+    `overrides` holds for all methods, or per method when it is a mapping.  `model` replaces the preset, and
+    `inputs_of(model, batch)` its prompt.
     """
     built = model if model is not None else build(preset, device, getattr(torch, dtype), attention)
     rows = []
     for batch in batches:
-        inputs = prompt(built, batch)
+        inputs = inputs_of(built, batch)
         for method in methods:
             for keep in keeps:
                 more = overrides.get(method, ()) if isinstance(overrides, Mapping) else overrides
@@ -271,3 +273,55 @@ def run_prefill_bench(
         temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
         temporary.replace(out)
     return rows
+
+
+def picture_inputs(processor: Any, image: Any, text: str) -> Callable[[Any, int], dict[str, Any]]:
+    """Prompts of one picture, repeated over the batch, for a model with a processor."""
+    from pruneopt.models.load import build_inputs
+
+    def inputs(model: Any, batch: int) -> dict[str, Any]:
+        found = build_inputs(processor, image, text)
+        placed = {
+            k: v.to(model.device, model.dtype) if v.is_floating_point() else v for k, v in found.items()
+        }
+        return {k: v.to(model.device).repeat(batch, *[1] * (v.dim() - 1)) for k, v in placed.items()}
+
+    return inputs
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Any:
+    """A rich table of measured rows: milliseconds are medians."""
+    from rich.table import Table
+
+    out = Table(
+        "method", "batch", "kept", "encoder", "dense LM", "pruned LM", "selection", "rest", "speed-up",
+        "ideal", "ratio", "KV", "decode dense", "decode pruned", "peak dense", "peak pruned", title="prefill, ms",
+    )  # fmt: skip
+
+    def ms(seconds: float) -> str:
+        return f"{1000 * seconds:.2f}"
+
+    def peak(count: int | None) -> str:
+        return "" if count is None else f"{count / 2**20:.0f} MB"
+
+    for row in rows:
+        dense, pruned = row["dense"], row["pruned"]
+        out.add_row(
+            row["method"],
+            str(row["batch"]),
+            f"{row['kept']}/{row['visual_tokens']}",
+            ms(dense["encoder"]["median"]),
+            ms(dense["language_model"]["median"]),
+            ms(pruned["language_model"]["median"]),
+            f"{ms(row['selection_seconds'])} ({row['selection_share_of_dense_language_model']:.1%})",
+            ms(row["rest_of_prefill"]),
+            f"{row['speedup']['median']:.2f}",
+            f"{row['ideal']:.2f}",
+            f"{row['efficiency']:.2f}",
+            f"{row['kv_bytes']['pruned'] / row['kv_bytes']['dense']:.0%}",
+            ms(dense["decode_token"]["median"]) if "decode_token" in dense else "",
+            ms(pruned["decode_token"]["median"]) if "decode_token" in pruned else "",
+            peak(row["peak_bytes"]["dense"]),
+            peak(row["peak_bytes"]["pruned"]),
+        )
+    return out

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from pruneopt.cli.catalogue import console
+
 app = typer.Typer(help="Measure solvers, selection cost, prefill and memory.", no_args_is_help=True)
 
 Out = Annotated[Path, typer.Option(help="folder of the run; what it already holds is not measured again")]
@@ -25,6 +27,14 @@ def numbers(text: str) -> list[int]:
         return [int(word) for word in split(text) or []]
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is not a list of whole numbers such as 64,144") from error
+
+
+def fractions(text: str) -> list[float]:
+    """Ratios or counts separated by commas."""
+    try:
+        return [float(word) for word in split(text) or []]
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 0.5,0.11") from error
 
 
 @app.command("solvers")
@@ -92,6 +102,48 @@ def select(
         else:
             run_select_bench(out, split(methods), numbers(sizes), batch, keep, repeats)
     write_tables(out, into)
+
+
+@app.command("prefill")
+def prefill(
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value", show_default=False)] = None,
+    preset: Annotated[str, typer.Option(help="0.5b, llava-1.5-7b, qwen2.5-vl-7b or tiny")] = "0.5b",
+    model: Annotated[str | None, typer.Option(help="folder or hub id instead of a preset")] = None,
+    image: Annotated[str | None, typer.Option(help="picture for --model")] = None,
+    prompt: Annotated[str, typer.Option(help="question for --model")] = "What is in the picture?",
+    method: Annotated[str, typer.Option("--method", "-m", help="names separated by commas")] = "topv",
+    keep: Annotated[str, typer.Option(help="budgets separated by commas")] = "0.5,0.11",
+    batch: Annotated[str, typer.Option(help="batch sizes separated by commas")] = "1",
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    attention: Annotated[str, typer.Option(help="the model's attention setting")] = "sdpa",
+    repeats: Annotated[int, typer.Option(min=1, help="measured passes")] = 5,
+    decode: Annotated[int, typer.Option(min=0, help="decoded tokens per pass")] = 8,
+    threads: Annotated[int, typer.Option(min=0, help="torch threads; 0 is all cores")] = 0,
+    out: Annotated[Path | None, typer.Option(help="record to write (JSON)")] = None,
+) -> None:
+    """Dense and pruned prefill side by side: time per part, FLOP-ideal speed-up, KV bytes, memory."""
+    from pruneopt.bench.cells import run_threads
+    from pruneopt.bench.prefill import run_prefill_bench, table
+    from pruneopt.cli.prefill import given_model
+
+    run_threads(threads or os.cpu_count() or 1)
+    options = {} if model is None else given_model(model, image, prompt, device, dtype, attention)
+    rows = run_prefill_bench(
+        out,
+        preset if model is None else model,
+        split(method) or ["topv"],
+        fractions(keep),
+        numbers(batch),
+        device,
+        dtype,
+        attention,
+        repeats,
+        decode,
+        overrides or [],
+        **options,
+    )
+    console().print(table(rows))
 
 
 @app.command("report")

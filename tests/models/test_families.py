@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pytest
 import tiny_models
+import torch
 from tiny_batches import ROWS, VIDEOS, anyres, qwen, scenarios, subimages, tiles, typed
 from torch import nn
 
-from pruneopt.testing.insertion import CHECKS, InsertionCase, check_insertion
+from pruneopt.testing.insertion import CHECKS, ENTRY, LAYER, SEVERAL, InsertionCase, check_insertion
 
 
 def _next(build: Callable[..., Any], videos: bool) -> dict[str, Any]:
@@ -59,18 +61,68 @@ def _text(model: Any) -> nn.Module:
 
 @cache
 def case(name: str) -> InsertionCase:
+    """All batches of a family, one and several cuts; the suite's other cuts run on LLaVA-1.5."""
     build, make = FAMILIES[name]
+    found = make(build)
+    del found["single"]
+    layers: Any = lambda model: _text(model).layers  # noqa: E731
     return InsertionCase(
-        name,
-        build,
-        make(build),
-        decoder=lambda model: _text(model).layers,
-        text=_text,  # type: ignore[arg-type]
+        name, build, found, decoder=layers, text=_text, specs=(ENTRY, SEVERAL), attention=("sdpa",)
     )
 
 
-@pytest.mark.parametrize("check", list(CHECKS))
+def brief(name: str) -> InsertionCase:
+    """The first padded batch, and the video where there is one."""
+    whole = case(name)
+    few = {key: inputs for key, inputs in whole.scenarios.items() if key in ("left", "video")}
+    return replace(whole, scenarios=few)
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_removal_equals_masking(family: str) -> None:
+    [result] = check_insertion(case(family), ["oracle"])
+    assert result.problem == ""
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_removal_equals_masking_with_eager_attention(family: str) -> None:
+    eager = replace(brief(family), attention=("eager",), specs=(SEVERAL,))
+    [result] = check_insertion(eager, ["oracle"])
+    assert result.problem == ""
+
+
+@pytest.mark.parametrize("check", [name for name in CHECKS if name not in ("oracle", "rows_alone")])
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_family_passes(family: str, check: str) -> None:
-    [result] = check_insertion(case(family), [check])
+    [result] = check_insertion(brief(family), [check])
+    assert result.problem == ""
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_rows_equal_themselves_alone(family: str) -> None:
+    """The batch of three against its first row alone, whose inputs are those of the single batch."""
+    build, make = FAMILIES[family]
+    found = make(build)
+    rows = {"left": [found["single"]]} if _same_picture(found) else {}
+    [result] = check_insertion(replace(brief(family), rows=rows), ["rows_alone"])
+    assert result.problem == ""
+
+
+def _same_picture(found: dict[str, Any]) -> bool:
+    """Whether the first row of `left` is the prompt of `single` (pixels are drawn in order)."""
+    left, single = found["left"], found["single"]
+    real = left["attention_mask"][0].bool()
+    return bool((left["input_ids"][0][real] == single["input_ids"][0]).all())
+
+
+def test_bfloat16_stays_within_its_rounding() -> None:
+    build, make = FAMILIES["qwen2_5_vl"]
+    half = InsertionCase(
+        "bfloat16",
+        lambda attention: build(attention).to(torch.bfloat16),
+        {"left": {k: v.bfloat16() if v.is_floating_point() else v for k, v in make(build)["left"].items()}},
+        specs=(LAYER,),
+        attention=("sdpa",),
+    )
+    [result] = check_insertion(half, ["oracle"])
     assert result.problem == ""
