@@ -32,7 +32,8 @@ class Milp(SubsetSolver):
     `backend="highs"` calls HiGHS through SciPy; `"cvxpy"` hands the same program to cvxpy with the solver
     named in `solver`, which is slower to set up.  `time_limit` seconds hold per sample; when they run out
     the status is TIME_LIMIT, the choice the best one found (`stats["first"]`: a greedy one where the solver
-    has none), and the bound the best one proved.  Works on the host, one sample after another.
+    has none), and the bound the best one proved; cvxpy reports none, so that of `bounds.py` is used there.
+    Works on the host, one sample after another.
     """
 
     name: ClassVar[str] = "milp"

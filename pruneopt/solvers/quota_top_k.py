@@ -38,7 +38,9 @@ class QuotaTopK(SubsetSolver):
         ranked = score.argsort(dim=1, descending=True, stable=True)
         real = problem.real.gather(1, ranked)
         group = problem.group.gather(1, ranked).masked_fill(~real, 0)
-        hot = torch.nn.functional.one_hot(group, problem.quota.shape[1]) * real[:, :, None]
+        hot = (group[:, :, None] == torch.arange(problem.quota.shape[1], device=group.device)) & real[
+            :, :, None
+        ]
         place = hot.cumsum(1).gather(2, group[:, :, None]).squeeze(2)
         taken = real & (place <= problem.quota.gather(1, group))
         first = (~taken).to(torch.int8).argsort(dim=1, stable=True)[:, : problem.most]

@@ -236,7 +236,8 @@ def check_seed_is_used(part: Part) -> None:
     require(agree(call(other, signals), same) > 0, "another seed gives the same result; `seed` is not used")
 
 
-def _sync_operations(run: Callable[[], Any]) -> list[str]:
+def sync_operations(run: Callable[[], Any]) -> list[str]:
+    """Names of the operations in `run` that would wait for a GPU, found while running on the CPU."""
     waits = (
         "_local_scalar_dense",
         "nonzero",
@@ -269,7 +270,7 @@ def _sync_operations(run: Callable[[], Any]) -> list[str]:
 def check_no_host_sync(part: Part) -> None:
     """Nothing waits for the device: no `.item()`, `bool(tensor)`, `nonzero` or boolean indexing."""
     signals = cases.make_signals(part.needs)
-    seen = _sync_operations(lambda: call(part, signals))
+    seen = sync_operations(lambda: call(part, signals))
     require(
         not seen,
         f"waits for the device ({', '.join(sorted(set(seen)))}); use torch.where and masks, or tag it `host`",

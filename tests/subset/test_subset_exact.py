@@ -12,7 +12,7 @@ from pruneopt.errors import ProblemError
 from pruneopt.problems import SubsetProblem
 from pruneopt.solution import Status
 from pruneopt.solvers.bounds import metric_max_min_bound
-from pruneopt.solvers.linear import formulate, run
+from pruneopt.solvers.linear import lp_bound
 from pruneopt.solvers.objectives import subset_value
 
 SHAPES = [
@@ -96,9 +96,9 @@ def test_cvxpy_names_a_missing_solver():
 @pytest.mark.parametrize("kind", ["max_sum", "facility_location", "independent_set"])
 def test_lp_relaxation_bounds_the_optimum(kind):
     problem = random_problem(kind, 3, batch=1, tokens=10, k=4)
-    outcome = run(formulate(problem, 0)[0], "highs", "HIGHS", 10.0, relaxed=True)
-    assert outcome.status is Status.OPTIMAL
-    assert outcome.bound >= slow_best(problem, 0)[0] - 1e-9
+    bound, best = lp_bound(problem).item(), slow_best(problem, 0)[0]
+    assert best - 1e-9 <= bound < math.inf
+    assert bound <= 2 * best
 
 
 @pytest.mark.parametrize(("name", "kind"), [("milp", "max_min"), ("branch_and_bound", "max_min")])
