@@ -1,7 +1,8 @@
 """Upper bounds of subset optima: no choice of `k` tokens is worth more.
 
-All hold without assumptions about the data unless the docstring says otherwise.  Only those of `top_k` and
-`quota` use protected tokens; the others ignore them, which is allowed as they only lower the optimum.  All
+All hold without assumptions about the data unless the docstring says otherwise.  Those of `top_k`,
+`quota` and `max_min` use protected tokens; the others ignore them, which is allowed as they only lower the
+optimum.  All
 run in float64 and cost between O(N log N) and O(N^3) a sample.
 """
 
@@ -151,7 +152,7 @@ def max_min_bound(problem: SubsetProblem) -> Tensor:
     If the tokens fall into fewer than k groups whose members are all closer than t to each other, any k
     tokens have two in one group, so the optimum is below t.  Greedy groups, bisection over the occurring
     distances, and the star bound (k tokens must each have k-1 others that far away).  No triangle inequality
-    is needed.
+    is needed.  Two protected tokens are no farther apart in any choice than they are.
     """
     distance = symmetric_pairwise(problem).cpu().numpy()
     outside, real, ks = anchor_min(problem).cpu().numpy(), problem.real.cpu().numpy(), problem.k.tolist()
@@ -159,7 +160,14 @@ def max_min_bound(problem: SubsetProblem) -> Tensor:
     for b, k in enumerate(ks):
         inside = np.flatnonzero(real[b])
         out.append(_max_min_one(distance[b][np.ix_(inside, inside)], outside[b][inside], int(k)))
-    return torch.tensor(out, dtype=torch.float64, device=problem.k.device)
+    bound = torch.tensor(out, dtype=torch.float64, device=problem.k.device)
+    if problem.protected is None:
+        return bound
+    forced = problem.protected & problem.real
+    fixed = symmetric_pairwise(problem)
+    fixed.diagonal(dim1=1, dim2=2).fill_(math.inf)
+    fixed = fixed.masked_fill(~(forced[:, :, None] & forced[:, None, :]), math.inf)
+    return torch.minimum(bound, fixed.amin((1, 2)))
 
 
 def _max_min_one(distance: np.ndarray, outside: np.ndarray, k: int) -> float:
