@@ -40,10 +40,13 @@ class Greedy:
     small: tuple[int, int] = (36, 9)  # tokens and budget at which the exact solver is asked
 
 
+# Saliency scaled to [0,1]: the paper asks for exactly k tokens, ours for at most k, which is the same when no
+# score is negative, and the greedy order does not change.
+_SALIENCY = ("solver.on_shortfall=stop", "problem.scores.saliency.normalize=minmax")
 GREEDY = (
     Greedy("DivPrune", "divprune", "max-min dispersion, cosine distance", "branch_and_bound"),
     Greedy("CDPruner", "cdpruner", "log-determinant with text quality", "branch_and_bound"),
-    Greedy("GreedyPrune", "greedyprune", "weighted independent set", "milp", ("solver.on_shortfall=stop",)),
+    Greedy("GreedyPrune", "greedyprune", "weighted independent set", "milp", _SALIENCY),
     Greedy("ToDRE stage 1", "todre/diversity", "max-sum dispersion, pivot given", "brute_force", (), (16, 5)),
     Greedy("DART", "dart", "max-min dispersion of what is kept", "branch_and_bound"),
     Greedy("ZSPAPrune", "zspaprune", "max-min dispersion, relevant core given", "branch_and_bound"),

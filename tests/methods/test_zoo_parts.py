@@ -18,6 +18,7 @@ from pruneopt.scores.uniform_grid import UniformGridScore
 from pruneopt.signals import Attention, Signals
 from pruneopt.solvers.backward_elimination import BackwardElimination
 from pruneopt.solvers.bipartite_elimination import BipartiteElimination
+from pruneopt.solvers.bounds import upper_bound
 from pruneopt.solvers.strided import Strided
 from pruneopt.spec import list_methods, load_spec
 from pruneopt.tensors import gram, unit_rows
@@ -206,6 +207,22 @@ def test_protect_needs_scores_and_one_amount() -> None:
             continue
         with pytest.raises(SpecError, match=word):
             load_spec({**spec, "problem": problem})
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_dispersion_bound_with_a_core_holds_and_is_tight_when_the_core_decides(seed: int) -> None:
+    torch.manual_seed(seed)
+    distance = CosineDistance()(Signals({"features": torch.randn(1, 9, 4)}))
+    forced = torch.zeros(1, 9, dtype=torch.bool)
+    forced[0, [0, 1, 2]] = True
+    problem = SubsetProblem.build("max_min", 4, None, distance, None, forced)
+
+    def spread(chosen: tuple[int, ...]) -> float:
+        return min(float(distance[0, i, j]) for i, j in itertools.combinations(chosen, 2))
+
+    best = max(spread((0, 1, 2, j)) for j in range(3, 9))
+    bound = upper_bound(problem, forced)[0]
+    assert best - 1e-6 <= float(bound) <= spread((0, 1, 2)) + 1e-6
 
 
 def test_globalcom2_gives_a_brighter_crop_more() -> None:
