@@ -1,0 +1,68 @@
+"""Every method on the embedded model, cut depths fitted to it: what is promised is what is kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pruneopt.errors import ModelError
+from pruneopt.insertion.prefill_layer import PrefillLayer
+from pruneopt.models.apply import prune
+from pruneopt.schema import Spec
+from pruneopt.scores.transition import Transition
+from pruneopt.spec import list_methods, load_spec
+
+ELSEWHERE = {
+    "aim/llava": "block 23",
+    "saint/encoder": "block 19",
+    "saint/encoder_release": "block 19",
+    "cdpruner/clip": "clip_features",
+    "cdpruner/release": "clip_features",
+}  # what a 6-layer tower without a text half must refuse, by a word of the reason
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    from pruneopt.demo.assets import load_inputs, load_model, samples
+
+    model, processor = load_model()
+    return model, load_inputs(samples()[:1], processor), model.config.text_config.num_hidden_layers
+
+
+def fitted(spec: Spec, layers: int) -> Spec:
+    """The same cuts, no deeper than the model."""
+    stages = []
+    for stage in spec.stages:
+        if stage.insertion.layer_index:
+            stage = replace(stage, insertion=PrefillLayer(min(stage.insertion.layer_index, layers - 1)))
+        scores = tuple(
+            replace(s, part=replace(s.part, layers=(0,))) if isinstance(s.part, Transition) else s
+            for s in stage.problem.scores
+        )
+        stages.append(replace(stage, problem=replace(stage.problem, scores=scores)))
+    return replace(spec, stages=tuple(stages))
+
+
+@pytest.mark.parametrize(
+    "method", [m for m in list_methods() if not m.startswith("codebook") and m != "divprune/exact"]
+)
+def test_a_method_runs_on_the_embedded_model(method: str, embedded) -> None:
+    model, inputs, layers = embedded
+    spec = fitted(load_spec(method), layers)
+    if method in ELSEWHERE:
+        with pytest.raises(ModelError, match=ELSEWHERE[method]), prune(model, spec):
+            model(**inputs)
+        return
+    with torch.no_grad(), prune(model, spec) as run:
+        logits = model(**inputs).logits
+    assert bool(logits[:, -1].isfinite().all())
+    selections = run.selections
+    assert len(selections) == len(spec.stages)
+    for stage, selection in zip(spec.stages, selections, strict=True):
+        assert selection.known_counts == tuple(selection.keep.sum(1).tolist())
+        if stage.rule is None and not stage.steps:
+            solution = selection.solution
+            wanted = tuple(solution.problem.k.tolist())
+            assert selection.known_counts == wanted
