@@ -108,7 +108,7 @@ def timed(run: Callable[[], T], repeats: int = 5, budget: float = 3.0) -> tuple[
 
 
 def interleaved(first: Callable[[], Any], second: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """Median seconds of two jobs run in turns, so that a busy machine disturbs both alike."""
+    """Best seconds of two jobs run in turns, so that a busy machine disturbs both alike."""
     first(), second()
     one: list[float] = []
     two: list[float] = []
@@ -118,7 +118,7 @@ def interleaved(first: Callable[[], Any], second: Callable[[], Any], repeats: in
             job()
             synchronise()
             times.append(time.perf_counter() - begin)
-    return float(np.median(one)), float(np.median(two))
+    return min(one), min(two)
 
 
 def wide() -> Console:

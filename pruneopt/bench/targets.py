@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -43,17 +44,22 @@ class Target:
 def _products(problem: TransportProblem, rounds: int, how: str) -> Callable[[], None]:
     """The same number of bare batched matrix-vector products as `rounds` rounds of Sinkhorn.
 
-    `bmm`: as one would write it; `rows`: both as row vectors, on two copies of the kernel; `mv`: per problem.
+    `bmm`: as one would write it; `rows`: both as row vectors, on two copies of the kernel; `mv`: per problem;
+    `numpy`: batched with a column.
     """
     kernel = (-problem.cost).exp()
     turned = kernel.transpose(1, 2).contiguous()
     u, v = torch.ones_like(problem.a), torch.ones_like(problem.b)
+    k_host, u_host, v_host = kernel.numpy(), u.numpy()[:, :, None], v.numpy()[:, :, None]
 
     def run() -> None:
         for _ in range(rounds):
             if how == "bmm":
                 torch.bmm(kernel, v[:, :, None])
                 torch.bmm(kernel.transpose(1, 2), u[:, :, None])
+            elif how == "numpy":
+                np.matmul(k_host, v_host)
+                np.matmul(k_host.transpose(0, 2, 1), u_host)
             elif how == "rows":
                 torch.bmm(v[:, None, :], turned)
                 torch.bmm(u[:, None, :], kernel)
@@ -71,7 +77,8 @@ def sinkhorn_targets(tokens: int = 576, batch: int = 8, rounds: int = 100, repea
     solver = Sinkhorn(epsilon=0.05, rounds=rounds)
     few = max(1, rounds // 10)
     slow = {
-        how: interleaved(lambda: None, _products(problem, few, how), 3)[1] for how in ("bmm", "rows", "mv")
+        how: interleaved(lambda: None, _products(problem, few, how), 3)[1]
+        for how in ("bmm", "rows", "mv", "numpy")
     }
     fastest = min(slow, key=lambda how: slow[how])
     ours, bare = interleaved(lambda: solver.solve(problem), _products(problem, rounds, fastest), repeats)
