@@ -18,11 +18,11 @@ from pruneopt.testing.insertion import CHECKS, ENTRY, LAYER, SEVERAL, InsertionC
 
 def _next(build: Callable[..., Any], videos: bool) -> dict[str, Any]:
     rows = {**ROWS, **(VIDEOS if videos else {})}
-    return scenarios(rows, anyres(build(), [(20, 37), (40, 14)], 16))
+    return scenarios(rows, anyres(build(), [(20, 37), (40, 14)], 16, 3 * 2 * 2))
 
 
 def _onevision(build: Callable[..., Any]) -> dict[str, Any]:
-    return scenarios({**ROWS, **VIDEOS}, anyres(build(), [(20, 37), (48, 47)], 16))
+    return scenarios({**ROWS, **VIDEOS}, anyres(build(), [(20, 37), (48, 47)], 16, 3 * 2 * 2 + 1))
 
 
 def _qwen(build: Callable[..., Any], frames: int = 1) -> dict[str, Any]:

@@ -24,8 +24,9 @@ def features(model: Any, inputs: dict[str, Any]) -> Media:
             continue
         encode = getattr(model.model, f"get_{name}_features")
         known = inspect.signature(encode).parameters
+        others = {k: v for k, v in inputs.items() if k in known and not k.startswith("pixel_values")}
         with torch.no_grad():
-            out = encode(**{k: v for k, v in inputs.items() if k in known or k == key}, return_dict=True)
+            out = encode(inputs[key], **others, return_dict=True)
         counts.append([len(one) for one in out.pooler_output])
     return inputs, counts[0], counts[1]
 
@@ -77,8 +78,10 @@ def words(media: list[str], kind: str) -> list[int]:
     return [int(word[1:]) for word in media if word[0] == kind]
 
 
-def anyres(model: Any, sizes: Sequence[tuple[int, int]], side: int) -> Callable[..., Media]:
-    """LLaVA-NeXT-like inputs; images are padded to the most crops of the batch."""
+def anyres(
+    model: Any, sizes: Sequence[tuple[int, int]], side: int, video_tokens: int = 0
+) -> Callable[..., Media]:
+    """LLaVA-NeXT-like inputs; images are padded to the most crops of the batch, videos have three frames."""
     count = sys.modules[type(model.model).__module__].image_size_to_num_patches
     crops = [count(list(size), model.config.image_grid_pinpoints, side) for size in sizes]
 
@@ -95,7 +98,8 @@ def anyres(model: Any, sizes: Sequence[tuple[int, int]], side: int) -> Callable[
         if videos:
             frames = pixels(3 * len(videos), side, seed=50)
             inputs["pixel_values_videos"] = frames.view(len(videos), 3, 3, side, side)
-        return features(model, inputs)
+        pictures = {k: v for k, v in inputs.items() if k != "pixel_values_videos"}
+        return inputs, features(model, pictures)[1] if images else [], [video_tokens] * len(videos)
 
     return make
 
