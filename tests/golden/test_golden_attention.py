@@ -107,7 +107,7 @@ def test_pyramiddrop(request: pytest.FixtureRequest) -> None:
                 kept = tensor(book.want(variant, f"s{s}_rel_idx"))
                 tail = hidden[:, first + row.shape[2] :]
                 hidden = torch.cat([hidden[:, :first], hidden[:, first + kept], tail], 1)
-            book.close(variant, "final_hidden", hidden)
+            book.close(variant, "final_hidden", hidden)  # from the reference's own picks
         counts.append(book.close_book())
     expect(counts, cases)
 
@@ -219,7 +219,8 @@ def test_sparsevlm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
                 whole = torch.cat([hidden[:, :first], visual, text], 1)
                 if book.has(variant, f"s{s}_merged"):
                     added = int(chosen.keep.sum()) - int(plain.sum())
-                    book.close(variant, f"s{s}_merged", visual[:, -added:], floor=2e-5)
+                    decided = tuple(f"s{t}_{n}" for t in range(s + 1) for n in ("idx", "merge_src"))
+                    book.close(variant, f"s{s}_merged", visual[:, -added:], floor=2e-5, after=decided)
                     rows = chosen.merge[0, order[0, -added:]].abs().sum(0) > 0
                     dropped = (~plain).nonzero().squeeze(1)
                     pool = torch.searchsorted(dropped, rows.nonzero().squeeze(1))
@@ -227,7 +228,8 @@ def test_sparsevlm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
                     if book.stable(variant, f"s{s}_merge_src"):
                         np.testing.assert_array_equal(pool, wanted)
                     book.leave_out(variant, f"s{s}_merge_src")  # compared as a set just above
-                book.close(variant, f"s{s}_hidden", whole, floor=2e-5)
+                decided = tuple(f"s{t}_{n}" for t in range(s + 1) for n in ("idx", "merge_src"))
+                book.close(variant, f"s{s}_hidden", whole, floor=2e-5, after=decided)
                 inside = sequence[first : first + alive][order[0]]
                 sequence = torch.cat([sequence[:first], inside, sequence[first + alive :]])
                 places = sequence if plus else torch.arange(whole.shape[1])

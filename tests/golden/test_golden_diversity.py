@@ -39,7 +39,7 @@ def test_divprune(request: pytest.FixtureRequest) -> None:
             steps = realised(distance, order)
             book.same(variant, "order", order, lambda want, got, d=distance: no_worse(d, want, got))
             book.same(variant, "idx", kept, lambda want, got, d=distance: no_worse(d, want, got))
-            book.close(variant, "maxmin", steps, floor=3e-6)
+            book.close(variant, "maxmin", steps, floor=3e-6, after=("order",))
             if book.has(variant, "distance"):
                 book.close(variant, "distance", distance)
         counts.append(book.close_book())
@@ -153,7 +153,7 @@ def test_cdpruner(request: pytest.FixtureRequest) -> None:
             book.same(variant, "mask", keep, lambda want, got: None)
             book.same(variant, "n_unique", keep.sum(1))
             if book.has(variant, "logdet"):
-                book.close(variant, "logdet", chosen.solution.value, floor=1e-3)
+                book.close(variant, "logdet", chosen.solution.value, floor=1e-3, after=("idx",))
         counts.append(book.close_book())
     expect(counts, cases)
 

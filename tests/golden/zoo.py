@@ -73,17 +73,37 @@ class Ledger:
             self.unstable.add(key)
         self.ticked.add(key)
 
-    def close(self, variant: str, name: str, got: Any, floor: float = 2e-6) -> None:
-        """Within four times the float32 to float64 difference of the reference, plus rounding of our own."""
+    def close(
+        self,
+        variant: str,
+        name: str,
+        got: Any,
+        floor: float = 2e-6,
+        after: tuple[str, ...] = (),
+        share: float = 1.0,
+    ) -> None:
+        """Within four times the float32 to float64 difference of the reference, plus rounding of our own.
+
+        `after`: index outputs that decide this one; where one of them is unstable only shape and scale are
+        looked at.  `share`: part of the rows that must agree, the others within 5% of the largest entry.
+        """
         key, want = f"out.{variant}.{name}", self.want(variant, name).astype(np.float64)
         got = np.asarray(got, dtype=np.float64).reshape(want.shape)
+        self.ticked.add(key)
         diff = f"f64diff.{variant}.{name}"
         slack = 4 * float(np.max(self.case[diff])) if diff in self.case else 0.0
         scale = max(1.0, float(np.abs(want).max())) if want.size else 1.0
-        np.testing.assert_allclose(
-            got, want, rtol=0, atol=slack + floor * scale, err_msg=f"{self.case.name} {key}"
-        )
-        self.ticked.add(key)
+        if not all(self.stable(variant, other) for other in after):
+            assert np.isfinite(got).all() and np.abs(got).max(initial=0) <= 2 * scale
+            self.unstable.add(key)
+            return
+        where = f"{self.case.name} {key}"
+        if share == 1.0:
+            np.testing.assert_allclose(got, want, rtol=0, atol=slack + floor * scale, err_msg=where)
+            return
+        off = np.abs(got - want).max(-1)
+        assert (off <= slack + floor * scale).mean() >= share, where
+        assert off.max() <= 0.05 * scale + slack, where
 
     def fair_score(self, score: Any, slack: float = 1e-5) -> Callable[[np.ndarray, np.ndarray], None]:
         """Unstable index sets must be worth the same: sorted scores agree."""
