@@ -12,7 +12,7 @@ from pruneopt.errors import ModelError
 from pruneopt.models.base import ModelAdapter
 from pruneopt.models.prompt import Prompt
 
-_PER_CROP = ("cls_query", "cls_key", "cls_feature")
+PER_CROP = ("cls_query", "cls_key", "cls_feature")
 
 
 class EncoderCapture:
@@ -36,10 +36,8 @@ class EncoderCapture:
     def clear(self) -> None:
         self.encoder.clear()
 
-    def collect(
-        self, inputs: Mapping[str, Any], prompt: Prompt, rows: Tensor | None
-    ) -> dict[tuple[str, int | None], Tensor]:
-        """Every signal at the free visual tokens of the batch."""
+    def collect(self, inputs: Mapping[str, Any], prompt: Prompt) -> dict[tuple[str, int | None], Tensor]:
+        """Every signal at the free visual tokens of the batch; those in `PER_CROP` as `[crops, ...]`."""
         out: dict[tuple[str, int | None], Tensor] = {}
         for base, layer in sorted(self.names, key=str):
             calls = self.encoder.calls(self.encoder.slots(base, layer)[0])
@@ -50,8 +48,9 @@ class EncoderCapture:
                 )
             values = [self.encoder.compute(base, layer, call) for call in range(calls)]
             streams = self._streams(inputs, calls)
-            if base in _PER_CROP:
-                found = self._per_sample(base, torch.cat(values), prompt)
+            if base in PER_CROP:
+                found = torch.cat(values)
+                found = found if base == "cls_feature" else found.unflatten(1, (self.encoder.heads(), -1))
             elif base == "encoder_attention":
                 found = self._pairs(values, inputs, streams, prompt)
             else:
@@ -73,15 +72,21 @@ class EncoderCapture:
             )
         return kinds
 
-    def _per_sample(self, base: str, values: Tensor, prompt: Prompt) -> Tensor:
-        if values.shape[0] != len(prompt.rows) or prompt.groups > 1:
-            raise ModelError(
-                f"signal {base!r} is one per crop, and this prompt has several crops in a sample; use a "
-                "method that reads cls_attention instead"
-            )
-        if base == "cls_feature":
-            return values
-        return values.unflatten(1, (self.encoder.heads(), -1))
+    def crops(self, inputs: Mapping[str, Any], prompt: Prompt) -> Tensor | None:
+        """`[B',N]`: which crop of the encoder's output each token came from; None when nobody asks."""
+        asked = [(base, layer) for base, layer in sorted(self.names, key=str) if base in PER_CROP]
+        if not asked:
+            return None
+        slot = self.encoder.slots(*asked[0])[0]
+        calls = self.encoder.calls(slot)
+        sizes = [len(self.encoder.raw[slot][call]) for call in range(calls)]
+        crop, offset = [], 0
+        for size, video in zip(sizes, self._streams(inputs, calls), strict=True):
+            index = torch.arange(offset, offset + size, device=prompt.source.device, dtype=torch.float64)
+            patches = self.encoder.raw[slot][0].shape[1] - self.encoder.cls
+            crop.append(self.adapter.pack(index[:, None, None].expand(-1, patches, 1), inputs, video)[:, 0])
+            offset += size
+        return torch.cat(crop).round().long()[prompt.source]
 
     def _pairs(
         self, values: list[Tensor], inputs: Mapping[str, Any], streams: list[bool], prompt: Prompt

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from pruneopt.errors import ModelError, SignalError
+from pruneopt.grouping import join_groups, split_groups
 from pruneopt.models.base import ModelAdapter
 from pruneopt.models.compat import causal_mask
 from pruneopt.models.decoder import View
+from pruneopt.models.encoder_signals import PER_CROP
 from pruneopt.models.prompt import Prompt
 from pruneopt.models.sequence import (
     CacheState,
@@ -68,6 +70,7 @@ class Flow:
     deepstack: list[Tensor] = field(default_factory=list)
     visual: Tensor | None = None  # [B,W] visual columns, and [B,W] their rows in `deepstack`
     feature: Tensor | None = None
+    crop: Tensor | None = None  # [B',N] crop of each token, for signals that exist once per crop
 
     def __post_init__(self) -> None:
         prompt = self.prompt
@@ -130,6 +133,8 @@ class Flow:
                 tensors[name] = self.text.clamp_min(0)
             elif base == "visual_index":
                 tensors[name] = self.place.clamp_min(0)
+            elif base in PER_CROP:
+                continue
             elif (base, None) in self.store and not at:
                 tensors[name] = self.store[base, None]
             elif base == "importance":
@@ -146,10 +151,7 @@ class Flow:
         with torch.no_grad():
             signals = self.signals(stage, hidden)
             clock.lap("signals")
-            selection = Pruner(stage).select(signals, self.prompt.started, clock, self.check)
-            if not self.check:
-                bad = signals.bad_values(sorted(stage.needs)).any()
-                self.bad = bad if self.bad is None else self.bad | bad
+            selection = self._select(stage, signals, clock)
             self._refuse_order(selection)
             counts = list(selection.known_counts)
         hidden = self._apply(stage, selection, counts, hidden)
@@ -157,6 +159,41 @@ class Flow:
         for name, seconds in clock.seconds.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         return hidden
+
+    def _select(self, stage: StageSpec, signals: Signals, clock: Clock) -> Selection:
+        names = sorted(name for name in stage.needs if name.partition("@")[0] in PER_CROP)
+        given, place = signals, None
+        if names:
+            given, place = self._with_crops(stage, signals, names)
+        selection = Pruner(stage).select(given, self.prompt.started, clock, self.check)
+        if not self.check:
+            bad = given.bad_values(sorted(stage.needs)).any()
+            self.bad = bad if self.bad is None else self.bad | bad
+        if place is not None:
+            selection = join_groups(selection, place, given.sample, signals.batch, signals.tokens)
+        return selection
+
+    def _with_crops(
+        self, stage: StageSpec, signals: Signals, names: list[str]
+    ) -> tuple[Signals, Tensor | None]:
+        """Add signals that exist once per crop: one problem per crop where samples have several."""
+        assert self.crop is not None
+        first, place = self.crop[:, 0], None
+        if self.prompt.groups > 1:
+            if stage.budget.scope != "group":
+                raise ModelError(
+                    f"signal {names[0]!r} is one per crop, but this budget pools the crops of a sample; set "
+                    "budget.scope=group"
+                )
+            signals, place = split_groups(signals)
+            first = self.crop[signals.sample, place[:, 0]]
+        tensors = {name: signals[name] for name in signals if name != "group" or name in stage.needs}
+        if place is not None:
+            tensors.pop("group", None)
+        for name in names:
+            base, _, at = name.partition("@")
+            tensors[name] = self.store[base, int(at) if at else None][first]
+        return Signals(tensors, signals.mask if signals.ragged else None, signals.sample), place
 
     def _refuse_order(self, selection: Selection) -> None:
         if selection.rank is not None and self.spec.positions != "compact":
@@ -250,6 +287,8 @@ class Flow:
 
     def _carry(self, selection: Selection, chosen: Tensor) -> None:
         """Gather every stored signal to the survivors."""
+        if self.crop is not None:
+            self.crop = take_columns(self.crop, chosen)
         for key, tensor in self.store.items():
             for dim in signal_info(key[0]).token_dims:
                 tensor = take_columns(tensor, chosen, dim)

@@ -219,9 +219,8 @@ class Run:
             if self.encoder is not None:
                 start = time.perf_counter()
                 with torch.no_grad():
-                    self.flow.store.update(
-                        self.encoder.collect(self._inputs, self.flow.prompt, self.flow.rows)
-                    )
+                    self.flow.store.update(self.encoder.collect(self._inputs, self.flow.prompt))
+                    self.flow.crop = self.encoder.crops(self._inputs, self.flow.prompt)
                 self.flow.timed("encoder signals", start)
             added = self.adapter.take_deepstack(kwargs)
             if added is None:

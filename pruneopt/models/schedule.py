@@ -23,7 +23,7 @@ class Achieved:
 
 
 def achieved(spec: Spec, shape: Shape, visual: int, text: int) -> Achieved:
-    """Closed form for one picture of `visual` tokens among `text` others, steps that change counts included."""
+    """Closed form for one picture of `visual` tokens among `text` others, steps that change counts too."""
     counts, tokens, alive = [], [visual] * shape.layers, visual
     for stage in spec.stages:
         wanted = stage.budget.count(visual, alive)

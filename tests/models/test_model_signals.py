@@ -327,6 +327,30 @@ def test_video_time_and_groups() -> None:
     assert torch.equal(seen["time"], seen["group"]) and seen["grid"].eq(2).all()
 
 
+def test_signals_of_crops_reach_the_problem_of_their_crop() -> None:
+    """Two pictures in one sample, and beams: each crop's CLS key goes with the keys of the same crop."""
+    model = tiny_models.llava("eager", vision_feature_layer=-2)
+    inputs = llava_scenarios()["left"]
+    spec = spying(ENTRY, "cls_key", "encoder_keys", "cls_attention", "xy")
+    per_group = replace(spec.stages[0], budget=replace(spec.stages[0].budget, scope="group"))
+    keys = model.model.vision_tower.encoder.layers[-2].self_attn.k_proj
+    caught: list[Tensor] = []
+    hook = keys.register_forward_hook(lambda m, a, o: caught.append(o))
+    with pruneopt.prune(model, replace(spec, stages=(per_group,))) as run:
+        forward(model, inputs)
+        kept = run.kept_visual[0]
+        model.generate(**inputs, max_new_tokens=2, num_beams=2, do_sample=False)
+        beams = run.kept_visual[0]
+    hook.remove()
+    assert beams == [row for row in kept for _ in range(2)]
+    whole = caught[0].unflatten(2, (4, -1)).transpose(1, 2)
+    order = [0, 0, 1, 1, 2, 3, 2, 3]  # the beam run came last: samples twice, crops of the third one together
+    torch.testing.assert_close(SEEN["cls_key"], whole[order][:, :, 0])
+    torch.testing.assert_close(SEEN["encoder_keys"], whole[order][:, :, 1:])
+    with pruneopt.prune(model, spec), pytest.raises(ModelError, match="one per crop"):
+        forward(model, inputs)
+
+
 def test_towers_without_cls_refuse_cls_keys() -> None:
     build, _ = FAMILIES["llava_onevision"]
     with pytest.raises(ModelError, match="no CLS token"):

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from pruneopt.bench.prefill import measure_spec, run_prefill_bench, table
+from pruneopt.bench.prefill_page import write_page
 from pruneopt.bench.presets import PRESETS, build, prompt
 from pruneopt.cli.main import main
-from pruneopt.errors import ModelError
+from pruneopt.errors import InputError, ModelError
 from pruneopt.spec import load_spec
 
 
@@ -53,3 +54,26 @@ def test_unknown_preset_is_refused() -> None:
     with pytest.raises(ModelError, match=r"0\.5b"):
         build("0.5", "cpu", torch.float32)
     assert set(PRESETS) == {"0.5b", "llava-1.5-7b", "qwen2.5-vl-7b", "tiny"}
+
+
+def test_page_is_written_from_records(tmp_path: Path) -> None:
+    page, records = tmp_path / "page.md", tmp_path / "records"
+    page.write_text("# A\n\n<!-- prefill-table: how -->\nold\n<!-- end -->\n\nmore\n")
+    with pytest.raises(InputError, match="no prefill record"):
+        write_page(records, page)
+    run_prefill_bench(records / "r.json", "tiny", ("random",), (0.5,), (1,), repeats=1, decode=0)
+    write_page(records, page)
+    text = page.read_text()
+    assert (
+        "old" not in text and "| random | 1 | 32 of 64 |" in text and text.endswith("<!-- end -->\n\nmore\n")
+    )
+
+
+def test_committed_record_meets_its_targets() -> None:
+    """Overhead of TopV's selection at most 2 percent, realised speed-up at least 0.93 of the FLOP-ideal."""
+    path = Path(__file__).parents[2] / "experiments" / "records" / "prefill" / "cpu-0.5b-topv.json"
+    record = json.loads(path.read_text())
+    assert [row["kept"] for row in record["rows"]] == [288, 63]
+    for row in record["rows"]:
+        assert row["selection_share_of_dense_language_model"] <= 0.02
+        assert row["efficiency"] >= 0.93
