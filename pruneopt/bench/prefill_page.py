@@ -17,12 +17,12 @@ def rows_of(record: dict[str, Any]) -> list[str]:
     where = record["environment"]
     lines = [
         f"Preset {record['preset']}, {record['dtype']}, {record['attention']}, {where['device']}, "
-        f"{where['threads']} threads, torch {where['torch']}, transformers {where['transformers']}; medians of "
-        f"{record['rows'][0]['repeats']} passes, dense and pruned in turns.",
+        f"{where['threads']} threads, torch {where['torch']}, transformers {where['transformers']}; medians "
+        f"of {record['rows'][0]['repeats']} passes, dense and pruned in turns.",
         "",
         "| method | batch | visual tokens kept | dense LM prefill | pruned, selection included | selection | "
-        "speed-up | FLOP-ideal | ratio | KV cache |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "speed-up | FLOP-ideal | ratio | ratio in processor time | KV cache |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in record["rows"]:
         dense, pruned = row["dense"]["language_model"]["median"], row["pruned"]["language_model"]["median"]
@@ -31,6 +31,7 @@ def rows_of(record: dict[str, Any]) -> list[str]:
             f"{1000 * dense:.0f} ms | {1000 * pruned:.0f} ms | {1000 * row['selection_seconds']:.1f} ms "
             f"({row['selection_share_of_dense_language_model']:.2%}) | {row['speedup']['median']:.2f} | "
             f"{row['ideal']:.2f} | {row['efficiency']:.2f} | "
+            f"{row['efficiency_processor_time']:.2f} | "
             f"{row['kv_bytes']['pruned'] / row['kv_bytes']['dense']:.0%} |"
         )
     return lines
