@@ -25,8 +25,8 @@ from pruneopt.schema import ProblemSpec, Protect, Spec, StageSpec, Weighted
 
 NORMALIZATIONS = ("none", "minmax", "sum", "max", "zscore", "l2", "softmax")
 POSITIONS = ("keep", "compact")
-_STAGE_KEYS = ("insertion", "budget", "problem", "solver", "readout", "steps")
-_TOP_KEYS = ("name", "positions", "stages", "meta", *_STAGE_KEYS)
+STAGE_KEYS = ("insertion", "budget", "problem", "solver", "readout", "steps")
+_TOP_KEYS = ("name", "positions", "stages", "meta", *STAGE_KEYS)
 _PROBLEM_KEYS = (
     "kind", "cost", "scores", "pairwise", "anchors", "marginals", "threshold", "quota", "protect",
 )  # fmt: skip
@@ -44,12 +44,12 @@ def resolve(data: Mapping[str, Any]) -> Spec:
         raise SpecError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
     meta = data.get("meta") or {}
     _keys(meta, _META_KEYS, "meta.")
-    base = {key: data[key] for key in _STAGE_KEYS if key in data}
+    base = {key: data[key] for key in STAGE_KEYS if key in data}
     raw = data.get("stages") or [{}]
     stages: list[StageSpec] = []
     for i, part in enumerate(raw):
         where = f"stages.{i}." if data.get("stages") else ""
-        _keys(part, _STAGE_KEYS, where)
+        _keys(part, STAGE_KEYS, where)
         stages += [_stage(each, where) for each in _spread({**base, **_merged(base, part)}, where)]
     depth = [stage.insertion.layer_index for stage in stages]
     if depth != sorted(depth):

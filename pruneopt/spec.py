@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pruneopt.errors import SpecError, nearest
-from pruneopt.resolve import resolve
+from pruneopt.resolve import STAGE_KEYS, resolve
 from pruneopt.schema import ProblemSpec, Protect, Spec, StageSpec, Weighted
 
 
@@ -51,6 +51,7 @@ def load_spec(source: str | Path | Mapping[str, Any] | Spec, overrides: Iterable
         _refuse_code(OmegaConf.to_container(config, resolve=False), "")
         for override in overrides:
             config = _override(config, override)
+            _refuse_idle(config, override)
         data = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise SpecError(f"the spec cannot be read: {str(error).splitlines()[0]}") from error
@@ -113,6 +114,19 @@ def _override(config: DictConfig, override: str) -> DictConfig:
         first = str(error).splitlines()[0]
         raise SpecError(f"override {override!r} does not fit the spec: {first}") from error
     return config
+
+
+def _refuse_idle(config: DictConfig, override: str) -> None:
+    """An override that every stage overrules would be silently without effect."""
+    key = override.partition("=")[0].strip()
+    stages = config.get("stages")
+    if not stages or key.split(".")[0] not in STAGE_KEYS:
+        return
+    if all(OmegaConf.select(stage, key) is not None for stage in stages):
+        raise SpecError(
+            f"override {override!r} has no effect: every stage of this method sets {key} itself; "
+            f"use stages.0.{override}"
+        )
 
 
 def _part_path(key: str) -> bool:

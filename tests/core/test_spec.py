@@ -121,6 +121,17 @@ def test_stages_say_only_what_differs() -> None:
         load_spec({**BASE, "stages": stages[::-1]})
 
 
+def test_an_override_that_every_stage_overrules_is_refused() -> None:
+    stages = [{"insertion": "post_encoder", "budget": {"keep": 0.5}}, {"budget": {"keep": 0.25}}]
+    with pytest.raises(SpecError, match=r"no effect.*use stages\.0\.budget\.keep=0\.1"):
+        load_spec({**BASE, "stages": stages}, ["budget.keep=0.1"])
+    spec = load_spec({**BASE, "stages": stages}, ["stages.1.budget.keep=0.1"])
+    assert [s.budget.keep for s in spec.stages] == [0.5, 0.1]
+    inherits = [{"insertion": "post_encoder"}, {"budget": {"keep": 0.25}}]
+    spec = load_spec({**BASE, "stages": inherits}, ["budget.keep=0.75"])
+    assert [s.budget.keep for s in spec.stages] == [0.75, 0.25]
+
+
 def test_changing_a_kind_drops_the_parameters_of_the_old_one() -> None:
     spec = load_spec("topv", ["solver=emd"])
     assert spec.stages[0].solver.name == "emd"
