@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from pruneopt.models.base import ModelAdapter, Picture
 from pruneopt.models.encoder import Encoder
-from pruneopt.models.probe import received_attention, vision_rotary_function
+from pruneopt.models.probe import attention_rows, received_attention, vision_rotary_function
 
 QWEN_SIGNALS = (
-    "encoder_features", "encoder_keys", "encoder_queries", "cls_attention", "received_attention", "patches",
+    "encoder_features", "encoder_keys", "encoder_queries", "cls_attention", "received_attention",
+    "encoder_attention", "patches",
 )  # fmt: skip
 
 
@@ -78,21 +79,43 @@ class QwenEncoder(Encoder):
         query, key, _ = states.reshape(len(states), 3, self.heads(), -1).unbind(1)
         if base in ("encoder_keys", "encoder_queries"):
             return self._merged((key if base == "encoder_keys" else query).flatten(1), grid)[None]
+        if base == "encoder_attention":
+            return self._maps(query, key, block, call, grid)[None]
         return self._merged(self._received(query, key, block, call), grid)[None]
 
-    def _received(self, query: Tensor, key: Tensor, block: int, call: int) -> Tensor:
-        """Mean attention that each patch receives within its segment, `[S,H]`."""
+    def _segments(
+        self, query: Tensor, key: Tensor, block: int, call: int
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Rotated queries and keys `[1,H,s,d]` of each segment that the block attends within."""
         attention = self.blocks[block].attn
         args, kwargs = self.raw["call", block][call]
         bounds = kwargs["cu_seqlens"] if "cu_seqlens" in kwargs else args[1]
         cos, sin = kwargs["position_embeddings"]
         query, key = vision_rotary_function(attention)(query.float(), key.float(), cos, sin)
-        edges = bounds.tolist()
-        parts = []
-        for start, end in pairwise(edges):
+        for start, end in pairwise(bounds.tolist()):
             q, k = (part[start:end].transpose(0, 1)[None] for part in (query, key))
-            parts.append(received_attention(q, k, attention.scaling)[0].transpose(0, 1))
-        return torch.cat(parts)
+            yield slice(start, end), q, k
+
+    def _received(self, query: Tensor, key: Tensor, block: int, call: int) -> Tensor:
+        """Mean attention that each patch receives within its segment, `[S,H]`."""
+        scale = self.blocks[block].attn.scaling
+        found = [received_attention(q, k, scale)[0] for _, q, k in self._segments(query, key, block, call)]
+        return torch.cat(found, 1).transpose(0, 1)
+
+    def _maps(self, query: Tensor, key: Tensor, block: int, call: int, grid: Tensor) -> Tensor:
+        """Attention between tokens, zero across segments, mean over merged patches: `[tokens, H*tokens]`."""
+        unit, heads = self.merge**2, self.heads()
+        tokens = len(query) // unit
+        out = torch.zeros(heads, tokens, tokens, device=query.device)
+        for rows, q, k in self._segments(query, key, block, call):
+            merged = attention_rows(q, k, None, self.blocks[block].attn.scaling)[0]
+            merged = merged.unflatten(2, (-1, unit)).mean(3).unflatten(1, (-1, unit)).mean(2)
+            here = slice(rows.start // unit, rows.stop // unit)
+            out[:, here, here] = merged
+        if self.order is not None:
+            place = self.order(grid).to(out.device).argsort()
+            out = out[:, place][:, :, place]
+        return out.transpose(0, 1).flatten(1)
 
     def _merged(self, values: Tensor, grid: Tensor) -> Tensor:
         """Mean over each group of merged patches, in the order of the tokens: `[S,C]` to `[tokens,C]`."""

@@ -252,7 +252,16 @@ def test_qwen_encoder_signals(family: str) -> None:
     """Order, merging and attention within segments, from the tower's own hidden states."""
     build, make = FAMILIES[family]
     model, inputs = build("eager"), make(build)["left"]
-    seen = collect(model, inputs, ENTRY, "encoder_features", "received_attention", "encoder_keys", "patches")
+    seen = collect(
+        model,
+        inputs,
+        ENTRY,
+        "encoder_features",
+        "received_attention",
+        "encoder_keys",
+        "patches",
+        "encoder_attention",
+    )
     tower, grid = model.model.visual, inputs["image_grid_thw"]
     caught: dict[str, Any] = {}
     attention = tower.blocks[-1].attn
@@ -298,6 +307,9 @@ def test_qwen_encoder_signals(family: str) -> None:
         torch.testing.assert_close(
             seen["encoder_keys"][row, :, :n], keys[take].transpose(0, 1), atol=1e-5, rtol=1e-4
         )
+        between = seen["encoder_attention"][row, :, :n, :n]
+        whole = weights.reshape(4, len(order), 4, len(order), 4).mean((2, 4))[:, order][:, :, order]
+        torch.testing.assert_close(between, whole[:, take, take], atol=1e-6, rtol=1e-4)
         start += n
     first = inputs["pixel_values"][:4].reshape(2, 2, 3, 2, 4, 4)[:, :, :, 0]
     assert torch.equal(seen["patches"][0, 0], first.permute(2, 0, 3, 1, 4).reshape(3, 8, 8))
