@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -29,7 +30,9 @@ SLOW = {
     "backward_elimination": "O(N^2) per round",
     "branch_and_bound": "exact, exponential",
     "cluster_quota": "transitive links of a density graph",
+    "pagerank": "walks over the map of the whole sequence, every head",
 }
+WIDE = ("features", "hidden_in", "hidden_out", "hidden_normed")
 
 
 def run_select_bench(
@@ -63,7 +66,7 @@ def run_select_bench(
         "machine": environment(),
         "setting": {"batch": batch, "keep": keep, "sizes": list(sizes), "width": WIDTH, "text": TEXT,
                     "map_heads": MAP_HEADS, "target_ms": TARGET_MS},
-        "gram_ms": {str(n): _gram(batch, n, repeats, budget) for n in sizes},
+        "gram_ms": {str(n): _gram(batch, n, repeats) for n in sizes},
         "rows": rows,
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
@@ -111,8 +114,10 @@ def _measure(
             chosen, timing = timed(_job(pruner, signals), repeats, budget)
         except PruneoptError as error:
             return {**row, "skipped": str(error)}
-        times[str(tokens)] = 1000 * timing.p50
+        cpu = _cpu_ms(_job(pruner, signals), len(timing.runs))
+        times[str(tokens)] = cpu
         row |= {"ms": 1000 * timing.p50, "p95_ms": 1000 * timing.p95, "peak_mib": timing.peak_mib}
+        row |= {"cpu_ms": cpu}
         row |= {"kept": list(chosen.known_counts), "seconds": chosen.seconds, "runs": len(timing.runs)}
     slope, low, high = fit_exponent([float(n) for n in times], list(times.values()))
     return {**row, "times_ms": times, "exponent": slope, "exponent_95": [low, high]}
@@ -127,44 +132,55 @@ def _job(pruner: Pruner, signals: Signals) -> Callable[[], Any]:
     return run
 
 
+def _cpu_ms(job: Callable[[], Any], repeats: int) -> float:
+    """Median milliseconds of processor time, which a busy machine does not inflate."""
+    times = []
+    for _ in range(max(1, repeats)):
+        begin = time.process_time()
+        job()
+        times.append(time.process_time() - begin)
+    return 1000 * sorted(times)[len(times) // 2]
+
+
 def _kept(stage: StageSpec, keep: int) -> StageSpec:
     budget = replace(stage.budget, keep=keep, total=False, relative_to="start", scope="sample")
     return replace(stage, budget=budget if stage.budget.keep != 1.0 else replace(budget, keep=1.0))
 
 
 def _slow(stage: StageSpec) -> str:
+    """Why a stage may take long by definition, or empty."""
     names = [part.name for part in stage.parts]
-    return "; ".join(reason for name, reason in SLOW.items() if name in names)
+    reasons = [reason for name, reason in SLOW.items() if name in names]
+    pairs = [s.part for s in (*stage.problem.cost, *stage.problem.pairwise)]
+    pairs += [s.part for s in stage.problem.scores if s.part.name == "bipartite_similarity"]
+    if any(needed in WIDE for part in pairs for needed in part.needs):
+        reasons.append("all pairs at full width")
+    return "; ".join(reasons)
 
 
-def _gram(batch: int, tokens: int, repeats: int, budget: float) -> float:
+def _gram(batch: int, tokens: int, repeats: int) -> float:
     rows = torch.randn(batch, tokens, WIDTH)
-    _, timing = timed(lambda: torch.bmm(rows, rows.transpose(1, 2)), repeats, budget)
-    return 1000 * timing.p50
+    return _cpu_ms(lambda: torch.bmm(rows, rows.transpose(1, 2)), repeats)
 
 
 def _verdict(row: dict[str, Any], record: dict[str, Any]) -> str:
-    if row["skipped"]:
-        return "skipped"
-    if row["ms"] <= record["setting"]["target_ms"]:
+    """Against processor time, which is wall time of one thread on an idle machine."""
+    if row["cpu_ms"] <= record["setting"]["target_ms"]:
         return "yes"
-    if row["slow"]:
-        return "no: " + row["slow"]
-    largest = str(max(record["setting"]["sizes"]))
-    return "no: all pairs at full width" if row["ms"] > record["gram_ms"][largest] / 2 else "no"
+    return "no: " + row["slow"] if row["slow"] else "no"
 
 
 def select_rows(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of a record."""
     largest = max(record["setting"]["sizes"])
-    head = ["method", "stage", f"ms at N={largest}", "p95 ms", "peak MiB", "exponent", "under 60 ms"]
+    head = ["method", "stage", f"CPU ms at N={largest}", "wall ms", "peak MiB", "exponent", "under 60 ms"]
     body = []
     for row in record["rows"]:
         if row["skipped"]:
             body.append([row["method"], str(row["stage"]), "-", "-", "-", "-", f"skipped: {row['skipped']}"])
             continue
         exponent = "-" if math.isnan(row["exponent"]) else f"{row['exponent']:.2f}"
-        numbers = [f"{row['ms']:.1f}", f"{row['p95_ms']:.1f}", f"{row['peak_mib']:.0f}", exponent]
+        numbers = [f"{row['cpu_ms']:.1f}", f"{row['ms']:.1f}", f"{row['peak_mib']:.0f}", exponent]
         body.append([row["method"], str(row["stage"]), *numbers, _verdict(row, record)])
     return head, body
 
@@ -186,9 +202,10 @@ def select_markdown(record: dict[str, Any]) -> str:
     gram = record["gram_ms"][str(max(setting["sizes"]))]
     lines += [
         "",
-        f"Median of warm runs, signals given, batch {setting['batch']}, width {setting['width']}, "
+        f"Medians of warm runs, signals given, batch {setting['batch']}, width {setting['width']}, "
         f"{setting['keep']} tokens kept; exponent of N over {', '.join(map(str, setting['sizes']))} tokens. "
         f"{machine['cores']} cores, {machine['threads']} threads, {machine['device']}, torch "
-        f"{machine['packages']['torch']}. One Gram matrix of this shape alone takes {gram:.0f} ms here.",
+        f"{machine['packages']['torch']}. One Gram matrix of this shape alone takes {gram:.0f} CPU ms here. "
+        "Wall times are those of a machine that other work shared.",
     ]
     return "\n".join(lines)

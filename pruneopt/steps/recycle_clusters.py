@@ -110,7 +110,11 @@ def density_peaks(
     Returns the places of all tokens by falling centre score, `[B,P]` (the first `clusters[b]` are centres),
     and the place of the centre that every token belongs to, `[B,P]`.
     """
-    distance = torch.cdist(rows, rows) / rows.shape[2] ** 0.5
+    inner = torch.bmm(rows, rows.transpose(1, 2))
+    square = inner.diagonal(dim1=1, dim2=2)
+    distance = (square[:, :, None] + square[:, None, :] - 2 * inner).clamp_min(0)
+    distance.diagonal(dim1=1, dim2=2).zero_()
+    distance = (distance / rows.shape[2]).sqrt()
     pair = valid[:, :, None] & valid[:, None, :]
     distance = distance.masked_fill(~pair, torch.inf)
     near = distance.sort(dim=2).values.square()
@@ -126,8 +130,8 @@ def density_peaks(
     order = score.argsort(dim=1, descending=True, stable=True)
     live = slot < clusters[:, None]
     if cosine:
-        unit = torch.nn.functional.normalize(rows, dim=2)
-        apart = -torch.bmm(unit, unit.transpose(1, 2))
+        length = square.clamp_min(torch.finfo(square.dtype).tiny).sqrt()
+        apart = -inner / (length[:, :, None] * length[:, None, :])
     else:
         apart = distance
     apart = apart.gather(2, order[:, None, :].expand_as(apart)).masked_fill(~live[:, None, :], torch.inf)
