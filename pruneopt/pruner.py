@@ -130,7 +130,7 @@ class Pruner:
         stage = self.stage
         final = [stage.budget.count(s, n) for s, n in zip(started, alive, strict=True)]
         wanted = [self._before_steps(k, n) for k, n in zip(final, alive, strict=True)]
-        k = torch.tensor(wanted, dtype=torch.int64, device=signals.device)
+        k = torch.tensor(wanted, dtype=torch.int64).to(signals.device, non_blocking=True)
         mask = signals.mask if signals.ragged else None
         notes: list[str] = []
         importance: Tensor | None

@@ -22,6 +22,7 @@ from pruneopt.models.sequence import (
     Segment,
     compact_positions,
     inverse,
+    placed,
     survivors,
     take_columns,
     take_rotary,
@@ -77,7 +78,7 @@ class Flow:
         self.state = CacheState(prompt.columns)
         device = prompt.place.device
         every = len(prompt.rows) == prompt.batch
-        self.rows = None if every else torch.tensor(prompt.rows, device=device)
+        self.rows = None if every else placed(prompt.rows, device)
         self.place, self.text, self.last = prompt.place, prompt.text, prompt.last
         self.origin = prompt.place
         self.mask = prompt.place >= 0
@@ -224,14 +225,14 @@ class Flow:
         else:
             dropped[self.rows] = gone
         used = [n + pad for n, pad in zip(self.lengths, prompt.inner, strict=True)]
-        first = torch.tensor([width - n for n in used], device=device)
+        first = placed([width - n for n in used], device)
         alive = (torch.arange(width, device=device) >= first[:, None]) & ~dropped[:, :width]
         for row, before, after in zip(prompt.rows, self.alive, counts, strict=True):
             self.lengths[row] += after - before
         used = [n + pad for n, pad in zip(self.lengths, prompt.inner, strict=True)]
         self.width, self.alive = max(used), counts
         order = survivors(alive, self.width)
-        first = torch.tensor([self.width - n for n in used], device=device)
+        first = placed([self.width - n for n in used], device)
         inside = torch.arange(self.width, device=device) >= first[:, None]
         self.valid = take_columns(self.valid, order) & inside
         full = all(n == self.width for n in used) and not any(prompt.inner)
@@ -247,9 +248,7 @@ class Flow:
         back_rows = back if self.rows is None else back[self.rows]
         sorted_slots = slots.sort(dim=1).values if selection.rank is not None else slots
         self.place = back_rows.gather(1, old_place.clamp_min(0).gather(1, sorted_slots))
-        self.mask = (
-            torch.arange(chosen.shape[1], device=device) < torch.tensor(counts, device=device)[:, None]
-        )
+        self.mask = torch.arange(chosen.shape[1], device=device) < placed(counts, device)[:, None]
         if merged is not None:
             hidden = self._write(hidden, merged, counts)
         self._carry(selection, chosen)
@@ -280,8 +279,8 @@ class Flow:
     def _write(self, hidden: Tensor, values: Tensor, counts: list[int]) -> Tensor:
         owner = [row for row, n in enumerate(counts) for _ in range(n)]
         slot = [i for n in counts for i in range(n)]
-        rows = torch.tensor(owner, device=hidden.device)
-        slots = torch.tensor(slot, device=hidden.device)
+        rows = placed(owner, hidden.device)
+        slots = placed(slot, hidden.device)
         full_rows = rows if self.rows is None else self.rows[rows]
         return hidden.index_put((full_rows, self.place[rows, slots]), values[rows, slots])
 

@@ -45,6 +45,11 @@ class CacheState:
         return found
 
 
+def placed(values: list[int], device: torch.device) -> Tensor:
+    """Host numbers as an int64 tensor on the device, without waiting for it."""
+    return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
+
+
 def survivors(alive: Tensor, width: int) -> Tensor:
     """`[B,width]` int64: the alive columns of each row in order, right-aligned, dropped ones before them."""
     return alive.to(torch.int8).argsort(dim=1, stable=True)[:, -width:]
