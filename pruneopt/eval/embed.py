@@ -16,9 +16,11 @@ from pruneopt.errors import InputError, nearest
 # Block name -> "module:function"; each function takes the folder of committed records and returns Markdown.
 BLOCKS = {
     "accuracy": "pruneopt.eval.tables:accuracy",
+    "gap": "pruneopt.eval.tables:gap",
+    "select": "pruneopt.eval.tables:selection",
 }
 RECORDS = Path(__file__).parents[2] / "experiments" / "records"
-_BLOCK = re.compile(r"(<!-- begin: (?P<name>[\w-]+) -->\n).*?(<!-- end: (?P=name) -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- begin: (?P<name>[\w-]+) -->).*?(<!-- end: (?P=name) -->)", re.DOTALL)
 
 
 def render(text: str, records: Path = RECORDS) -> str:
@@ -30,7 +32,7 @@ def render(text: str, records: Path = RECORDS) -> str:
             raise InputError(f"no table is called {name!r}{nearest(name, BLOCKS)}")
         module, _, function = BLOCKS[name].partition(":")
         body = getattr(importlib.import_module(module), function)(records)
-        return f"{match[1]}{body.strip()}\n{match[3]}"
+        return f"{match[1]}\n\n{body.strip()}\n\n{match[3]}"
 
     return _BLOCK.sub(fill, text)
 

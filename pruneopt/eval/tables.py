@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,20 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def accuracy(records: Path) -> str:
     """The committed accuracy runs."""
     return accuracy_of(records / "accuracy")
+
+
+def gap(records: Path) -> str:
+    """Optimality gaps of the greedy methods."""
+    from pruneopt.bench.select_gap import gap_markdown
+
+    return gap_markdown(json.loads((records / "select" / "gap.json").read_text(encoding="utf-8")))
+
+
+def selection(records: Path) -> str:
+    """Time, memory and scaling of every method's selection."""
+    from pruneopt.bench.select import select_markdown
+
+    return select_markdown(json.loads((records / "select" / "select.json").read_text(encoding="utf-8")))
 
 
 def accuracy_of(folder: Path) -> str:
@@ -39,7 +54,12 @@ def accuracy_of(folder: Path) -> str:
     for label in rights:
         groups.setdefault(label.partition(" seed ")[0], []).append(label)
     rows = [["dense", "all", str(share(dense)), ""]]
-    for name, labels in sorted(groups.items(), key=lambda g: (kept[g[1][0]] or 0, g[0]), reverse=True):
+
+    def place(group: tuple[str, list[str]]) -> tuple[float, float]:
+        name, labels = group
+        return -(kept[labels[0]] or 0), -sum(sum(rights[x]) for x in labels) / len(labels)
+
+    for name, labels in sorted(groups.items(), key=place):
         pooled = [right for label in labels for right in rights[label]]
         if len(labels) > 1:
             mean, deviation = mean_and_spread([sum(rights[x]) / len(rights[x]) for x in labels])

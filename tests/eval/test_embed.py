@@ -27,7 +27,7 @@ def test_blocks_are_replaced_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -
     helper.table = lambda records: "new"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tests_embed_helper", helper)
     text = "a\n<!-- begin: x -->\nold\n<!-- end: x -->\nb\n"
-    assert embed.render(text) == "a\n<!-- begin: x -->\nnew\n<!-- end: x -->\nb\n"
+    assert embed.render(text) == "a\n<!-- begin: x -->\n\nnew\n\n<!-- end: x -->\nb\n"
 
 
 def test_unknown_blocks_are_refused() -> None:
