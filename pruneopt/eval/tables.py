@@ -56,7 +56,7 @@ def accuracy_of(folder: Path) -> str:
     rows = [["dense", "all", str(share(dense)), ""]]
 
     def place(group: tuple[str, list[str]]) -> tuple[float, float]:
-        name, labels = group
+        labels = group[1]
         return -(kept[labels[0]] or 0), -sum(sum(rights[x]) for x in labels) / len(labels)
 
     for name, labels in sorted(groups.items(), key=place):
