@@ -295,7 +295,8 @@ def table(rows: Sequence[dict[str, Any]]) -> Any:
 
     out = Table(
         "method", "batch", "kept", "encoder", "dense LM", "pruned LM", "selection", "rest", "speed-up",
-        "ideal", "ratio", "KV", "decode dense", "decode pruned", "peak dense", "peak pruned", title="prefill, ms",
+        "ideal", "ratio", "KV", "decode dense", "decode pruned", "peak dense", "peak pruned",
+        title="prefill, ms",
     )  # fmt: skip
 
     def ms(seconds: float) -> str:
