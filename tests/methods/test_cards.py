@@ -215,9 +215,7 @@ def test_greedyprune(tau: float, keep: int, wanted: list[int]) -> None:
 def test_todre_pivot_walk() -> None:
     attention = torch.zeros(1, 1, 6)
     attention[0, 0, 4] = 1
-    chosen = run(
-        "todre/diversity", {"features": V[None], "cls_attention": attention}, "stages.0.budget.keep=4"
-    )
+    chosen = run("todre/diversity", {"features": V[None], "cls_attention": attention}, "budget.keep=4")
     assert chosen.solution.order[0].tolist() == [4, 5, 3, 1]
 
 
