@@ -39,7 +39,7 @@ def _panels(count: int, width: float = 5.0, height: float = 3.8) -> Any:
 
 def _legend(axis: Any, size: int) -> None:
     if axis.get_legend_handles_labels()[0]:
-        axis.legend(fontsize=size)
+        axis.legend(fontsize=size, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _save(figure: Any, path: Path) -> None:
