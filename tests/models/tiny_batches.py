@@ -32,12 +32,15 @@ def features(model: Any, inputs: dict[str, Any]) -> Media:
 
 
 def scenarios(
-    rows: dict[str, list[tuple[str, ...]]], make: Callable[[list[str]], Media], frames: int = 1
+    rows: dict[str, list[tuple[str, ...]]],
+    make: Callable[[list[str]], Media],
+    frames: int = 1,
+    around: tuple[list[int], list[int]] = ([], []),
 ) -> dict[str, Any]:
     """Name to rows, each a sequence of words: `t5` five text tokens, `i...` an image, `v...` a video.
 
     `make` turns the media words of the whole batch into inputs and token counts.  `frames`: parts of a video
-    that text separates (Qwen3-VL).
+    that text separates (Qwen3-VL).  `around`: ids before and after each image or video.
     """
     out = {}
     for name, found in rows.items():
@@ -52,10 +55,10 @@ def scenarios(
                 if word[0] == "t":
                     line += text_ids(int(word[1:]), 31 * number + place)
                 elif word[0] == "i":
-                    line += [IMAGE] * left["i"].pop(0)
+                    line += [*around[0], *[IMAGE] * left["i"].pop(0), *around[1]]
                 else:
                     one = [VIDEO] * (left["v"].pop(0) // frames)
-                    line += one + (frames - 1) * [7, 8, *one]
+                    line += [*around[0], *one, *(frames - 1) * [7, 8, *around[0], *one], *around[1]]
             ids.append(line)
         assert not left["i"] and not left["v"]
         out[name] = {**batch(ids, side), **inputs}
