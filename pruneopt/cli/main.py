@@ -42,7 +42,7 @@ def demo(
     overrides: Overrides = None,
     method: Method = "topv",
     out: Annotated[str, typer.Option(help="folder for the picture")] = "out",
-    questions: Annotated[int, typer.Option(help="evaluation questions; 0 skips the evaluation")] = 120,
+    questions: Annotated[int, typer.Option(help="evaluation questions; 0 skips the evaluation")] = 100,
 ) -> None:
     """The embedded model on a real picture: dense and pruned side by side, then accuracy."""
     from pruneopt.cli.demo import demo_command

@@ -267,6 +267,12 @@ def measure(adapter: ModelAdapter, flow: Flow, cache: Any) -> Report:
     notes = []
     if flow.spec.attention is Attention.FULL:
         notes.append("this method reads full attention maps; they were recomputed beside the model's kernel")
+    reads_cls = any(name.partition("@")[0] == "cls_attention" for name in flow.spec.needs)
+    if reads_cls and not adapter.encoder().cls:
+        notes.append(
+            "this vision encoder has no CLS token: cls_attention was answered by the mean attention that a patch "
+            "receives (received_attention)"
+        )
     return Report(
         flow.spec.name,
         flow.spec.hash,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import pruneopt
 from pruneopt.errors import ModelError
+from pruneopt.models.apply import prune
 from pruneopt.parts import Score, param
 from pruneopt.signals import Signals
 from pruneopt.spec import Spec, load_spec
@@ -390,3 +391,20 @@ def test_finish_is_the_same_for_every_attention_setting() -> None:
     a, b = make("sdpa"), make("eager")
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
     assert finish(a) is a
+
+
+def test_a_tower_without_cls_says_what_answered_for_it() -> None:
+    build, make = FAMILIES["smolvlm"]
+    model, inputs = build("sdpa"), make(build)["single"]
+    scores = {"cls": {"kind": "cls_attention"}}
+    spec = {
+        "name": "cls",
+        "insertion": "post_encoder",
+        "positions": "compact",
+        "budget": {"keep": 0.5, "scope": "sample"},
+        "problem": {"kind": "top_k", "scores": scores},
+        "solver": "stable_top_k",
+    }
+    with torch.no_grad(), prune(model, spec) as run:
+        model(**inputs)
+    assert any("no CLS token" in note for note in run.report.diagnostics)
