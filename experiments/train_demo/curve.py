@@ -17,10 +17,7 @@ VISION_SERIES = ["class_accuracy", "digit_accuracy", "attribute_accuracy", "back
 
 def series(rows: list[dict], name: str) -> tuple[list[float], list[float]]:
     """Minutes and values of ``name``, a field of a row or a question type."""
-    points = [
-        (row["stage_seconds"] / 60, row.get(name, row.get("accuracy", {}).get(name)))
-        for row in rows
-    ]
+    points = [(row["stage_seconds"] / 60, row.get(name, row.get("accuracy", {}).get(name))) for row in rows]
     known = [(minute, value) for minute, value in points if value is not None]
     return [minute for minute, _ in known], [value for _, value in known]
 

@@ -49,9 +49,7 @@ class Evaluator:
         return self.model.model.multi_modal_projector(patches)
 
     @torch.no_grad()
-    def greedy(
-        self, ids: torch.Tensor, visual: torch.Tensor, keep: torch.Tensor, layer: int
-    ) -> torch.Tensor:
+    def greedy(self, ids: torch.Tensor, visual: torch.Tensor, keep: torch.Tensor, layer: int) -> torch.Tensor:
         """Continues equally long prompts; returns word ids [batch, MAX_WORDS].
 
         ``ids`` [batch, words] holds one ``<image>`` each, ``visual`` is [batch, tokens, width] and
@@ -105,10 +103,7 @@ class Evaluator:
             return positional, named | {"attention_mask": late}
 
         decoder = self.model.model.language_model
-        hooks = [
-            layer.register_forward_pre_hook(swap, with_kwargs=True)
-            for layer in decoder.layers[first:]
-        ]
+        hooks = [layer.register_forward_pre_hook(swap, with_kwargs=True) for layer in decoder.layers[first:]]
         states = decoder(
             inputs_embeds=inputs,
             attention_mask=early,
@@ -132,9 +127,7 @@ class Evaluator:
         picture is shown instead of each (None: the right one).
         """
         groups: dict[int, list[Question]] = defaultdict(list)
-        prompts = {
-            q.id: self.tokenizer(format_prompt(q.question)).input_ids for q in self.questions
-        }
+        prompts = {q.id: self.tokenizer(format_prompt(q.question)).input_ids for q in self.questions}
         for question in self.questions:
             groups[len(prompts[question.id])].append(question)
         result: Answers = {}

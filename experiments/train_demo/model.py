@@ -132,9 +132,7 @@ class OracleTokens(nn.Module):
         self.register_buffer("class_words", torch.tensor([WORD_ID[w] for w in CLASS_WORDS]))
         self.register_buffer("colour_words", torch.tensor(colours))
 
-    def forward(
-        self, words: torch.Tensor, classes: torch.Tensor, attributes: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, words: torch.Tensor, classes: torch.Tensor, attributes: torch.Tensor) -> torch.Tensor:
         """Tokens [batch, GRID * GRID, width] from word embeddings [vocabulary, width]."""
         colours = words[self.colour_words]
         table = torch.cat([self.special[:1], colours, self.special[1:]])

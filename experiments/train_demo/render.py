@@ -35,17 +35,15 @@ class Renderer:
             for size in INNER_SIZES:
                 self.sprites[index, size] = [
                     np.asarray(
-                        sprite.rotate(
-                            rng.uniform(-MAX_ANGLE, MAX_ANGLE), Image.Resampling.BICUBIC
-                        ).resize((size, size), Image.Resampling.BOX),
+                        sprite.rotate(rng.uniform(-MAX_ANGLE, MAX_ANGLE), Image.Resampling.BICUBIC).resize(
+                            (size, size), Image.Resampling.BOX
+                        ),
                         dtype=np.float32,
                     )
                     for _ in range(ROTATIONS)
                 ]
 
-    def background(
-        self, tone: str, rng: np.random.Generator, photo: Image.Image | None = None
-    ) -> np.ndarray:
+    def background(self, tone: str, rng: np.random.Generator, photo: Image.Image | None = None) -> np.ndarray:
         """A washed and dimmed crop of a photograph, float32 [IMAGE_SIZE, IMAGE_SIZE, 3]."""
         if photo is None:
             photo = self.photos[int(rng.integers(len(self.photos)))]
@@ -90,9 +88,7 @@ class Renderer:
             inside[:] = inside * 0.25 + rng.uniform(0, 25)
             inside[:] = inside * (1 - ink[..., None]) + ink[..., None] * rng.uniform(200, 250)
 
-    def draw(
-        self, scene: Scene, rng: np.random.Generator, photo: Image.Image | None = None
-    ) -> np.ndarray:
+    def draw(self, scene: Scene, rng: np.random.Generator, photo: Image.Image | None = None) -> np.ndarray:
         """The picture of ``scene``, uint8 [IMAGE_SIZE, IMAGE_SIZE, 3]."""
         image = self.background(scene.tone, rng, photo)
         for item in scene.items:

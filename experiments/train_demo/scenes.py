@@ -183,9 +183,7 @@ def all_questions(scene: Scene, rng: np.random.Generator) -> list[SceneQuestion]
         add("position", f"where is the {item.word} ?", item.quadrant, item)
         if item.attribute == "none":
             add("unframed", "what has no frame ?", item.word, item)
-    number = Item(
-        f"{tens.word} {units.word}", "none", (tens.box[0], tens.box[1], units.box[2], units.box[3])
-    )
+    number = Item(f"{tens.word} {units.word}", "none", (tens.box[0], tens.box[1], units.box[2], units.box[3]))
     add("number", "what is the number ?", number.word, number)
     for kind, have, names, asked in (
         ("frame_presence", {i.attribute: i for i in framed}, COLOUR_NAMES, "is there a {} frame ?"),

@@ -78,9 +78,7 @@ def language_stage(parts: Parts, args: argparse.Namespace) -> Step:
         labels, text = language_batch(rng, args.batch)
         copy = 0.0 if args.freeze_tokens else 0.2 * max(0.0, 1 - spent * 4)
         kept = args.kept if spent < 0.8 else VISUAL_TOKENS
-        loss, logits = language_step(
-            parts.model, parts.oracle, labels, text, kept, copy, 0.15, noise
-        )
+        loss, logits = language_step(parts.model, parts.oracle, labels, text, kept, copy, 0.15, noise)
         return loss, {"accuracy": accuracy_by_words(logits, text)}
 
     return step

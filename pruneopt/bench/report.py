@@ -25,13 +25,14 @@ def write_page(out: Path, into: Path | None) -> None:
     """
     from pruneopt.bench.subset import write_subset_report
 
-    texts = {"solvers": write_report(out), "subset": write_subset_report(out), "targets": _targets(out)}
+    texts = {"solvers": write_report(out), "subset": write_subset_report(out), "targets": target_table(out)}
     if into is not None:
         for name, text in texts.items():
             insert(into, name, text)
 
 
-def _targets(out: Path) -> str:
+def target_table(out: Path) -> str:
+    """The promised ratios of `targets.json` as Markdown. Raises InputError when it is missing."""
     path = out / "targets.json"
     if not path.exists():
         raise InputError(f"{path} is missing; run `pruneopt bench targets --out {out}` first")
@@ -58,15 +59,21 @@ def write_report(out: Path, console: Console | None = None) -> str:
     good = [c for c in cells if c.get("error") is None]
     fits = exponents(good)
     draw(out, good, readouts, fits)
-    text = "\n".join(
-        [*_main_tables(good), *_scaling_table(fits), *_readout_table(readouts), *_failures(cells)]
-    )
+    text = transport_tables(out)
     (out / "tables.md").write_text(text + "\n")
     if console is not None:
         for table in _rich(good):
             console.print(table)
         console.print(f"records, tables and pictures are in {out}", highlight=False)
     return text
+
+
+def transport_tables(out: Path) -> str:
+    """Accuracy, time, scaling and readout agreement of the records in `out`, as Markdown."""
+    cells, readouts = load(out)
+    good = [c for c in cells if c.get("error") is None]
+    lines = [*_main_tables(good), *_scaling_table(exponents(good)), *_readout_table(readouts)]
+    return "\n".join([*lines, *_failures(cells)])
 
 
 def insert(page: Path, name: str, text: str) -> None:

@@ -196,12 +196,19 @@ def write_subset_report(out: Path, console: Console | None = None) -> str:
         part = out / "subset.parquet.part"
         pq.write_table(pa.Table.from_pylist([{k: r.get(k) for k in names} for r in rows]), part)
         part.replace(where)
-    if not where.exists():
-        raise InputError(f"{out} holds no subset records; run `pruneopt bench solvers --out {out}` first")
-    rows = [r for r in pq.read_table(where).to_pylist() if r.get("error") is None]
-    text = _markdown(rows, console)
+    text = subset_tables(out, console)
     (out / "subset.md").write_text(text + "\n")
     return text
+
+
+def subset_tables(out: Path, console: Console | None = None) -> str:
+    """The subset records in `out` as Markdown. Raises InputError when there are none."""
+    import pyarrow.parquet as pq
+
+    where = out / "subset.parquet"
+    if not where.exists():
+        raise InputError(f"{out} holds no subset records; run `pruneopt bench solvers --out {out}` first")
+    return _markdown([r for r in pq.read_table(where).to_pylist() if r.get("error") is None], console)
 
 
 _COLUMNS = ("problem", "N", "k", "solver", "ms per sample", "below optimum", "certified gap", "status",

@@ -18,6 +18,9 @@ BLOCKS = {
     "accuracy": "pruneopt.eval.tables:accuracy",
     "gap": "pruneopt.eval.tables:gap",
     "select": "pruneopt.eval.tables:selection",
+    "solvers": "pruneopt.eval.tables:solvers",
+    "subset": "pruneopt.eval.tables:subset",
+    "targets": "pruneopt.eval.tables:targets",
 }
 RECORDS = Path(__file__).parents[2] / "experiments" / "records"
 _BLOCK = re.compile(r"(<!-- begin: (?P<name>[\w-]+) -->).*?(<!-- end: (?P=name) -->)", re.DOTALL)

@@ -36,6 +36,27 @@ def selection(records: Path) -> str:
     return select_markdown(json.loads((records / "select" / "select.json").read_text(encoding="utf-8")))
 
 
+def solvers(records: Path) -> str:
+    """Transport solvers against exact, time and scaling."""
+    from pruneopt.bench.report import transport_tables
+
+    return transport_tables(records / "solvers")
+
+
+def subset(records: Path) -> str:
+    """Subset solvers against their exact optimum."""
+    from pruneopt.bench.subset import subset_tables
+
+    return subset_tables(records / "solvers")
+
+
+def targets(records: Path) -> str:
+    """Promised ratios, measured side by side."""
+    from pruneopt.bench.report import target_table
+
+    return target_table(records / "solvers")
+
+
 def accuracy_of(folder: Path) -> str:
     """Every finished run in a folder: kept tokens, accuracy with interval, difference to dense.
 

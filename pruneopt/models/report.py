@@ -270,8 +270,8 @@ def measure(adapter: ModelAdapter, flow: Flow, cache: Any) -> Report:
     reads_cls = any(name.partition("@")[0] == "cls_attention" for name in flow.spec.needs)
     if reads_cls and not adapter.encoder().cls:
         notes.append(
-            "this vision encoder has no CLS token: cls_attention was answered by the mean attention that a patch "
-            "receives (received_attention)"
+            "this vision encoder has no CLS token: cls_attention was answered by the mean attention that a "
+            "patch receives (received_attention)"
         )
     return Report(
         flow.spec.name,
