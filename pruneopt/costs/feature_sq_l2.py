@@ -32,10 +32,14 @@ class FeatureSquaredL2(CostTerm):
         return frozenset({self.source_signal, self.target_signal})
 
     def __call__(self, signals: Signals) -> Tensor:
+        source, target = signals[self.source_signal].float(), signals[self.target_signal].float()
         real = signals.mask[:, :, None]
-        s = signals[self.source_signal].float().masked_fill(~real, 0)
-        t = signals[self.target_signal].float().masked_fill(~real, 0)
-        centre = s.sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1)
-        s, t = (s - centre) * real, (t - centre) * real
-        squares = s.pow(2).sum(2)[:, :, None] + t.pow(2).sum(2)[:, None, :]
-        return torch.baddbmm(squares, s, t.transpose(1, 2), alpha=-2).clamp_min(0)
+        if signals.ragged:  # whole batches skip these passes over [B,N,D]
+            source, target = source.masked_fill(~real, 0), target.masked_fill(~real, 0)
+        centre = source.sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1)
+        source, target = source - centre, target - centre
+        if signals.ragged:
+            source, target = source * real, target * real
+        lengths = [torch.einsum("bnd,bnd->bn", x, x) for x in (source, target)]
+        squares = lengths[0][:, :, None] + lengths[1][:, None, :]
+        return torch.baddbmm(squares, source, target.transpose(1, 2), alpha=-2).clamp_min_(0)
