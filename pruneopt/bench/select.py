@@ -206,6 +206,6 @@ def select_markdown(record: dict[str, Any]) -> str:
         f"{setting['keep']} tokens kept; exponent of N over {', '.join(map(str, setting['sizes']))} tokens. "
         f"{machine['cores']} cores, {machine['threads']} threads, {machine['device']}, torch "
         f"{machine['packages']['torch']}. One Gram matrix of this shape alone takes {gram:.0f} CPU ms here. "
-        "Wall times are those of a machine that other work shared.",
+        "Nothing else ran on the machine.",
     ]
     return "\n".join(lines)
