@@ -58,3 +58,10 @@ def range_per_sample(values: Tensor, mask: Tensor, sample: Tensor) -> tuple[Tens
     least.scatter_reduce_(0, sample, low, "amin")
     most.scatter_reduce_(0, sample, high, "amax")
     return least[sample], most[sample]
+
+
+def cosine_gram(rows: Tensor, mask: Tensor, heads: str) -> Tensor:
+    """Cosines `[B,N,N]` of `[B,N,D]` or `[B,H,N,d]` rows; heads are `joined` or averaged (`mean`)."""
+    if rows.dim() == 4:
+        rows = flat_heads(rows) if heads == "joined" else rows.float().mean(1)
+    return gram(unit_rows(rows).masked_fill(~mask[:, :, None], 0))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pruneopt.parts import CostTerm, param
 from pruneopt.signals import Signals
-from pruneopt.tensors import flat_heads, gram, unit_rows
+from pruneopt.tensors import cosine_gram
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,4 @@ class CosineDistance(CostTerm):
         return frozenset({self.signal})
 
     def __call__(self, signals: Signals) -> Tensor:
-        rows = signals[self.signal]
-        if rows.dim() == 4:
-            rows = flat_heads(rows) if self.heads == "joined" else rows.float().mean(1)
-        rows = unit_rows(rows).masked_fill(~signals.mask[:, :, None], 0)
-        return 1 - gram(rows)
+        return 1 - cosine_gram(signals[self.signal], signals.mask, self.heads)

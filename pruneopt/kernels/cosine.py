@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pruneopt.parts import Kernel, param
 from pruneopt.signals import Signals
-from pruneopt.tensors import flat_heads, gram, unit_rows
+from pruneopt.tensors import cosine_gram
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,4 @@ class CosineKernel(Kernel):
         return frozenset({self.signal})
 
     def __call__(self, signals: Signals) -> Tensor:
-        rows = signals[self.signal]
-        if rows.dim() == 4:
-            rows = flat_heads(rows) if self.heads == "joined" else rows.float().mean(1)
-        return gram(unit_rows(rows).masked_fill(~signals.mask[:, :, None], 0))
+        return cosine_gram(signals[self.signal], signals.mask, self.heads)
