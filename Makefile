@@ -21,7 +21,7 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 docs: $(VENV)/.dev
-	$(BIN)/mkdocs build --quiet --strict --config-file .ci/mkdocs.yml
+	$(BIN)/mkdocs build --strict --config-file .ci/mkdocs.yml
 
 check: lint types docs test
 
