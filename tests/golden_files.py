@@ -1,4 +1,4 @@
-"""Golden data: inputs with what released code computes on them.  See `--golden`."""
+"""Golden data: inputs with what released code computes on them; see `golden/data/README.md`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
+
+DATA = Path(__file__).parent / "golden" / "data"
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,11 @@ class GoldenCase:
 
     name: str
     arrays: dict[str, np.ndarray]
+
+    @classmethod
+    def load(cls, path: Path) -> GoldenCase:
+        with np.load(path, allow_pickle=False) as file:
+            return cls(path.stem, {k: file[k] for k in file.files})
 
     @property
     def param(self) -> dict[str, Any]:
@@ -30,14 +36,6 @@ class GoldenCase:
         return key in self.arrays
 
 
-def golden_cases(config: pytest.Config, method: str) -> list[GoldenCase]:
-    """All cases of one folder; skips the calling test, visibly, when the folder is absent."""
-    folder = Path(config.getoption("--golden")) / method
-    if not folder.is_dir():
-        pytest.skip(f"no golden data in {folder}; give --golden")
-    cases = []
-    for path in sorted(folder.glob("*.npz")):
-        with np.load(path, allow_pickle=False) as file:
-            cases.append(GoldenCase(path.stem, {k: file[k] for k in file.files}))
-    assert cases, f"{folder} holds no .npz"
-    return cases
+def golden_paths(folder: Path) -> list[Path]:
+    """The cases of one method, in order of their names."""
+    return sorted(folder.glob("*.npz"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from golden_files import golden_cases
-from zoo import Ledger, expect, run, tensor
+from golden_files import GoldenCase
+from zoo import Ledger, run, tensor
 
 from pruneopt.budgets.crop_allocation import CropAllocation
 from pruneopt.compose import keep_top
@@ -32,55 +32,53 @@ def slots(chosen: Selection) -> torch.Tensor:
     return chosen.merge.gather(1, order[:, :, None].expand(-1, -1, chosen.merge.shape[2])).argmax(1)
 
 
-def test_tome(request: pytest.FixtureRequest) -> None:
-    cases, counts = golden_cases(request.config, "tome"), []
-    for case in cases:
-        book = Ledger(case)
-        x, metric = tensor(case["in.x"]), tensor(case["in.metric"])
-        signals = {"features": x, "encoder_keys": metric[:, None]}
-        tokens = x.shape[1]
-        for variant, options in book.variants.items():
-            if options["mode"] == "kth":
-                check_kth(book, variant, options["k"], signals)
-                continue
-            if options.get("cls") or options.get("distill"):
-                # pinned class tokens never reach a cut of ours, which prunes patches only
-                names = [k.split(".")[-1] for k in case.arrays if k.startswith(f"out.{variant}.")]
-                book.leave_out(variant, *names)
-                continue
-            keep = tokens - min(options["r"], tokens // 2)
-            chosen = run("tome/release", signals, [f"budget.keep={keep}"])
-            easy = book.stable(variant, "src_idx") and book.stable(variant, "unm_idx")
-            even = torch.arange(0, tokens, 2).expand(len(x), -1)
-            best, home = best_destination(metric_rows(metric), Signals(signals).mask, 2)
-            ranked = best[:, 0::2].argsort(dim=1, descending=True, stable=True)
-            book.same(variant, "src_idx", ranked[:, : tokens - keep])
-            book.same(variant, "unm_idx", ranked[:, tokens - keep :])
-            partner = (home.gather(1, even) // 2).gather(1, ranked[:, : tokens - keep])
-            book.same(variant, "dst_idx", partner)
-            stays = chosen.keep.gather(1, even).gather(1, ranked[:, tokens - keep :])
-            assert bool(stays.all()) or not easy
-            mean = run("tome/release", signals, [f"budget.keep={keep}", "steps.0.combine=mean"])
-            check_merged(book, variant, chosen, mean, x, easy)
-            if "second" in options:
-                again = {
-                    "features": emitted(chosen, x),
-                    "encoder_keys": emitted(chosen, x)[:, None],
-                    "size": chosen.size.gather(1, chosen.index()),
-                }
-                left = keep - min(options["second"], keep // 2)
-                more = run("tome/release", again, [f"budget.keep={left}", "steps.0.carry=true"])
-                source = slots(more).gather(1, slots(chosen))
-                sizes = more.size.gather(1, more.index())[:, :, None]
-                if easy and book.stable(variant, "round2_source"):
-                    book.close(variant, "round2_merged", emitted(more, again["features"]), floor=1e-5)
-                    book.close(variant, "round2_size", sizes)
-                    book.same(variant, "round2_source", source)
-                else:
-                    assert float(sizes.sum()) == tokens * len(x)
-                    book.leave_out(variant, "round2_merged", "round2_size", "round2_source")
-        counts.append(book.close_book())
-    expect(counts, cases)
+@pytest.mark.golden("tome")
+def test_tome(case: GoldenCase) -> None:
+    book = Ledger(case)
+    x, metric = tensor(case["in.x"]), tensor(case["in.metric"])
+    signals = {"features": x, "encoder_keys": metric[:, None]}
+    tokens = x.shape[1]
+    for variant, options in book.variants.items():
+        if options["mode"] == "kth":
+            check_kth(book, variant, options["k"], signals)
+            continue
+        if options.get("cls") or options.get("distill"):
+            # pinned class tokens never reach a cut of ours, which prunes patches only
+            names = [k.split(".")[-1] for k in case.arrays if k.startswith(f"out.{variant}.")]
+            book.leave_out(variant, *names)
+            continue
+        keep = tokens - min(options["r"], tokens // 2)
+        chosen = run("tome/release", signals, [f"budget.keep={keep}"])
+        easy = book.stable(variant, "src_idx") and book.stable(variant, "unm_idx")
+        even = torch.arange(0, tokens, 2).expand(len(x), -1)
+        best, home = best_destination(metric_rows(metric), Signals(signals).mask, 2)
+        ranked = best[:, 0::2].argsort(dim=1, descending=True, stable=True)
+        book.same(variant, "src_idx", ranked[:, : tokens - keep])
+        book.same(variant, "unm_idx", ranked[:, tokens - keep :])
+        partner = (home.gather(1, even) // 2).gather(1, ranked[:, : tokens - keep])
+        book.same(variant, "dst_idx", partner)
+        stays = chosen.keep.gather(1, even).gather(1, ranked[:, tokens - keep :])
+        assert bool(stays.all()) or not easy
+        mean = run("tome/release", signals, [f"budget.keep={keep}", "steps.0.combine=mean"])
+        check_merged(book, variant, chosen, mean, x, easy)
+        if "second" in options:
+            again = {
+                "features": emitted(chosen, x),
+                "encoder_keys": emitted(chosen, x)[:, None],
+                "size": chosen.size.gather(1, chosen.index()),
+            }
+            left = keep - min(options["second"], keep // 2)
+            more = run("tome/release", again, [f"budget.keep={left}", "steps.0.carry=true"])
+            source = slots(more).gather(1, slots(chosen))
+            sizes = more.size.gather(1, more.index())[:, :, None]
+            if easy and book.stable(variant, "round2_source"):
+                book.close(variant, "round2_merged", emitted(more, again["features"]), floor=1e-5)
+                book.close(variant, "round2_size", sizes)
+                book.same(variant, "round2_source", source)
+            else:
+                assert float(sizes.sum()) == tokens * len(x)
+                book.leave_out(variant, "round2_merged", "round2_size", "round2_source")
+    book.close_book()
 
 
 def check_merged(
@@ -142,18 +140,16 @@ def check_kth(book: Ledger, variant: str, stride: int, signals: dict[str, torch.
         book.leave_out(variant, "unmerged")  # compared just above, up to the last whole block
 
 
-def test_aim(request: pytest.FixtureRequest) -> None:
-    cases, counts = golden_cases(request.config, "aim"), []
-    for case in cases:
-        book = Ledger(case)
-        if "in.q" in case:
-            check_pagerank(book)
-        elif "in.x" in case:
-            check_bipartite_rounds(book)
-        else:
-            check_schedule(book)
-        counts.append(book.close_book())
-    expect(counts, cases)
+@pytest.mark.golden("aim")
+def test_aim(case: GoldenCase) -> None:
+    book = Ledger(case)
+    if "in.q" in case:
+        check_pagerank(book)
+    elif "in.x" in case:
+        check_bipartite_rounds(book)
+    else:
+        check_schedule(book)
+    book.close_book()
 
 
 def check_pagerank(book: Ledger) -> None:
@@ -228,108 +224,102 @@ def check_schedule(book: Ledger) -> None:
         book.close(variant, "retain_rate", rates)
 
 
-def test_visionzip(request: pytest.FixtureRequest) -> None:
-    cases, counts = golden_cases(request.config, "visionzip"), []
-    for case in cases:
-        book = Ledger(case)
-        hidden, metric, attention = (tensor(case[f"in.{n}"]) for n in ("hidden", "metric", "cls_attn"))
-        signals = {
-            "features": hidden[:, 1:],
-            "encoder_keys": metric[:, None, 1:],
-            "cls_attention": attention[:, :, 1:],
-        }
-        for variant, options in book.variants.items():
-            dominant, contextual = options["dominant"], options["contextual"]
-            total = dominant + contextual
-            share = dominant / total
-            overrides = [f"budget.keep={total}", f"problem.protect.share={share}"]
-            chosen = run("visionzip/release", signals, overrides)
-            tokens = torch.cat([hidden[:, :1], emitted(chosen, hidden[:, 1:])], 1)
-            decided = ("all_indices", "remaining_idx", "target_indices", "assign")
-            book.close(variant, "tokens", tokens, 1e-5, after=decided)
-            book.close(variant, "cls_attention_sum", chosen.importance)
-            protected = chosen.solution.problem.protected[0]
-            ranked = chosen.importance[0].argsort(descending=True, stable=True)[:dominant]
-            assert bool(protected[ranked].all())
-            cls = torch.zeros(1, dtype=torch.int64)
-            book.same(variant, "all_indices", torch.cat([cls, ranked + 1]))
-            rest = (~protected).nonzero().squeeze(1)
-            book.same(variant, "remaining_idx", rest + 1)
-            targets = (chosen.keep[0] & ~protected).nonzero().squeeze(1)
-            book.same(variant, "target_indices", torch.searchsorted(rest, targets))
-            others = torch.tensor([i for i in rest.tolist() if i not in set(targets.tolist())])
-            members = (chosen.merge[0, targets][:, others] > 0).float()
-            book.same(variant, "assign", members.argmax(0))
-            book.close(variant, "counts", members.sum(1).clamp_min(1), after=("assign", "remaining_idx"))
-        counts.append(book.close_book())
-    expect(counts, cases)
+@pytest.mark.golden("visionzip")
+def test_visionzip(case: GoldenCase) -> None:
+    book = Ledger(case)
+    hidden, metric, attention = (tensor(case[f"in.{n}"]) for n in ("hidden", "metric", "cls_attn"))
+    signals = {
+        "features": hidden[:, 1:],
+        "encoder_keys": metric[:, None, 1:],
+        "cls_attention": attention[:, :, 1:],
+    }
+    for variant, options in book.variants.items():
+        dominant, contextual = options["dominant"], options["contextual"]
+        total = dominant + contextual
+        share = dominant / total
+        overrides = [f"budget.keep={total}", f"problem.protect.share={share}"]
+        chosen = run("visionzip/release", signals, overrides)
+        tokens = torch.cat([hidden[:, :1], emitted(chosen, hidden[:, 1:])], 1)
+        decided = ("all_indices", "remaining_idx", "target_indices", "assign")
+        book.close(variant, "tokens", tokens, 1e-5, after=decided)
+        book.close(variant, "cls_attention_sum", chosen.importance)
+        protected = chosen.solution.problem.protected[0]
+        ranked = chosen.importance[0].argsort(descending=True, stable=True)[:dominant]
+        assert bool(protected[ranked].all())
+        cls = torch.zeros(1, dtype=torch.int64)
+        book.same(variant, "all_indices", torch.cat([cls, ranked + 1]))
+        rest = (~protected).nonzero().squeeze(1)
+        book.same(variant, "remaining_idx", rest + 1)
+        targets = (chosen.keep[0] & ~protected).nonzero().squeeze(1)
+        book.same(variant, "target_indices", torch.searchsorted(rest, targets))
+        others = torch.tensor([i for i in rest.tolist() if i not in set(targets.tolist())])
+        members = (chosen.merge[0, targets][:, others] > 0).float()
+        book.same(variant, "assign", members.argmax(0))
+        book.close(variant, "counts", members.sum(1).clamp_min(1), after=("assign", "remaining_idx"))
+    book.close_book()
 
 
-def test_prumerge(request: pytest.FixtureRequest) -> None:
-    cases, counts = golden_cases(request.config, "prumerge"), []
-    for case in cases:
-        book = Ledger(case)
-        hidden, k, q = (tensor(case[f"in.{n}"]) for n in ("hidden", "k", "q"))
-        x = hidden[:, 1:]
-        signals = {
-            "features": x,
-            "encoder_keys@-1": k[:, None, 1:],
-            "cls_key@-1": k[:, None, 0],
-            "cls_query@-1": q[:, None, 0],
-        }
-        tokens = x.shape[1]
-        for variant, options in book.variants.items():
-            overrides: list[str] = []
-            if not options["adaptive"]:
-                method = "prumerge/fixed"
-                overrides = [f"budget.keep={options['ratio']}"]
-                if options["plus"]:
-                    method = "prumerge/plus_release"
-                    overrides += ["budget.rule=null", "steps.0.divide=1", "steps.0.start=half"]
-            else:
-                method = "prumerge/plus_release" if options["plus"] else "prumerge/release"
-            chosen = run(method, signals, overrides)
-            book.close(variant, "cls_attn", chosen.importance)
-            order = chosen.index()[0, :-1]
-            important = int(chosen.solution.keep.sum())
-            book.same(variant, "n_important", important)
-            ratio = options["ratio"] if not options["adaptive"] else important / tokens
-            book.close(variant, "reduction_ratio", ratio)
-            want = tensor(book.want(variant, "idx_order"))[0]
-            if len(want.unique()) < len(want):  # the release lists grid tokens twice; a selection is a set
-                assert options["plus"] and not options["adaptive"]
-                np.testing.assert_array_equal(order.sort().values, want.unique())
-                rows = tensor(book.want(variant, "tokens"))[0, :-1]
-                off = ((chosen.merge @ x)[0][want] - rows).abs().amax(1)
-                assert float((off < 1e-4).float().mean()) > 0.6  # repeats crowd out neighbours of some
-                assert float(off.max()) < 0.05 * float(rows.abs().max())
-                book.leave_out(variant, "idx_order", "idx", "tokens", "n_tokens")  # up to the repeats
-                continue
-            book.same(variant, "n_tokens", int(chosen.keep.sum()))
-            book.same(variant, "idx_order", order)
-            book.same(variant, "idx", order.sort().values)
-            # the 32nd neighbour of a token may hang on rounding
-            book.close(variant, "tokens", emitted(chosen, x), 1e-5, after=("idx_order",), share=0.9)
-        counts.append(book.close_book())
-    expect(counts, cases)
-
-
-def test_vflowopt(request: pytest.FixtureRequest) -> None:
-    cases, counts = golden_cases(request.config, "vflowopt"), []
-    for case in cases:
-        book = Ledger(case)
-        if "in.pixel_values" in case:
-            pixels = tensor(case["in.pixel_values"])
-            patches = pixels.unfold(2, 14, 14).unfold(3, 14, 14).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
-            part = PatchEntropy(mean=0.0, std=1.0)
-            for variant in book.variants:
-                book.close(variant, "entropy", part(Signals({"patches": patches})))
-        elif "in.attn" in case:
-            check_importance(book)
+@pytest.mark.golden("prumerge")
+def test_prumerge(case: GoldenCase) -> None:
+    book = Ledger(case)
+    hidden, k, q = (tensor(case[f"in.{n}"]) for n in ("hidden", "k", "q"))
+    x = hidden[:, 1:]
+    signals = {
+        "features": x,
+        "encoder_keys@-1": k[:, None, 1:],
+        "cls_key@-1": k[:, None, 0],
+        "cls_query@-1": q[:, None, 0],
+    }
+    tokens = x.shape[1]
+    for variant, options in book.variants.items():
+        overrides: list[str] = []
+        if not options["adaptive"]:
+            method = "prumerge/fixed"
+            overrides = [f"budget.keep={options['ratio']}"]
+            if options["plus"]:
+                method = "prumerge/plus_release"
+                overrides += ["budget.rule=null", "steps.0.divide=1", "steps.0.start=half"]
         else:
-            check_recycling(book)
-        counts.append(book.close_book())
-    expect(counts, cases)
+            method = "prumerge/plus_release" if options["plus"] else "prumerge/release"
+        chosen = run(method, signals, overrides)
+        book.close(variant, "cls_attn", chosen.importance)
+        order = chosen.index()[0, :-1]
+        important = int(chosen.solution.keep.sum())
+        book.same(variant, "n_important", important)
+        ratio = options["ratio"] if not options["adaptive"] else important / tokens
+        book.close(variant, "reduction_ratio", ratio)
+        want = tensor(book.want(variant, "idx_order"))[0]
+        if len(want.unique()) < len(want):  # the release lists grid tokens twice; a selection is a set
+            assert options["plus"] and not options["adaptive"]
+            np.testing.assert_array_equal(order.sort().values, want.unique())
+            rows = tensor(book.want(variant, "tokens"))[0, :-1]
+            off = ((chosen.merge @ x)[0][want] - rows).abs().amax(1)
+            assert float((off < 1e-4).float().mean()) > 0.6  # repeats crowd out neighbours of some
+            assert float(off.max()) < 0.05 * float(rows.abs().max())
+            book.leave_out(variant, "idx_order", "idx", "tokens", "n_tokens")  # up to the repeats
+            continue
+        book.same(variant, "n_tokens", int(chosen.keep.sum()))
+        book.same(variant, "idx_order", order)
+        book.same(variant, "idx", order.sort().values)
+        # the 32nd neighbour of a token may hang on rounding
+        book.close(variant, "tokens", emitted(chosen, x), 1e-5, after=("idx_order",), share=0.9)
+    book.close_book()
+
+
+@pytest.mark.golden("vflowopt")
+def test_vflowopt(case: GoldenCase) -> None:
+    book = Ledger(case)
+    if "in.pixel_values" in case:
+        pixels = tensor(case["in.pixel_values"])
+        patches = pixels.unfold(2, 14, 14).unfold(3, 14, 14).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
+        part = PatchEntropy(mean=0.0, std=1.0)
+        for variant in book.variants:
+            book.close(variant, "entropy", part(Signals({"patches": patches})))
+    elif "in.attn" in case:
+        check_importance(book)
+    else:
+        check_recycling(book)
+    book.close_book()
 
 
 def check_importance(book: Ledger) -> None:
@@ -401,14 +391,12 @@ def check_recycling(book: Ledger) -> None:
         book.same(variant, "target_out", keep)
 
 
-def test_globalcom2(request: pytest.FixtureRequest) -> None:
-    cases, counts = golden_cases(request.config, "globalcom2"), []
-    for case in cases:
-        book = Ledger(case)
-        for variant, options in book.variants.items():
-            check_crops(book, variant, options)
-        counts.append(book.close_book())
-    expect(counts, cases)
+@pytest.mark.golden("globalcom2")
+def test_globalcom2(case: GoldenCase) -> None:
+    book = Ledger(case)
+    for variant, options in book.variants.items():
+        check_crops(book, variant, options)
+    book.close_book()
 
 
 def valid_area(side: int, grid: list[int], orig: list[int]) -> torch.Tensor:
