@@ -13,7 +13,7 @@ FILES = sorted([*ROOT.rglob("*.py"), *(ROOT.parent / "plugins").rglob("tests/*.p
 HELPERS = {path.stem: path for path in FILES if not path.stem.startswith("test_")}
 COMPARING = {"allclose", "equal", "array_equal", "array_equiv", "isclose"}
 ASSERTING = {"raises", "warns", "fail", "xfail", "check"}
-Function = ast.FunctionDef | ast.AsyncFunctionDef
+Function = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def called(node: ast.AST) -> str:
@@ -24,13 +24,13 @@ def called(node: ast.AST) -> str:
     return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
 
 
-def own(function: Function) -> Iterator[ast.AST]:
+def own(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[ast.AST]:
     """Nodes of a function in order of lines, without those of functions inside it."""
     stack: list[ast.AST] = list(reversed(function.body))
     while stack:
         node = stack.pop()
         yield node
-        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+        if not isinstance(node, (*Function, ast.Lambda)):
             stack += reversed(list(ast.iter_child_nodes(node)))
 
 
@@ -44,12 +44,17 @@ def asserts(node: ast.AST, helpers: set[str]) -> bool:
 
 def asserting_helpers(tree: ast.Module) -> set[str]:
     """Functions of a module that assert, directly, through each other, or imported from a file beside it."""
-    functions = {n.name: n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))}
+    functions = {n.name: n for n in ast.walk(tree) if isinstance(n, Function)}
     imported: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module in HELPERS:
-            beside = asserting_helpers(ast.parse(HELPERS[node.module].read_text(encoding="utf-8")))
+            there = ast.parse(HELPERS[node.module].read_text(encoding="utf-8"))
+            beside, names = asserting_helpers(there), {alias.name for alias in node.names}
             imported |= {alias.asname or alias.name for alias in node.names if alias.name in beside}
+            classes = (c for c in there.body if isinstance(c, ast.ClassDef) and c.name in names)
+            imported |= {
+                f.name for c in classes for f in c.body if isinstance(f, Function) and f.name in beside
+            }
     found: set[str] = set(imported)
     for _ in functions:
         more = {name for name, f in functions.items() if any(asserts(n, found) for n in ast.walk(f))}
@@ -70,7 +75,7 @@ def problems(source: str) -> list[str]:
             out.append(f"{node.lineno}: the result of {called(node.value)}() is thrown away")
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Compare):
             out.append(f"{node.lineno}: a comparison without assert")
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name.startswith("test"):
+        if isinstance(node, Function) and node.name.startswith("test"):
             first = next((n.lineno for n in ast.walk(node) if asserts(n, helpers)), None)
             if first is None:
                 out.append(f"{node.lineno}: {node.name} has nothing that can fail")
