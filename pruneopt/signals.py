@@ -100,7 +100,11 @@ SIGNALS: dict[str, SignalInfo] = {
     "lookahead_text": _info("[B,H,T,N]", "attention_text of the next layer", _ROW),
     "lookahead_visual": _info("[B,H,N,N]", "attention_visual of the next layer", _FULL),
     "lookahead_keys": _info("[B,H,N,d]", "keys of the next layer, from its own weights and rotary embedding"),
-    "attention_logits": _info("[B,H,L,L]", "scaled masked logits of the whole sequence", _FULL),
+    "attention_logits": _info(
+        "[B,H,L,L]",
+        "scaled logits of the whole sequence; the lowest finite number where masked, padding included",
+        _FULL,
+    ),
     "visual_index": _info("[B,N]", "place of the token in the current sequence (int64)"),
     "transition": _info(
         "[B,N]", "token transition variation of a layer (1 - cos), attention and MLP sublayers summed"

@@ -170,11 +170,13 @@ class DecoderCapture:
         )
         keys = rotate(attention, key.transpose(1, 2), view.rotary_at(every.expand(key.shape[0], width)))
         here = columns.clamp_min(0)[:, :, None]
-        allowed = (every <= here) & view.pick(view.valid)[:, None, :]
-        allowed = allowed | (every == here)  # padding rows look at themselves instead of at nothing
-        if base == "attention_logits":
+        valid = view.pick(view.valid)
+        allowed = (every <= here) & valid[:, None, :]
+        if base == "attention_logits":  # nothing in the rows and columns of padding, their diagonal included
+            allowed = allowed & valid[:, :, None]
             found = attention_rows(rows, keys, allowed, attention.scaling, logits=True)
             return found.clamp_min(torch.finfo(found.dtype).min)
+        allowed = allowed | (every == here)  # padding rows look at themselves instead of at nothing
         weights = attention_rows(rows, keys, allowed, attention.scaling)
         shape = (*weights.shape[:3], view.place.shape[1])
         columns_of = view.place.clamp_min(0)[:, None, None, :].expand(shape)

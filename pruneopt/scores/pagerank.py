@@ -18,7 +18,8 @@ class PageRank(Score):
 
     Each head starts from equal mass on the whole sequence and moves it along the rows of its attention map;
     `damping` `d` mixes in equal mass, `d / L + (1 - d) x M`.  With a causal map and no damping mass drains
-    towards the first tokens, so late tokens are disfavoured by construction.  Source: AIM section 3.3; its
+    towards the first tokens, so late tokens are disfavoured by construction.  `L` counts real tokens: a place
+    whose own logit is masked is padding, which neither sends nor holds mass.  Source: AIM section 3.3; its
     code has the damping but sets it to 0.
     """
 
@@ -33,11 +34,13 @@ class PageRank(Score):
         return frozenset({"attention_logits", "visual_index"})
 
     def __call__(self, signals: Signals) -> Tensor:
-        logits = signals["attention_logits"].float()
-        step = (logits / self.tau).softmax(3)
-        length = step.shape[3]
-        mass = torch.full_like(step[:, :, :1, :], 1 / length)
+        logits = signals["attention_logits"]
+        masked = torch.finfo(logits.dtype).min / 2
+        real = ~(logits.diagonal(dim1=2, dim2=3)[:, :1, None] <= masked)  # [B,1,1,L]; NaN is for the caller
+        step = (logits.float() / self.tau).softmax(3).masked_fill(~real.transpose(2, 3), 0)
+        even = real / real.sum(3, keepdim=True).clamp_min(1)
+        mass = even.expand(-1, step.shape[1], -1, -1)
         for _ in range(self.rounds):
-            mass = self.damping / length + (1 - self.damping) * (mass @ step)
+            mass = self.damping * even + (1 - self.damping) * (mass @ step)
         importance = mass.squeeze(2).square().mean(1).sqrt()
         return importance.gather(1, signals["visual_index"].clamp_min(0))

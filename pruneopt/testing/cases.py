@@ -68,9 +68,10 @@ def _pad(name: str, tensor: Tensor, tokens: int) -> Tensor:
             shape = list(tensor.shape)
             shape[axis - 1] = missing
             tensor = torch.cat([tensor, tensor.new_zeros(shape)], axis - 1)
-    if signal_info(name).shape == "[B,H,L,L]":  # padding after the whole sequence
+    if signal_info(name).shape == "[B,H,L,L]":  # padding after the whole sequence, masked as models mask it
         missing = tokens + PREFIX + 8 - tensor.shape[1]
-        tensor = torch.nn.functional.pad(tensor, (0, missing, 0, missing))
+        lowest = torch.finfo(torch.float32).min
+        tensor = torch.nn.functional.pad(tensor, (0, missing, 0, missing), value=lowest)
     return tensor
 
 
@@ -143,6 +144,9 @@ def sample_alone(signals: Signals, b: int) -> Signals:
         tensor = signals[name][b : b + 1]
         for axis in signal_info(name).token_dims:
             tensor = tensor.narrow(axis, 0, n)
+        if signal_info(name).shape == "[B,H,L,L]":
+            length = int((tensor[0, 0].diagonal() > torch.finfo(tensor.dtype).min).sum())
+            tensor = tensor[:, :, :length, :length]
         tensors[name] = tensor
     return Signals(tensors)
 

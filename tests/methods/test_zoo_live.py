@@ -11,6 +11,7 @@ from pruneopt.errors import ModelError
 from pruneopt.insertion.prefill_layer import PrefillLayer
 from pruneopt.models.apply import prune
 from pruneopt.schema import Spec
+from pruneopt.scores.pagerank import PageRank
 from pruneopt.scores.transition import Transition
 from pruneopt.spec import list_methods, load_spec
 
@@ -70,3 +71,19 @@ def check_run(model, inputs, spec: Spec) -> None:
             solution = selection.solution
             wanted = tuple(solution.problem.k.tolist())
             assert selection.known_counts == wanted
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_walk_along_attention_does_not_depend_on_padding(side: str, embedded) -> None:
+    from pruneopt.demo.assets import load_inputs, load_processor, samples
+    from pruneopt.eval.live_signals import record_signals
+
+    model, processor = embedded[0], load_processor()
+    short, long = samples()[0], replace(samples()[0], question=samples()[0].question + " Or what is it?" * 3)
+    processor.tokenizer.padding_side = side
+    both = load_inputs([short, long], processor)
+    alone = load_inputs([short], processor)
+    assert both["attention_mask"][0].sum() == alone["attention_mask"].sum() < both["attention_mask"].shape[1]
+    for part in (PageRank(tau=1.0), PageRank(tau=0.5, rounds=2, damping=0.3)):
+        seen = [part(record_signals(model, x, part.needs, "prefill_layer")) for x in (both, alone)]
+        torch.testing.assert_close(seen[0][:1], seen[1], atol=1e-7, rtol=1e-4)
