@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pruneopt.errors import InputError, ModelError, SignalError
 from pruneopt.models.base import ModelAdapter
+from pruneopt.models.cache import recall, remember
 from pruneopt.models.decoder import DecoderCapture
 from pruneopt.models.encoder_signals import EncoderCapture
 from pruneopt.models.flow import Flow, rotary_of, segment_mask
@@ -25,8 +26,6 @@ from pruneopt.models.sequence import CacheState
 from pruneopt.pruner import Clock
 from pruneopt.solution import Selection
 from pruneopt.spec import Spec
-
-_STATE = "_pruneopt_state"
 
 
 class Run:
@@ -180,7 +179,7 @@ class Run:
 
     def _continue(self, inputs: Mapping[str, Any], cache: Any, past: int) -> None:
         """A step on a cache that is not empty: decoding, or more text after a pruned prompt."""
-        state: CacheState | None = getattr(cache, _STATE, None)
+        state = recall(cache)
         if bool((self.adapter.stream(inputs) > 0).any()) and has_pixels(inputs):
             raise ModelError(
                 "a picture that comes after a cached prompt cannot be pruned; give all pictures in the first "
@@ -265,7 +264,7 @@ class Run:
                 if segment is not None:
                     changed["position_embeddings"] = segment.rotary
                     if cache is not None:
-                        setattr(cache, _STATE, flow.state)
+                        remember(cache, flow.state)
             elif self._step is not None:
                 segment, tail, masks = self._step.at(index), self._lost[1], self._masks
                 past = int(cache.get_seq_length(index)) if cache is not None else 0

@@ -6,7 +6,7 @@ aligns rows at their last column, so `[:, -1]` means the same before and after.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -28,6 +28,16 @@ class Segment:
     rotary: tuple[Tensor, Tensor] | None = None
     following: Tensor | None = None
 
+    def take_rows(self, rows: Tensor, batch: int) -> Segment:
+        """The segment after its cache moved `rows` of `batch`; a row may stand for several beams."""
+
+        def take(values: Tensor) -> Tensor:
+            repeated = values.repeat_interleave(batch // len(values), dim=0)
+            return repeated[rows.to(values.device)]
+
+        following = None if self.following is None else take(self.following)
+        return replace(self, valid=take(self.valid), following=following)
+
 
 @dataclass
 class CacheState:
@@ -43,6 +53,10 @@ class CacheState:
             if segment.layer <= layer:
                 found = segment
         return found
+
+    def take_rows(self, rows: Tensor, batch: int) -> CacheState:
+        """The state of a cache that held `batch` rows and now holds those named by `rows` (int64)."""
+        return replace(self, segments=[segment.take_rows(rows, batch) for segment in self.segments])
 
 
 def placed(values: list[int], device: torch.device) -> Tensor:
