@@ -28,16 +28,30 @@ class Status(Enum):
     INFEASIBLE = "No choice meets the constraints; relax the budget, the threshold or the quotas."
     NON_FINITE = "The result is not finite; raise `epsilon`, check the cost for huge values, or use float64."
     FAILED = "The library behind this solver reported failure; see `stats` for its own words."
+    UNPROVED = "The solver said optimal, but its own bound is farther away than its tolerance; read the gap."
+    INVALID = "The value and its bound contradict each other, so one of the two is wrong; use neither."
 
     @property
     def ok(self) -> bool:
         """False when the result must not be used."""
-        return self not in (Status.INFEASIBLE, Status.NON_FINITE, Status.FAILED)
+        return self not in (Status.INFEASIBLE, Status.NON_FINITE, Status.FAILED, Status.INVALID)
 
     @property
     def proved(self) -> bool:
         """True only for a proven optimum."""
         return self is Status.OPTIMAL
+
+
+def settled(ended: Status, gap: float, slack: float) -> Status:
+    """What a solver's word is worth beside the gap of its answer: the one place where a claim may stand.
+
+    `gap` is the distance between value and bound, negative where they contradict each other; `slack` is what
+    the solver's tolerance allows, in the same unit.  OPTIMAL stands only within the slack, a contradiction
+    beyond it is INVALID whatever the solver said.
+    """
+    if gap < -slack:
+        return Status.INVALID
+    return Status.UNPROVED if ended is Status.OPTIMAL and not gap <= slack else ended
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,8 +197,10 @@ class SubsetSolution(Solution):
     ----------
     keep: `[B,N]` bool.
     order: `[B,K]` int64, the order in which tokens were chosen, -1 after the last; None if there is none.
-    ended: one Status per sample, before the finiteness check.
+    ended: what the solver says, one Status per sample; `status` is what stands of it.
     proved_bound: `[B]` bound of the optimum that the solver itself has proved, or None.
+    tolerance: the gap within which OPTIMAL stands, as a share of the size of the objective's terms (the
+        objective of the same choice over absolute numbers; one nat per token for `log_det`).
     """
 
     problem: SubsetProblem = None  # type: ignore[assignment]
@@ -193,6 +209,7 @@ class SubsetSolution(Solution):
     ended: tuple[Status, ...] = ()
     solver: str = ""
     proved_bound: Tensor | None = None
+    tolerance: float = 1e-9
 
     @cached_property
     def value(self) -> Tensor:
@@ -221,7 +238,7 @@ class SubsetSolution(Solution):
 
     @property
     def gap(self) -> Tensor | None:
-        """`[B]` upper bound minus value, or None when there is no bound."""
+        """`[B]` upper bound minus value, or None when there is no bound; below zero only by rounding."""
         if self.upper_bound is None:
             return None
         same = self.upper_bound == self.value  # also where both are infinite
@@ -229,9 +246,25 @@ class SubsetSolution(Solution):
 
     @cached_property
     def status(self) -> tuple[Status, ...]:
-        """One per sample; a NaN objective is never a success."""
-        bad = self.value.isnan().tolist()
-        return tuple(Status.NON_FINITE if b else e for b, e in zip(bad, self.ended, strict=True))
+        """One per sample; a NaN objective is never a success, and a claim needs a bound that supports it.
+
+        Reads the bound only where the solver claims an optimum or has proved a bound itself: that of a
+        heuristic may cost more than its answer (`gap` shows it).
+        """
+        from pruneopt.solvers.objectives import magnitude
+
+        ended = tuple(
+            Status.NON_FINITE if bad else e
+            for bad, e in zip(self.value.isnan().tolist(), self.ended, strict=True)
+        )
+        if self.proved_bound is None and Status.OPTIMAL not in ended:
+            return ended
+        gap = torch.full_like(self.value, math.inf) if self.gap is None else self.gap
+        slack = self.tolerance * magnitude(self.problem, self.keep)
+        return tuple(
+            settled(e, g, s) if e.ok else e
+            for e, g, s in zip(ended, gap.tolist(), slack.tolist(), strict=True)
+        )
 
 
 @dataclass(frozen=True, eq=False)

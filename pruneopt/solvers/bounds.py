@@ -89,8 +89,8 @@ def max_sum_bound(problem: SubsetProblem) -> Tensor:
     centre = torch.diag_embed(hot) - hot[:, :, None] * hot[:, None, :] / n[:, None, None]
     linear_off = (centre @ linear[:, :, None]).squeeze(2)
     eigen = torch.linalg.eigvalsh(centre @ distance @ centre)
-    # the centred matrix has the eigenvector 1 with value 0 besides those on the space of y
-    top = torch.where(eigen[:, -1] > 1e-9 * eigen.abs().amax(1), eigen[:, -1], 0.0)
+    # never below zero: the centred matrix has the eigenvector 1 with value 0 besides those on the space of y
+    top = eigen[:, -1].clamp_min(0) + 1e-15 * tokens * eigen.abs().amax(1)
     middle = share**2 * (hot * (distance @ hot[:, :, None]).squeeze(2)).sum(1) / 2 + share * (own * hot).sum(
         1
     )
@@ -102,16 +102,18 @@ def log_det_bound(problem: SubsetProblem) -> Tensor:
     """The smaller of the Hadamard bound (k largest diagonals) and the spectral one (k largest eigenvalues).
 
     The second follows from Cauchy interlacing: the j-th eigenvalue of any principal block is at most that of
-    the whole matrix.  -inf when the rank of the kernel is below k.
+    the whole matrix, which needs no assumption about the kernel, as only positive definite blocks have a
+    value.  Eigenvalues are raised by what their computation may have lost.
     """
     quality = unary_or(problem, 1.0)
     kernel = quality[:, :, None] * symmetric_pairwise(problem) * quality[:, None, :]
     real = problem.real
     diagonal = kernel.diagonal(dim1=1, dim2=2)
     logs = diagonal.clamp_min(0).log().masked_fill(~real, -math.inf)
-    eigen = torch.linalg.eigvalsh(kernel).clamp_min(0)
-    noise = eigen[:, -1:] * 1e-15 * kernel.shape[1]  # an eigenvalue computed as 0 may be as large as this
-    return torch.minimum(_log_best_k(logs, problem.k), _log_best_k((eigen + noise).log(), problem.k))
+    eigen = torch.linalg.eigvalsh(kernel)
+    noise = eigen.abs().amax(1, keepdim=True) * 1e-15 * kernel.shape[1]
+    spectral = (eigen.clamp_min(0) + noise).log()
+    return torch.minimum(_log_best_k(logs, problem.k), _log_best_k(spectral, problem.k))
 
 
 def _log_best_k(logs: Tensor, k: Tensor) -> Tensor:

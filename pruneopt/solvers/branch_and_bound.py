@@ -10,12 +10,13 @@ from itertools import count
 from typing import ClassVar
 
 import numpy as np
+import torch
 
 from pruneopt.parts import SubsetSolver, param
 from pruneopt.problems import SubsetProblem
 from pruneopt.solution import Status, SubsetSolution
 from pruneopt.solvers.exact import Answer, Decision, first_answer, max_min_bisection, solve_samples
-from pruneopt.solvers.objectives import symmetric_pairwise, unary_or
+from pruneopt.solvers.objectives import block_log_det, singular_below, symmetric_pairwise, unary_or
 from pruneopt.solvers.walk import check_kind
 
 
@@ -36,8 +37,9 @@ class BranchAndBound(SubsetSolver):
 
     `log_det`: best-first search that decides on the token with the largest conditional variance; a node is
     bounded by the smaller of the Hadamard and the eigenvalue bound of its conditional kernel (Ko, Lee,
-    Queyranne 1995).  `max_min`: bisection over distances, each step a clique search with colour bounds
-    (Tomita et al. 2010).  `nodes` and `time_limit` hold per sample; past them the status is TIME_LIMIT.
+    Queyranne 1995), and tokens that would make the choice singular are left out of it.  `max_min`: bisection
+    over distances, each step a clique search with colour bounds (Tomita et al. 2010).  `nodes` and
+    `time_limit` hold per sample; past them the status is TIME_LIMIT.
     Some 40 tokens for log_det and 100 for max_min are practical.  Works on the host.
     """
 
@@ -65,63 +67,86 @@ def _forced(problem: SubsetProblem) -> list[int]:
     return [] if problem.protected is None else problem.protected[0].nonzero().squeeze(1).tolist()
 
 
-def _condition(kernel: np.ndarray, at: int) -> tuple[np.ndarray, float]:
-    """Schur complement after choosing row `at`, without that row, and the log of its variance."""
-    variance = kernel[at, at]
-    rest = np.delete(np.arange(len(kernel)), at)
-    column = kernel[rest, at]
-    if variance <= 0:
-        return kernel[np.ix_(rest, rest)], -math.inf
-    return kernel[np.ix_(rest, rest)] - np.outer(column, column) / variance, math.log(variance)
+@dataclass
+class _Node:
+    """Tokens `chosen`, worth `gained`, and the kernel of the tokens `left` conditioned on them."""
 
+    chosen: list[int]
+    gained: float
+    left: np.ndarray
+    kernel: np.ndarray
 
-def _node_bound(kernel: np.ndarray, missing: int) -> float:
-    if missing == 0:
-        return 0.0
-    diagonal = np.sort(kernel.diagonal())[::-1][:missing]
-    hadamard = np.log(diagonal).sum() if diagonal[-1] > 0 else -math.inf
-    eigen = np.linalg.eigvalsh(kernel)[::-1][:missing] + 1e-15 * len(kernel) * max(diagonal[0], 0)
-    spectral = np.log(eigen).sum() if eigen[-1] > 0 else -math.inf
-    return float(min(hadamard, spectral))
+    def take(self, at: int, least: np.ndarray) -> _Node:
+        """With token number `at` of `left` chosen; `left` keeps what may still follow.
+
+        A conditional variance is never below the smallest eigenvalue of the block that ends with it, so
+        tokens whose variance is at most `least` `[N]` make every choice singular and go.
+        """
+        variance, column = self.kernel[at, at], self.kernel[:, at]
+        inner = self.kernel - np.outer(column, column) / variance
+        stays = inner.diagonal() > least[self.left]
+        stays[at] = False
+        worth = self.gained + math.log(variance)
+        return _Node([*self.chosen, int(self.left[at])], worth, self.left[stays], inner[np.ix_(stays, stays)])
+
+    def drop(self, at: int) -> _Node:
+        """With token number `at` of `left` ruled out."""
+        stays = np.arange(len(self.left)) != at
+        return _Node(self.chosen, self.gained, self.left[stays], self.kernel[np.ix_(stays, stays)])
+
+    def bound(self, k: int) -> float:
+        """No completion to `k` tokens is worth more; -inf where there is none."""
+        missing = k - len(self.chosen)
+        if missing > len(self.left):
+            return -math.inf
+        if missing == 0:
+            return self.gained
+        hadamard = np.log(np.sort(self.kernel.diagonal())[::-1][:missing]).sum()
+        eigen = np.linalg.eigvalsh(self.kernel)[::-1]
+        eigen = np.maximum(eigen[:missing], 0) + 1e-15 * len(eigen) * np.abs(eigen).max()
+        return float(self.gained + min(hadamard, np.log(eigen).sum()))
 
 
 def _log_det(problem: SubsetProblem, limit: _Limit) -> Answer:
     quality = unary_or(problem, 1.0)[0].cpu().numpy()
-    whole = symmetric_pairwise(problem)[0].cpu().numpy() * np.outer(quality, quality)
+    kernel = symmetric_pairwise(problem)[0].cpu().numpy() * np.outer(quality, quality)
     k = int(problem.k[0])
+    singular = singular_below(problem, problem.k).cpu()
+    # half of what the objective calls singular, so that rounding on the way never rules out a sound choice
+    least = float(singular) / 2 * kernel.diagonal()
+
+    def worth(chosen: list[int]) -> float:
+        block = torch.from_numpy(kernel[np.ix_(sorted(chosen), sorted(chosen))])
+        return float(block_log_det(block[None], singular))
+
     best, value = first_answer(problem)
-    left = np.flatnonzero(problem.real[0].cpu().numpy())
-    kernel, chosen, gained = whole[np.ix_(left, left)], [], 0.0
+    slack = 1e-10 * k
+    able = np.flatnonzero(problem.real[0].cpu().numpy() & (kernel.diagonal() > np.maximum(least, 0)))
+    node = _Node([], 0.0, able, kernel[np.ix_(able, able)])
     for token in _forced(problem):
-        at = int(np.flatnonzero(left == token)[0])
-        kernel, log = _condition(kernel, at)
-        left, gained = np.delete(left, at), gained + log
-        chosen.append(token)
+        place = np.flatnonzero(node.left == token)
+        if not len(place):  # it makes every choice singular
+            return Answer(best, value, Status.OPTIMAL)
+        node = node.take(int(place[0]), least)
+    if len(node.chosen) == k:
+        return Answer(best, value, Status.OPTIMAL)
     tie = count()
-    heap = [(-(gained + _node_bound(kernel, k - len(chosen))), next(tie), chosen, left, kernel, gained)]
+    heap = [(-node.bound(k), next(tie), node)]
     while heap:
-        negative, _, chosen, left, kernel, gained = heapq.heappop(heap)
-        slack = 1e-10 * max(1.0, abs(value)) if math.isfinite(value) else 0.0
+        negative, _, node = heapq.heappop(heap)
         if -negative <= value + slack:
-            break
+            return Answer(best, max(-negative, value), Status.OPTIMAL)
         if limit.reached():
             return Answer(best, max(-negative, value), Status.TIME_LIMIT)
-        at = int(np.argmax(kernel.diagonal()))
-        inner, log = _condition(kernel, at)
-        rest = np.delete(left, at)
-        more = [*chosen, int(left[at])]
-        if len(more) == k:
-            if gained + log > value:
-                best, value = more, gained + log
-        else:
-            bound = gained + log + _node_bound(inner, k - len(more))
-            if bound > value:
-                heapq.heappush(heap, (-bound, next(tie), more, rest, inner, gained + log))
-        if len(rest) >= k - len(chosen):
-            outer = np.delete(np.delete(kernel, at, 0), at, 1)
-            bound = gained + _node_bound(outer, k - len(chosen))
-            if bound > value:
-                heapq.heappush(heap, (-bound, next(tie), chosen, rest, outer, gained))
+        at = int(np.argmax(node.kernel.diagonal()))
+        inner, outer = node.take(at, least), node.drop(at)
+        if len(inner.chosen) == k:
+            if (found := worth(inner.chosen)) > value:
+                best, value = inner.chosen, found
+        elif (bound := inner.bound(k)) > value:
+            heapq.heappush(heap, (-bound, next(tie), inner))
+        if (bound := outer.bound(k)) > value:
+            heapq.heappush(heap, (-bound, next(tie), outer))
     return Answer(best, value, Status.OPTIMAL)
 
 

@@ -67,9 +67,17 @@ def generic_bound(problem: SubsetProblem, chosen: list[int]) -> float:
 
 
 def solve_samples(
-    solver: SubsetSolver, problem: SubsetProblem, one: Callable[[SubsetProblem], Answer], **stats: object
+    solver: SubsetSolver,
+    problem: SubsetProblem,
+    one: Callable[[SubsetProblem], Answer],
+    *,
+    tolerance: float = 1e-9,
+    **stats: object,
 ) -> SubsetSolution:
-    """Run `one` on every sample in turn and collect the answers."""
+    """Run `one` on every sample in turn and collect the answers, bounds as they are.
+
+    `tolerance` is the one of `SubsetSolution`, within which a claimed optimum stands.
+    """
     started = time.perf_counter()
     keep = torch.zeros(problem.shape, dtype=torch.bool, device=problem.k.device)
     bounds, ended, seconds = [], [], []
@@ -89,7 +97,7 @@ def solve_samples(
         solver=solver.name,
     )
     proved = torch.tensor(bounds, dtype=torch.float64, device=keep.device)
-    return replace(solution, proved_bound=torch.maximum(proved, solution.value))
+    return replace(solution, proved_bound=proved, tolerance=tolerance)
 
 
 def max_min_bisection(problem: SubsetProblem, decide: Callable[[np.ndarray, np.ndarray], Decision]) -> Answer:

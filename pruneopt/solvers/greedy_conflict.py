@@ -11,7 +11,8 @@ import torch
 from pruneopt.parts import SubsetSolver, param
 from pruneopt.problems import SubsetProblem
 from pruneopt.solution import SubsetSolution
-from pruneopt.solvers.walk import Walk, check_kind, clean_pairwise, needed_unary
+from pruneopt.solvers.objectives import conflicts
+from pruneopt.solvers.walk import Walk, check_kind, needed_unary
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,10 @@ class GreedyConflict(SubsetSolver):
 
     def solve(self, problem: SubsetProblem) -> SubsetSolution:
         check_kind(self, problem)
-        assert problem.threshold is not None
         walk = Walk(problem)
-        pairwise = clean_pairwise(problem)
+        pairs = conflicts(problem)
         score = needed_unary(self, problem, "its order")
-        blocked = torch.zeros(problem.shape, dtype=torch.bool, device=pairwise.device)
+        blocked = torch.zeros(problem.shape, dtype=torch.bool, device=pairs.device)
         filled = torch.zeros_like(problem.k)
         for t in range(walk.rounds):
             open_ = ~(blocked | walk.taken)
@@ -46,7 +46,7 @@ class GreedyConflict(SubsetSolver):
             masked = torch.where(any_open[:, None], score.masked_fill(~open_, -math.inf), score)
             allowed = None if self.on_shortfall == "fill" else any_open
             pick = walk.take(masked, allowed)
-            blocked |= pairwise[walk.rows, pick] > problem.threshold
+            blocked |= pairs[walk.rows, pick]
             filled += fills.to(filled.dtype)
         filled = filled if self.on_shortfall == "fill" else torch.zeros_like(filled)
         return walk.solution(self, filled=filled)

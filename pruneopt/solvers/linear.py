@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,16 @@ from pruneopt.problems import SubsetProblem
 from pruneopt.solution import Status
 from pruneopt.solvers.objectives import anchor_sum, conflicts, symmetric_pairwise, unary_or
 
+# What HiGHS calls optimal: its gap and its feasibility, once the largest coefficient of an objective is 1.
+TOLERANCE = 1e-6
+
 
 @dataclass
 class Program:
-    """`max c x` over `low <= A x <= high`, `floor <= x <= ceiling`, the first `tokens` entries binary."""
+    """`max c x + constant` over `low <= A x <= high`, `floor <= x <= ceiling`.
+
+    The first `tokens` entries are binary.
+    """
 
     tokens: int
     c: np.ndarray
@@ -30,6 +36,23 @@ class Program:
     low: list[np.ndarray] = field(default_factory=list)
     high: list[np.ndarray] = field(default_factory=list)
     height: int = 0
+    constant: float = 0.0
+
+    @property
+    def unit(self) -> float:
+        """Largest coefficient of the objective, 1 where it is constant: what solvers get divided by."""
+        return float(np.abs(self.c).max(initial=0.0)) or 1.0
+
+    def centre(self, where: slice, times: float) -> None:
+        """Take the middle of a block of the objective away from it, where its entries of x sum to `times`.
+
+        Exact, and what is left has no digits lost to an offset that all choices share.
+        """
+        part = self.c[where]
+        middle = (part.max() + part.min()) / 2
+        self.c = self.c.copy()
+        self.c[where] -= middle
+        self.constant += float(middle) * times
 
     def add(self, rows: Any, cols: Any, values: Any, low: Any, high: Any) -> None:
         """Constraint block: triplets with rows counted from 0 within the block."""
@@ -65,6 +88,7 @@ def formulate(problem: SubsetProblem, sample: int) -> tuple[Program, np.ndarray]
 
     Kinds: top_k, quota, independent_set, max_sum (linearised with `sum_j y_ij = (k-1) x_i`) and
     facility_location (tokens assigned to one chosen token each).  `max_min` has its own bisection.
+    Offsets that all choices share are in `Program.constant`.
     """
     place = np.flatnonzero(problem.real[sample].cpu().numpy())
     n, k = len(place), int(problem.k[sample])
@@ -87,7 +111,8 @@ def formulate(problem: SubsetProblem, sample: int) -> tuple[Program, np.ndarray]
     elif problem.kind == "max_sum":
         distance = symmetric_pairwise(problem)[sample].cpu().numpy()[np.ix_(place, place)]
         program.c = unary + anchor_sum(problem)[sample].cpu().numpy()[place]
-        _add_pairs(program, distance, k)
+        if n > 1:
+            _add_pairs(program, distance, k)
     elif problem.kind == "facility_location":
         assert problem.pairwise is not None
         similar = problem.pairwise[sample].double().cpu().numpy()[np.ix_(place, place)]
@@ -97,6 +122,8 @@ def formulate(problem: SubsetProblem, sample: int) -> tuple[Program, np.ndarray]
                 f"facility_location in sample {sample} has negative weights; milp cannot assign"
             )
         _add_assignment(program, similar * weight[:, None])
+    if problem.kind in ("top_k", "quota", "max_sum"):
+        program.centre(slice(0, n), k)
     return program, place
 
 
@@ -128,6 +155,7 @@ def _add_pairs(program: Program, distance: np.ndarray, k: int) -> None:
     pairs = np.arange(len(i))
     y = n + pairs
     program.c = np.concatenate([program.c, distance[i, j]])
+    program.centre(slice(n, None), k * (k - 1) / 2)
     program.floor = np.concatenate([program.floor, np.zeros(len(i))])
     program.ceiling = np.concatenate([program.ceiling, np.ones(len(i))])
     for side in (i, j):
@@ -149,6 +177,8 @@ def _add_assignment(program: Program, worth: np.ndarray) -> None:
     i, j = (a.ravel() for a in np.indices((n, n)))
     y = n + np.arange(n * n)
     program.c = np.concatenate([np.zeros(n), worth.ravel()])
+    for row in range(n):  # every token is served once
+        program.centre(slice(n + row * n, n + (row + 1) * n), 1)
     program.floor = np.concatenate([program.floor, np.zeros(n * n)])
     program.ceiling = np.concatenate([program.ceiling, np.ones(n * n)])
     program.add(i, y, 1.0, np.ones(n), np.ones(n))
@@ -172,8 +202,16 @@ def lp_bound(problem: SubsetProblem, time_limit: float = 60.0) -> Tensor:
 
 
 def run(program: Program, backend: str, solver: str, time_limit: float, relaxed: bool = False) -> Outcome:
-    """Solve with HiGHS directly (`highs`) or through cvxpy with any solver it has (`cvxpy`)."""
-    return (_run_highs if backend == "highs" else _run_cvxpy)(program, solver, time_limit, relaxed)
+    """Solve with HiGHS directly (`highs`) or through cvxpy with any solver it has (`cvxpy`).
+
+    Solvers work with absolute tolerances, so they get the objective divided by its largest coefficient.  The
+    bound comes back in the original units, raised by the rounding of the way there; it is +inf where a solver
+    proves none, whatever it calls its answer.
+    """
+    scaled = replace(program, c=program.c / program.unit)
+    outcome = (_run_highs if backend == "highs" else _run_cvxpy)(scaled, solver, time_limit, relaxed)
+    raised = outcome.bound + 1e-3 * TOLERANCE
+    return replace(outcome, bound=program.unit * raised + program.constant)
 
 
 def _run_highs(program: Program, solver: str, time_limit: float, relaxed: bool) -> Outcome:
@@ -191,11 +229,8 @@ def _run_highs(program: Program, solver: str, time_limit: float, relaxed: bool) 
         options={"time_limit": max(time_limit, 1e-3), "mip_rel_gap": 0.0},
     )
     status = {0: Status.OPTIMAL, 1: Status.TIME_LIMIT, 2: Status.INFEASIBLE}.get(result.status, Status.FAILED)
-    bound = np.inf
-    if status is Status.OPTIMAL:
-        bound = -float(result.fun)
-    elif status is Status.TIME_LIMIT and result.mip_dual_bound is not None:
-        bound = -float(result.mip_dual_bound)
+    proved = result.fun if relaxed else result.mip_dual_bound
+    bound = np.inf if proved is None or not status.ok else -float(proved)
     return Outcome(status, None if result.x is None else result.x[: program.tokens], bound, result.message)
 
 
@@ -224,7 +259,9 @@ def _run_cvxpy(program: Program, solver: str, time_limit: float, relaxed: bool) 
         if rows.any():
             constraints.append(build(matrix[np.flatnonzero(rows)]))
     task = cp.Problem(cp.Maximize(program.c @ whole), constraints)
-    options: dict[str, Any] = {"time_limit": time_limit} if solver == "HIGHS" else {}
+    options: dict[str, Any] = {}
+    if solver == "HIGHS":
+        options = {"time_limit": time_limit, "mip_rel_gap": 0.0}
     started = time.perf_counter()
     try:
         task.solve(solver=solver, **options)
@@ -238,5 +275,9 @@ def _run_cvxpy(program: Program, solver: str, time_limit: float, relaxed: bool) 
         "optimal_inaccurate": Status.TIME_LIMIT,
     }
     status = known_status.get(task.status, Status.FAILED)
-    bound = float(task.value) if status is Status.OPTIMAL else np.inf
+    proved = None
+    if solver == "HIGHS" and status.ok:  # other solvers keep their bounds to themselves
+        info: Any = task.solver_stats.extra_stats
+        proved = info.objective_function_value if relaxed else info.mip_dual_bound
+    bound = np.inf if proved is None else -float(proved)
     return Outcome(status, None if x.value is None else np.asarray(x.value), bound, words)

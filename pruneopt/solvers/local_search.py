@@ -69,6 +69,9 @@ class LocalSearch(SubsetSolver):
             keep[number[better], out[better]] = False
             keep[number[better], into[better]] = True
             swaps += better.to(swaps.dtype)
+        # a swap can raise a determinant and yet make the choice singular to its dtype
+        worse = subset_value(problem, keep) < subset_value(problem, first.keep)
+        keep = torch.where(worse[:, None], first.keep, keep)
         return SubsetSolution(
             seconds=time.perf_counter() - started,
             stats={"swaps": swaps, "start": first.solver},

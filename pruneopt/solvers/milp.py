@@ -19,7 +19,7 @@ from pruneopt.solvers.exact import (
     max_min_bisection,
     solve_samples,
 )
-from pruneopt.solvers.linear import Program, add_conflicts, formulate, run
+from pruneopt.solvers.linear import TOLERANCE, Program, add_conflicts, formulate, run
 from pruneopt.solvers.walk import check_kind
 
 
@@ -30,10 +30,13 @@ class Milp(SubsetSolver):
     `max_min` is a bisection over the occurring distances, each step asking whether k tokens fit pairwise at
     least that far apart (Sayah and Irnich 2017); the others are one program (see `linear.py`).
     `backend="highs"` calls HiGHS through SciPy; `"cvxpy"` hands the same program to cvxpy with the solver
-    named in `solver`, which is slower to set up.  `time_limit` seconds hold per sample; when they run out
-    the status is TIME_LIMIT, the choice the best one found (`stats["first"]`: a greedy one where the solver
-    has none), and the bound the best one proved; cvxpy reports none, so that of `bounds.py` is used there.
-    Works on the host, one sample after another.
+    named in `solver`, which is slower to set up.  Objectives are centred and divided by their largest
+    coefficient first, so that a solver's absolute tolerances mean the same at every scale; OPTIMAL says that
+    the bound it proved is within 1e-6 of the size of the objective.  `time_limit` seconds hold per sample;
+    when they run out the status is TIME_LIMIT, the choice the best one found (`stats["first"]`: a greedy one
+    where the solver has none), and the bound the best one proved.  Solvers other than HiGHS tell cvxpy no
+    bound, so that of `bounds.py` is used, and an optimum that it cannot confirm is UNPROVED.  Works on the
+    host, one sample after another.
     """
 
     name: ClassVar[str] = "milp"
@@ -62,11 +65,11 @@ class Milp(SubsetSolver):
                 return Answer([], np.inf if outcome.status is Status.FAILED else -np.inf, outcome.status)
             chosen = first_answer(single)[0] if outcome.chosen is None else _picked(outcome.chosen, place)
             bound = outcome.bound
-            if outcome.status is not Status.OPTIMAL:
+            if outcome.status is not Status.OPTIMAL or bound == np.inf:
                 bound = min(bound, generic_bound(single, chosen))
             return Answer(chosen, bound, outcome.status)
 
-        return solve_samples(self, problem, one, words=words, first=first)
+        return solve_samples(self, problem, one, tolerance=TOLERANCE, words=words, first=first)
 
     def _decider(self, problem: SubsetProblem, started: float):  # type: ignore[no-untyped-def]
         k = int(problem.k[0])

@@ -7,6 +7,7 @@ meaning there; the diagonal never counts, except in `log_det` and `facility_loca
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -68,9 +69,14 @@ def broken(problem: SubsetProblem, keep: Tensor) -> Tensor:
 
 
 def conflicts(problem: SubsetProblem) -> Tensor:
-    """`[B,N,N]` bool: pairs of different real tokens more alike than `threshold`."""
-    assert problem.threshold is not None
-    pairs = symmetric_pairwise(problem) > problem.threshold
+    """`[B,N,N]` bool: pairs of different real tokens more alike than `threshold`; as alike is no conflict.
+
+    Compared in the dtype of `pairwise`, into which the threshold is rounded: a float32 entry that was
+    written as 0.3 equals a threshold of 0.3.
+    """
+    assert problem.threshold is not None and problem.pairwise is not None
+    pairs = problem.pairwise > problem.threshold
+    pairs = pairs | pairs.transpose(1, 2)
     pairs.diagonal(dim1=1, dim2=2).fill_(False)
     return pairs & problem.real[:, :, None] & problem.real[:, None, :]
 
@@ -79,13 +85,27 @@ def subset_value(problem: SubsetProblem, keep: Tensor) -> Tensor:
     """Objective `[B]` float64 of the choice `keep` `[B,N]` bool; larger is better.
 
     -inf where the choice breaks a constraint.  `max_min` of a single token without anchors has no pair and
-    is 0 by convention.  `log_det` of a numerically singular choice is -inf.
+    is 0 by convention.  `log_det` of a numerically singular choice is -inf (see `block_log_det`).
     """
     if keep.shape != problem.shape or keep.dtype != torch.bool:
         raise ProblemError(f"keep must be bool {list(problem.shape)}, got {keep.dtype} {list(keep.shape)}")
     chosen = keep & problem.real
     value = _VALUES[problem.kind](problem, chosen)
     return value.masked_fill(broken(problem, keep), -math.inf)
+
+
+def magnitude(problem: SubsetProblem, keep: Tensor) -> Tensor:
+    """`[B]` float64 size of the terms that make up the value of `keep`: the unit of relative tolerances.
+
+    The same objective over absolute numbers, so that a sum that cancels is not asked for more digits than
+    its terms have; a nat per token for `log_det`, which changes by a constant when its kernel is scaled.
+    """
+    chosen = keep & problem.real
+    if problem.kind == "log_det":
+        return chosen.sum(1).double()
+    terms = {name: getattr(problem, name) for name in ("unary", "pairwise", "anchors")}
+    sizes = {name: tensor.abs() for name, tensor in terms.items() if tensor is not None}
+    return _VALUES[problem.kind](replace(problem, **sizes), chosen)
 
 
 def _modular(problem: SubsetProblem, keep: Tensor) -> Tensor:
@@ -124,9 +144,32 @@ def _log_det(problem: SubsetProblem, keep: Tensor) -> Tensor:
     block = kernel.gather(1, rows).gather(2, order[:, None, :].expand(-1, order.shape[1], -1))
     eye = torch.eye(order.shape[1], dtype=block.dtype, device=block.device)
     block = torch.where(inside[:, :, None] & inside[:, None, :], block, eye)
+    return block_log_det(block, singular_below(problem, keep.sum(1)))
+
+
+def singular_below(problem: SubsetProblem, size: Tensor) -> Tensor:
+    """`[B]` float64: a choice of `size` `[B]` tokens is singular when an eigenvalue is no larger than this.
+
+    Size times the rounding of the kernel's dtype, of the block scaled to a unit diagonal: what the entries
+    themselves do not resolve.  A float32 Gram matrix of low rank has such eigenvalues on both sides of zero.
+    """
+    assert problem.pairwise is not None
+    return size.double() * torch.finfo(problem.pairwise.dtype).eps
+
+
+def block_log_det(block: Tensor, singular: Tensor) -> Tensor:
+    """`[B]` log-determinants of symmetric blocks `[B,K,K]` float64.
+
+    -inf unless every eigenvalue of the block, scaled to a unit diagonal, is above `singular` `[B]`.  So a
+    finite value belongs to a positive definite block, and interlacing and Hadamard bound it whatever the
+    rest of the kernel is.
+    """
     scale = block.diagonal(dim1=1, dim2=2).clamp_min(1e-300).sqrt()
-    sign, log = torch.linalg.slogdet(block / (scale[:, :, None] * scale[:, None, :]))
-    return torch.where(sign > 0, log + 2 * scale.log().sum(1), -math.inf)
+    unit = block / (scale[:, :, None] * scale[:, None, :])
+    least = torch.diag_embed(singular[:, None].expand(-1, block.shape[1]))
+    definite = torch.linalg.cholesky_ex(unit - least).info == 0
+    log = torch.linalg.slogdet(unit).logabsdet
+    return torch.where(definite | log.isnan(), log + 2 * scale.log().sum(1), -math.inf)
 
 
 _VALUES = {

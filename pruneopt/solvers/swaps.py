@@ -12,6 +12,7 @@ from pruneopt.solvers.objectives import (
     anchor_min,
     anchor_sum,
     conflicts,
+    magnitude,
     subset_value,
     symmetric_pairwise,
     unary_or,
@@ -19,13 +20,11 @@ from pruneopt.solvers.objectives import (
 
 
 def swap_gains(problem: SubsetProblem, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Gain `[B,N,N]` float64 of exchanging token i (out) for token j (in), and a scale `[B]` of the value.
+    """Gain `[B,N,N]` float64 of exchanging token i (out) for token j (in), and `magnitude` `[B]`.
 
     Entries for i not chosen or j chosen are meaningless; swaps that break a quota or a conflict are -inf.
     """
-    gain = _GAINS[problem.kind](problem, keep)
-    value = subset_value(problem, keep).abs()
-    return gain, torch.where(value.isfinite(), value, torch.ones_like(value)).clamp_min(1e-12)
+    return _GAINS[problem.kind](problem, keep), magnitude(problem, keep)
 
 
 def _unary(problem: SubsetProblem, keep: Tensor) -> Tensor:

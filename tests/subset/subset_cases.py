@@ -124,6 +124,6 @@ def slow_best(p: SubsetProblem, b: int) -> tuple[float, tuple[int, ...]]:
     for size in sizes:
         for chosen in combinations(range(tokens), size):
             value = slow_value(p, b, chosen)
-            if value > best + 1e-12:
+            if value > best and not math.isclose(value, best, rel_tol=1e-12):
                 best, where = value, chosen
     return best, where
