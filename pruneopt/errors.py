@@ -6,11 +6,19 @@ A message says what was wrong, where, and what to do.  The CLI prints it on one 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class PruneoptError(Exception):
-    """Base class: catch this to catch every refusal of pruneopt."""
+    """Base class: catch this to catch every refusal of pruneopt.
+
+    `key` is the dotted key of the spec that is to blame, where there is one.
+    """
+
+    def __init__(self, message: str = "", *, key: str = ""):
+        super().__init__(message)
+        self.key = key
 
 
 class SpecError(PruneoptError):
@@ -39,6 +47,22 @@ class InputError(PruneoptError):
 
 class CostBlindReadoutWarning(UserWarning):
     """The chosen readout cannot depend on the cost for the chosen solver settings."""
+
+
+@contextmanager
+def blame(key: str) -> Iterator[None]:
+    """Refusals raised inside are about this dotted key of a spec, or about the key below it they name."""
+    try:
+        yield
+    except PruneoptError as error:
+        if key and not f"{error.key}.".startswith(f"{key}."):
+            error.key = f"{key}.{error.key}".rstrip(".")
+        raise
+
+
+def located(error: PruneoptError, place: str) -> PruneoptError:
+    """The same refusal with the place it happened at in front of its words."""
+    return type(error)(f"{place}: {error}", key=error.key)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
-from pruneopt.errors import SpecError, nearest
+from pruneopt.errors import SpecError, blame, nearest
 from pruneopt.problems import SubsetProblem, TransportProblem
 from pruneopt.signals import Signals
 from pruneopt.solution import Selection, SubsetSolution, TransportSolution
@@ -70,7 +70,8 @@ class Part(ABC):
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for item in fields(self):
-            self._check(item, getattr(self, item.name), hints[item.name])
+            with blame(item.name):
+                self._check(item, getattr(self, item.name), hints[item.name])
 
     def _check(self, item: dataclasses.Field[Any], value: Any, hint: Any) -> None:
         where = f"{self.name}.{item.name}"
@@ -108,7 +109,7 @@ class Part(ABC):
         known = {f.name: f for f in fields(cls)}
         for key in params:
             if key not in known:
-                raise SpecError(f"{cls.name} has no parameter {key!r}{nearest(key, known)}")
+                raise SpecError(f"{cls.name} has no parameter {key!r}{nearest(key, known)}", key=key)
         for key, item in known.items():
             if key not in params and item.default is MISSING and item.default_factory is MISSING:
                 raise SpecError(f"{cls.name} needs a value for {key!r}")

@@ -368,15 +368,17 @@ class Budget:
 
     def __post_init__(self) -> None:
         if isinstance(self.keep, bool) or not isinstance(self.keep, (int, float)):
-            raise SpecError(f"budget.keep must be a ratio or a count, got {self.keep!r}")
+            raise SpecError(f"budget.keep must be a ratio or a count, got {self.keep!r}", key="keep")
         keep = float(self.keep)
         if not keep > 0 or math.isinf(keep):
             raise SpecError(
-                f"budget.keep must be above 0 (a ratio up to 1, or a count of tokens), got {self.keep}"
+                f"budget.keep must be above 0 (a ratio up to 1, or a count of tokens), got {self.keep}",
+                key="keep",
             )
         if keep > 1 and keep != int(keep):
             raise SpecError(
-                f"budget.keep above 1 must be a whole count of tokens, got {self.keep}; ratios end at 1"
+                f"budget.keep above 1 must be a whole count of tokens, got {self.keep}; ratios end at 1",
+                key="keep",
             )
         for name, value, known in (
             ("rounding", self.rounding, ("round", "floor", "ceil")),
@@ -384,7 +386,7 @@ class Budget:
             ("relative_to", self.relative_to, ("start", "current")),
         ):
             if value not in known:
-                raise SpecError(f"budget.{name} must be one of {', '.join(known)}, got {value!r}")
+                raise SpecError(f"budget.{name} must be one of {', '.join(known)}, got {value!r}", key=name)
 
     def count(self, start: int, alive: int) -> int:
         """Tokens to keep of `alive`, when the unpruned prompt had `start`.

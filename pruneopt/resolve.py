@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pruneopt.errors import SpecError, nearest
+from pruneopt.errors import SpecError, blame, located, nearest
 from pruneopt.parts import (
     BudgetRule,
     CostTerm,
@@ -41,28 +41,34 @@ def resolve(data: Mapping[str, Any]) -> Spec:
     _keys(data, _TOP_KEYS, "")
     positions = data.get("positions", "keep")
     if positions not in POSITIONS:
-        raise SpecError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
+        raise SpecError(
+            f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}", key="positions"
+        )
     meta = data.get("meta") or {}
     _keys(meta, _META_KEYS, "meta.")
     base = {key: data[key] for key in STAGE_KEYS if key in data}
     raw = data.get("stages") or [{}]
+    if not isinstance(raw, list):
+        raise SpecError(f"stages must be a list of mappings, got {raw!r}", key="stages")
     stages: list[StageSpec] = []
     for i, part in enumerate(raw):
         where = f"stages.{i}." if data.get("stages") else ""
-        _keys(part, STAGE_KEYS, where)
-        stages += [_stage(each, where) for each in _spread({**base, **_merged(base, part)}, where)]
+        with blame(where.rstrip(".")):
+            _keys(part, STAGE_KEYS, where)
+            stages += [_stage(each, where) for each in _spread({**base, **_merged(base, part)}, where)]
     depth = [stage.insertion.layer_index for stage in stages]
     if depth != sorted(depth):
-        raise SpecError(f"stages must be in order of depth, got layers {depth}")
+        raise SpecError(f"stages must be in order of depth, got layers {depth}", key="stages")
     return Spec(str(data.get("name", "unnamed")), tuple(stages), positions, meta)
 
 
 def _keys(data: Any, known: Iterable[str], where: str) -> None:
     if not isinstance(data, Mapping):
-        raise SpecError(f"{where.rstrip('.') or 'the spec'} must be a mapping, got {data!r}")
+        key = where.rstrip(".")
+        raise SpecError(f"{key or 'the spec'} must be a mapping, got {data!r}", key=key)
     for key in data:
         if key not in known:
-            raise SpecError(f"unknown key {where}{key}{nearest(str(key), known)}")
+            raise SpecError(f"unknown key {where}{key}{nearest(str(key), known)}", key=f"{where}{key}")
 
 
 def _merged(base: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,15 +112,16 @@ def _spread(data: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
 def _part(group: str, base: type[Part], data: Any, where: str) -> Any:
     if isinstance(data, str):
         data = {"kind": data}
-    if not isinstance(data, Mapping) or "kind" not in data:
-        raise SpecError(f"{where} must name a part by `kind`, got {data!r}")
-    found = registry(group).get(str(data["kind"]))
-    if not issubclass(found, base):
-        raise SpecError(f"{where}: {data['kind']!r} is not a {base.__name__}")
-    try:
-        return found.from_spec({k: v for k, v in data.items() if k != "kind"})
-    except SpecError as error:
-        raise SpecError(f"{where}: {error}") from error
+    with blame(where):
+        if not isinstance(data, Mapping) or "kind" not in data:
+            raise SpecError(f"{where} must name a part by `kind`, got {data!r}")
+        found = registry(group).get(str(data["kind"]))
+        if not issubclass(found, base):
+            raise SpecError(f"{where}: {data['kind']!r} is not a {base.__name__}")
+        try:
+            return found.from_spec({k: v for k, v in data.items() if k != "kind"})
+        except SpecError as error:
+            raise located(error, where) from error
 
 
 def _summands(group: str, base: type[Part], data: Any, where: str) -> tuple[Weighted, ...]:
@@ -126,19 +133,23 @@ def _summands(group: str, base: type[Part], data: Any, where: str) -> tuple[Weig
         raise SpecError(f"{where} must map labels to parts: {where}.LABEL.kind={data['kind']}")
     out = []
     for label, entry in data.items():
-        if entry is None:  # an override of null removes a summand
-            continue
-        entry = {"kind": entry} if isinstance(entry, str) else dict(entry)
-        weight, normalize = entry.pop("weight", 1.0), entry.pop("normalize", "none")
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight != weight:
-            raise SpecError(f"{where}.{label}.weight must be a number, got {weight!r}")
-        if normalize not in NORMALIZATIONS:
-            raise SpecError(
-                f"{where}.{label}.normalize must be one of {', '.join(NORMALIZATIONS)}, got {normalize!r}"
-            )
-        part = _part(group, base, entry, f"{where}.{label}")
-        out.append(Weighted(str(label), part, float(weight), normalize))
+        if entry is not None:  # an override of null removes a summand
+            with blame(f"{where}.{label}"):
+                out.append(_summand(group, base, str(label), entry, f"{where}.{label}"))
     return tuple(sorted(out, key=lambda s: s.label))
+
+
+def _summand(group: str, base: type[Part], label: str, entry: Any, where: str) -> Weighted:
+    if not isinstance(entry, (str, Mapping)):
+        raise SpecError(f"{where} must name a part by `kind`, got {entry!r}")
+    entry = {"kind": entry} if isinstance(entry, str) else dict(entry)
+    weight, normalize = entry.pop("weight", 1.0), entry.pop("normalize", "none")
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight != weight:
+        raise SpecError(f"{where}.weight must be a number, got {weight!r}", key="weight")
+    if normalize not in NORMALIZATIONS:
+        known = ", ".join(NORMALIZATIONS)
+        raise SpecError(f"{where}.normalize must be one of {known}, got {normalize!r}", key="normalize")
+    return Weighted(label, _part(group, base, entry, where), float(weight), normalize)
 
 
 def _problem(data: Any, where: str) -> ProblemSpec:
@@ -147,10 +158,12 @@ def _problem(data: Any, where: str) -> ProblemSpec:
     if kind == "transport":
         for key in ("scores", "pairwise", "anchors", "threshold", "quota", "protect"):
             if data.get(key) is not None:
-                raise SpecError(f"{where}.{key} belongs to subset problems, not to transport")
+                raise SpecError(f"{where}.{key} belongs to subset problems, not to transport", key=key)
         cost = _summands("costs", CostTerm, data.get("cost"), f"{where}.cost")
         if not cost:
-            raise SpecError(f"{where}.cost is empty; a transport problem needs at least one cost term")
+            raise SpecError(
+                f"{where}.cost is empty; a transport problem needs at least one cost term", key="cost"
+            )
         marginals = data.get("marginals") or {}
         _keys(marginals, ("source", "target"), f"{where}.marginals.")
         sides = {
@@ -160,10 +173,10 @@ def _problem(data: Any, where: str) -> ProblemSpec:
         return ProblemSpec(kind, cost, source=sides["source"], target=sides["target"])
     if kind not in SUBSET_KINDS:
         known = ("transport", *SUBSET_KINDS)
-        raise SpecError(f"{where}.kind {kind!r} is unknown{nearest(str(kind), known)}")
+        raise SpecError(f"{where}.kind {kind!r} is unknown{nearest(str(kind), known)}", key="kind")
     for key in ("cost", "marginals"):
         if data.get(key):
-            raise SpecError(f"{where}.{key} belongs to transport; {kind} takes scores and pairwise")
+            raise SpecError(f"{where}.{key} belongs to transport; {kind} takes scores and pairwise", key=key)
     scores = _summands("scores", Score, data.get("scores"), f"{where}.scores")
     similar = kind in ("facility_location", "log_det", "independent_set")
     group, base = ("kernels", Kernel) if similar else ("costs", CostTerm)
@@ -176,7 +189,9 @@ def _problem(data: Any, where: str) -> ProblemSpec:
         raise SpecError(f"{where}.pairwise is empty; {kind} needs at least one {wanted}")
     threshold = data.get("threshold")
     if kind == "independent_set" and not isinstance(threshold, (int, float)):
-        raise SpecError(f"{where}.threshold must be a number for independent_set, got {threshold!r}")
+        raise SpecError(
+            f"{where}.threshold must be a number for independent_set, got {threshold!r}", key="threshold"
+        )
     quota = data.get("quota") or None
     if isinstance(quota, Mapping):
         quota = _part("scores", Score, quota, f"{where}.quota")
@@ -207,32 +222,40 @@ def _protect(data: Any, scored: bool, where: str) -> Protect | None:
 def _stage(data: Mapping[str, Any], where: str) -> StageSpec:
     for key in ("insertion", "problem", "solver"):
         if not data.get(key):
-            raise SpecError(f"{where}{key} is missing")
+            raise SpecError(f"{where}{key} is missing", key=f"{where}{key}")
     insertion = _part("insertions", Insertion, data["insertion"], f"{where}insertion")
-    budget_data = dict(data.get("budget") or {})
-    rule_data = budget_data.pop("rule", None)
-    _keys(budget_data, tuple(Budget.__dataclass_fields__), f"{where}budget.")
-    budget = Budget(**budget_data)
+    budget_data = data.get("budget") or {}
+    _keys(budget_data, (*Budget.__dataclass_fields__, "rule"), f"{where}budget.")
+    rule_data = budget_data.get("rule")
+    with blame(f"{where}budget"):
+        budget = Budget(**{key: value for key, value in budget_data.items() if key != "rule"})
     rule = None if rule_data is None else _part("budgets", BudgetRule, rule_data, f"{where}budget.rule")
-    problem = _problem(data["problem"], f"{where}problem")
+    with blame(f"{where}problem"):
+        problem = _problem(data["problem"], f"{where}problem")
     transport = problem.kind == "transport"
     solver_base: type[Part] = TransportSolver if transport else SubsetSolver
     solver = _part("solvers", Part, data["solver"], f"{where}solver")
     if not isinstance(solver, solver_base):
-        raise SpecError(f"{where}solver {solver.name!r} does not solve {problem.kind} problems")
+        raise SpecError(
+            f"{where}solver {solver.name!r} does not solve {problem.kind} problems", key=f"{where}solver"
+        )
     if isinstance(solver, SubsetSolver) and problem.kind not in solver.kinds:
         raise SpecError(
             f"{where}solver {solver.name!r} does not solve {problem.kind}; it solves "
-            f"{', '.join(sorted(solver.kinds))}"
+            f"{', '.join(sorted(solver.kinds))}",
+            key=f"{where}solver",
         )
     readout = data.get("readout")
     if transport and not readout:
-        raise SpecError(f"{where}readout is missing: a transport plan does not rank tokens by itself")
+        raise SpecError(
+            f"{where}readout is missing: a transport plan does not rank tokens by itself",
+            key=f"{where}readout",
+        )
     if not transport and readout:
-        raise SpecError(f"{where}readout has no meaning for {problem.kind}; remove it")
+        raise SpecError(f"{where}readout has no meaning for {problem.kind}; remove it", key=f"{where}readout")
     steps = data.get("steps") or []
     if not isinstance(steps, list):
-        raise SpecError(f"{where}steps must be a list, got {steps!r}")
+        raise SpecError(f"{where}steps must be a list, got {steps!r}", key=f"{where}steps")
     return StageSpec(
         insertion,
         budget,

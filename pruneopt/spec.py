@@ -16,9 +16,10 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pruneopt.errors import SpecError, nearest
+from pruneopt.errors import PruneoptError, SpecError, blame, located, nearest
 from pruneopt.resolve import STAGE_KEYS, resolve
 from pruneopt.schema import ProblemSpec, Protect, Spec, StageSpec, Weighted
+from pruneopt.yamlfile import Document, read_yaml
 
 
 def list_methods() -> list[str]:
@@ -36,45 +37,54 @@ def list_methods() -> list[str]:
 def load_spec(source: str | Path | Mapping[str, Any] | Spec, overrides: Iterable[str] = ()) -> Spec:
     """Load a method by name, a YAML file by path, or a mapping, and apply `key.path=value` overrides.
 
-    Raises SpecError for an unknown method, key, part or value, naming the nearest known one.
+    Raises SpecError for an unknown method, key, part or value, naming the nearest known one, and for a file
+    the line and column.
     """
-    if isinstance(source, Spec):
-        raw: Any = source.to_spec()
-    elif isinstance(source, Mapping):
-        raw = dict(source)
-    else:
-        raw = _read(source)
+    if isinstance(source, (Spec, Mapping)):
+        return _load(source.to_spec() if isinstance(source, Spec) else dict(source), overrides)
+    file, overrides = _read(source), list(overrides)
+    try:
+        return _load(file.data, overrides)
+    except PruneoptError as error:
+        key = error.key if error.key in file.marks else re.sub(r"^stages\.\d+\.", "", error.key)
+        if any(_touches(override, key) for override in overrides):
+            raise  # what an override did is not in the file
+        raise located(error, file.place(key)) from error
+
+
+def _touches(override: str, key: str) -> bool:
+    """Whether an override sets this key, or something above or below it."""
+    set_key = override.partition("=")[0].strip()
+    return f"{key}.".startswith(f"{set_key}.") or f"{set_key}.".startswith(f"{key}.")
+
+
+def _load(raw: Any, overrides: Iterable[str]) -> Spec:
     try:
         config = OmegaConf.create(raw)
         if not isinstance(config, DictConfig):
             raise SpecError("a spec must be a mapping of keys, not a list or a single value")
         _refuse_code(OmegaConf.to_container(config, resolve=False), "")
         for override in overrides:
-            config = _override(config, override)
-            _refuse_idle(config, override)
+            with blame(override.partition("=")[0].strip()):
+                config = _override(config, override)
+                _refuse_idle(config, override)
         data = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
-        raise SpecError(f"the spec cannot be read: {str(error).splitlines()[0]}") from error
+        words = str(error).splitlines()[0]
+        raise SpecError(f"the spec cannot be read: {words}", key=str(error.full_key or "")) from error
     return resolve(cast("dict[str, Any]", data))
 
 
-def _read(source: str | Path) -> Any:
+def _read(source: str | Path) -> Document:
     text = str(source)
-    root = files("pruneopt") / "methods"
     if text in list_methods():
-        body = (root / f"{text}.yaml").read_text(encoding="utf-8")
-    else:
-        path = Path(text)
-        looks_like_path = path.suffix in (".yaml", ".yml") or path.is_file()
-        if not looks_like_path:
-            raise SpecError(f"unknown method {text!r}{nearest(text, list_methods())}")
-        if not path.is_file():
-            raise SpecError(f"spec file {text!r} does not exist")
-        body = path.read_text(encoding="utf-8")
-    try:
-        return OmegaConf.to_container(OmegaConf.create(body), resolve=False)
-    except Exception as error:
-        raise SpecError(f"{text} is not valid YAML: {str(error).splitlines()[0]}") from error
+        return read_yaml(files("pruneopt") / "methods" / f"{text}.yaml", f"{text}.yaml")
+    path = Path(text)
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        raise SpecError(f"unknown method {text!r}{nearest(text, list_methods())}")
+    if not path.is_file():
+        raise SpecError(f"spec file {text!r} does not exist")
+    return read_yaml(path, text)
 
 
 def _refuse_code(value: Any, where: str) -> None:
@@ -82,13 +92,17 @@ def _refuse_code(value: Any, where: str) -> None:
     if isinstance(value, Mapping):
         for key, item in value.items():
             if str(key).startswith("_") and str(key).endswith("_"):
-                raise SpecError(f"{where}{key} is not allowed: specs name parts by `kind`, never classes")
+                raise SpecError(
+                    f"{where}{key} is not allowed: specs name parts by `kind`, never classes",
+                    key=f"{where}{key}",
+                )
             _refuse_code(item, f"{where}{key}.")
     elif isinstance(value, list):
         for i, item in enumerate(value):
             _refuse_code(item, f"{where}{i}.")
     elif isinstance(value, str) and re.search(r"\$\{[^}]*:", value):
-        raise SpecError(f"{where.rstrip('.')} uses a resolver ({value}); specs cannot read the environment")
+        key = where.rstrip(".")
+        raise SpecError(f"{key} uses a resolver ({value}); specs cannot read the environment", key=key)
 
 
 def _override(config: DictConfig, override: str) -> DictConfig:

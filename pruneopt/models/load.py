@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pruneopt.errors import ModelError, nearest
+from pruneopt.errors import InputError, ModelError, nearest
 from pruneopt.registry import registry
 
 if TYPE_CHECKING:
@@ -21,6 +21,30 @@ def dtype_of(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise ModelError(f"unknown dtype {name!r}{nearest(name, DTYPES)}")
     return DTYPES[name]
+
+
+def device_of(name: str) -> torch.device:
+    """A torch device by name. Raises ModelError for one that this machine has not, with those it has."""
+    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    there += ["mps"] if torch.backends.mps.is_available() else []
+    if name == "cuda" and len(there) > 1:
+        return torch.device(name)
+    if name not in there:
+        raise ModelError(f"no device {name!r} on this machine; it has: {', '.join(there)}")
+    return torch.device(name)
+
+
+def attention_of(name: str) -> str:
+    """`name` if transformers knows this attention setting (or it is a kernel on the hub, `owner/name`).
+
+    Raises ModelError with the known ones otherwise.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    known = ["eager", *(key for key in ALL_ATTENTION_FUNCTIONS.valid_keys() if "|" not in key)]
+    if name not in known and "/" not in name:
+        raise ModelError(f"unknown attention setting {name!r}; known: {', '.join(sorted(known))}")
+    return name
 
 
 def load_model(
@@ -67,8 +91,13 @@ def _first_line(error: Exception) -> str:
 
 
 def build_inputs(processor: Any, image: Image, prompt: str) -> Any:
-    """Inputs of one picture and one prompt, through the chat template where the model has one."""
+    """Inputs of one picture and one prompt, through the chat template where the model has one.
+
+    Raises InputError for a prompt that asks for another number of pictures.
+    """
     token = getattr(processor, "image_token", "<image>")
+    if prompt.count(token) > 1:
+        raise InputError(f"the prompt has {prompt.count(token)} places {token!r} for one picture; leave one")
     if token not in prompt:
         if getattr(processor, "chat_template", None):
             content = [{"type": "image"}, {"type": "text", "text": prompt}]
