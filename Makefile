@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types docs check clean
+.PHONY: demo test lint types docs check mutants clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -25,6 +25,11 @@ docs: $(VENV)/.dev
 
 check: lint types docs test
 
+# Resumable: mutants that have a verdict are not run again.  ARGS='pruneopt.compose*' runs those of one module.
+mutants: $(VENV)/.dev
+	$(PIP) --constraint constraints.txt --editable '.[mutants]'
+	OMP_NUM_THREADS=1 $(BIN)/python .ci/mutants.py $(ARGS)
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "pruneopt needs Python 3.11 to 3.13; try: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
@@ -41,4 +46,4 @@ $(VENV)/.dev: $(VENV)/.demo
 	@touch $@
 
 clean:
-	rm -rf $(VENV) site out runs
+	rm -rf $(VENV) site out runs mutants

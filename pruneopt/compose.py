@@ -27,16 +27,16 @@ def normalize(values: Tensor, how: str, mask: Tensor) -> Tensor:
         mask = mask.expand(values.shape)
     if how == "softmax":
         flat = values.masked_fill(~mask, -torch.inf).flatten(1).softmax(1)
-        return flat.view_as(values).nan_to_num(0.0)
+        return flat.view_as(values).nan_to_num()  # a sample without real entries: 0
     count = mask.sum(dims, keepdim=True).clamp_min(1)
     clean = values.masked_fill(~mask, 0)
+    shift: Tensor | float = 0.0
     if how == "sum":
-        scale, shift = clean.sum(dims, keepdim=True), torch.zeros_like(count, dtype=values.dtype)
+        scale = clean.sum(dims, keepdim=True)
     elif how == "max":
-        scale, shift = clean.abs().amax(dims, keepdim=True), torch.zeros_like(count, dtype=values.dtype)
+        scale = clean.abs().amax(dims, keepdim=True)
     elif how == "l2":
         scale = clean.pow(2).sum(dims, keepdim=True).sqrt()
-        shift = torch.zeros_like(scale)
     elif how == "zscore":
         shift = clean.sum(dims, keepdim=True) / count
         scale = ((clean - shift).masked_fill(~mask, 0).pow(2).sum(dims, keepdim=True) / count).sqrt()
@@ -110,15 +110,14 @@ def protected_tokens(protect: Protect, signals: Signals, k: Tensor, unary: Tenso
 
 def equal_quotas(group: Tensor, mask: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """Share `k[b]` over groups in proportion to their size: largest remainder, ties to the lower group."""
-    groups = int(group.max()) + 1
-    hot = torch.nn.functional.one_hot(group.clamp_min(0), groups) * mask[:, :, None]
+    hot = torch.nn.functional.one_hot(group.clamp_min(0)) * mask[:, :, None]
     size = hot.sum(1).double()
     exact = size / size.sum(1, keepdim=True) * k[:, None]
     base = exact.floor().long()
     left = k - base.sum(1)
     ranked = (exact - base).argsort(dim=1, descending=True, stable=True)
     extra = torch.zeros_like(base)
-    extra.scatter_(1, ranked, (torch.arange(groups, device=k.device) < left[:, None]).long())
+    extra.scatter_(1, ranked, (torch.arange(hot.shape[2], device=k.device) < left[:, None]).long())
     return group, base + extra
 
 

@@ -55,13 +55,13 @@ def join_groups(selection: Selection, place: Tensor, sample: Tensor, batch: int,
     def scatter(values: Tensor | None, fill: float | bool) -> Tensor | None:
         if values is None:
             return None
-        out = torch.full((batch, tokens), fill, dtype=values.dtype, device=values.device)
+        out = values.new_full((batch, tokens), fill)
         out[rows, cols] = values[real]
         return out
 
     merge = None
     if selection.merge is not None:
-        merge = torch.zeros(batch, tokens, tokens, dtype=selection.merge.dtype, device=place.device)
+        merge = selection.merge.new_zeros(batch, tokens, tokens)
         pair = real[:, :, None] & real[:, None, :]
         left = place[:, :, None].expand_as(pair)[pair]
         right = place[:, None, :].expand_as(pair)[pair]

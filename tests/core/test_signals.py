@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pruneopt.errors import SignalError
-from pruneopt.signals import SIGNALS, Attention, Signals, attention_need, signal_info
+from pruneopt.signals import SIGNALS, Attention, SignalInfo, Signals, attention_need, signal_info
 
 
 def test_reading_what_is_not_declared_raises_and_reads_are_recorded() -> None:
@@ -59,3 +59,125 @@ def test_bad_values_are_found_per_sample_and_not_in_padding() -> None:
     mask[2, 3] = False
     assert Signals({"features": features}).bad_values(["features"]).tolist() == [False, True, True]
     assert Signals({"features": features}, mask).bad_values(["features"]).tolist() == [False, True, False]
+
+
+def refusal(tensors: dict[str, torch.Tensor], mask: torch.Tensor | None = None) -> str:
+    with pytest.raises(SignalError) as caught:
+        Signals(tensors, mask)
+    return str(caught.value)
+
+
+def test_a_refusal_names_the_signal_what_it_wants_and_what_it_got() -> None:
+    got = refusal({"xy": torch.zeros(1, 4, 2), "keys@3": torch.zeros(1, 4, 2)})
+    assert got == "signal 'keys@3' must have shape [B,H,N,d], got [1, 4, 2]"
+    got = refusal({"features": torch.zeros(1, 4, 2), "encoder_attention": torch.zeros(1, 1, 4, 5)})
+    sizes = {"features (axis 1)": 4, "encoder_attention (axis 2)": 4, "encoder_attention (axis 3)": 5}
+    assert got == f"signals disagree on visual tokens N: {sizes}"
+    got = refusal({"features": torch.zeros(1, 4, 2)}, torch.ones(1, 5, dtype=torch.bool))
+    assert got == "signals disagree on visual tokens N: {'features (axis 1)': 4, 'mask': 5}"
+    got = refusal({"features": torch.zeros(1, 4, 2), "text_features": torch.zeros(2, 9, 2)})
+    assert got == "signals disagree on batch B: {'features': 1, 'text_features': 2}"
+    got = refusal({"features": torch.zeros(1, 4, 2)}, torch.ones(3, 4, dtype=torch.bool))
+    assert got == "signals disagree on batch B: {'features': 1, 'mask': 3}"
+    assert refusal({"text_features": torch.zeros(1, 9, 2)}) == "no signal with visual tokens was given"
+    assert refusal({}) == "no signal with visual tokens was given"
+    with pytest.raises(SignalError) as caught:
+        signal_info("kees@5")
+    assert str(caught.value) == "unknown signal 'kees@5'; did you mean 'keys'?"
+    with pytest.raises(SignalError) as caught:
+        Signals({"features": torch.zeros(1, 4, 2)})["feature"]
+    assert str(caught.value) == "signal 'feature' is not available here; did you mean 'features'?"
+
+
+def test_a_layer_with_an_at_sign_of_its_own_is_still_found_by_what_stands_first() -> None:
+    assert signal_info("keys@5@6") is SIGNALS["keys"]
+
+
+def test_a_mask_alone_sizes_the_tokens() -> None:
+    mask = torch.tensor([[True, False, True]])
+    only = Signals({}, mask)
+    assert (only.batch, only.tokens, only.ragged, len(only), list(only)) == (1, 3, True, 0, [])
+    assert only.mask is mask and only.device == mask.device and only.sample.tolist() == [0]
+
+
+def test_sizes_mask_and_samples_have_the_defaults_that_are_documented() -> None:
+    tensors = {"text_features": torch.zeros(2, 9, 1), "cls_attention": torch.zeros(2, 7, 5)}
+    plain = Signals(tensors)
+    assert (plain.batch, plain.tokens, plain.ragged, len(plain)) == (2, 5, False, 2)
+    assert plain.mask.dtype == torch.bool and plain.mask.shape == (2, 5) and plain.mask.all()
+    assert plain.sample.tolist() == [0, 1] and plain.device.type == "cpu"
+    assert set(plain) == set(tensors) and "cls_attention" in plain and "xy" not in plain
+    tensors.clear()  # what was given may change afterwards
+    assert "cls_attention" in plain
+    split = Signals({"xy": torch.zeros(2, 3, 2)}, sample=torch.tensor([4, 4]))
+    assert split.sample.tolist() == [4, 4] and not split.ragged
+
+
+def test_a_view_has_the_sizes_of_its_signals_and_only_the_declared_names() -> None:
+    mask = torch.tensor([[True, False, True]])
+    signals = Signals({"xy": torch.ones(1, 3, 2), "grid": torch.ones(1, 3, 2)}, mask, torch.tensor([7]))
+    view = signals.view(["xy", "keys"])
+    assert (view.batch, view.tokens, view.ragged) == (1, 3, True)
+    assert view.mask is mask and view.sample is signals.sample and view.device == signals.device
+    assert sorted(view) == ["keys", "xy"] and len(view) == 2
+    assert "xy" in view and "grid" not in view and "keys" not in view
+    assert view.reads == set() and view["xy"] is signals["xy"]
+    with pytest.raises(SignalError) as caught:
+        view["grid"]
+    assert str(caught.value) == "this part reads signal 'grid' without declaring it; declared: keys, xy"
+    with pytest.raises(SignalError, match="signal 'keys' is not available here"):
+        view["keys"]
+    with pytest.raises(SignalError, match=r"declared: none$"):
+        signals.view([])["xy"]
+
+
+SHAPES = {"B": 2, "N": 3, "H": 2, "D": 2, "T": 2, "d": 2, "C": 2, "c": 2, "S": 2, "M": 4, "L": 4, "P": 2}
+FLOATS = sorted(name for name, info in SIGNALS.items() if info.token_dims and "int64" not in info.doc)
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_one_bad_entry_is_found_at_every_place_and_only_at_real_tokens(name: str) -> None:
+    info = SIGNALS[name]
+    axes = [axis.strip() for axis in info.shape.strip("[]").split(",")]
+    sizes = [SHAPES.get(axis) or int(axis) for axis in axes]
+    assert info.token_dims == tuple(i for i, axis in enumerate(axes) if axis == "N")
+    mask = torch.tensor([[True, False, True], [True, True, False]])
+    for flat in range(torch.Size(sizes).numel()):
+        where = [int(i) for i in torch.unravel_index(torch.tensor(flat), sizes)]
+        tensor = torch.zeros(sizes)
+        tensor[tuple(where)] = (torch.nan, torch.inf, -torch.inf)[flat % 3]
+        real = all(mask[where[0], where[dim]] for dim in info.token_dims)
+        hit = [sample == where[0] for sample in range(2)]
+        assert Signals({name: tensor}).bad_values([name]).tolist() == hit
+        assert Signals({name: tensor}, mask).bad_values([name]).tolist() == [h and real for h in hit]
+
+
+def test_bad_values_looks_at_all_names_given_and_at_no_other() -> None:
+    xy, grid = torch.zeros(2, 3, 2), torch.zeros(2, 3, 2)
+    xy[0, 0, 0], grid[1, 2, 1] = torch.nan, -torch.inf
+    group = torch.zeros(2, 3, dtype=torch.int64)
+    signals = Signals({"group": group, "xy": xy, "grid": grid})
+    for names, bad in (
+        ([], [False, False]),
+        (["group"], [False, False]),
+        (["xy"], [True, False]),
+        (["grid", "xy"], [True, True]),
+        (["group", "grid"], [False, True]),
+    ):
+        found = signals.bad_values(names)
+        assert found.dtype == torch.bool and found.tolist() == bad
+    text = torch.zeros(2, 2, 2)
+    text[1, 1, 1] = torch.nan  # text has no visual axis: padding of the picture hides nothing
+    mask = torch.tensor([[True, False, True], [True, True, False]])
+    assert Signals({"xy": xy, "text_features": text}, mask).bad_values(["text_features"]).tolist() == [
+        False,
+        True,
+    ]
+
+
+def test_signal_infos_carry_what_the_table_says() -> None:
+    assert signal_info("features").attention is Attention.NONE
+    assert signal_info("cls_attention").attention is Attention.ROW
+    assert signal_info("attention_logits").attention is Attention.FULL
+    assert signal_info("attention_logits").token_dims == ()
+    assert SignalInfo("[B,N]", "x") == SignalInfo("[B,N]", "x", (1,), Attention.NONE)

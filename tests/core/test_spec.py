@@ -20,6 +20,7 @@ BASE = {
 }
 
 
+@pytest.mark.slow
 def test_every_shipped_method_loads_and_round_trips() -> None:
     names = list_methods()
     assert "topv" in names
@@ -40,6 +41,7 @@ def test_overrides_change_the_hash_and_nothing_else_does() -> None:
     assert load_spec(BASE, ["budget.keep=1"]).hash == load_spec(BASE, ["budget.keep=1.0"]).hash
 
 
+@pytest.mark.slow
 def test_the_hash_is_the_same_in_another_process() -> None:
     code = "from pruneopt.spec import load_spec; print(load_spec('topv').hash)"
     env = {**os.environ, "PYTHONHASHSEED": "7"}

@@ -1,0 +1,85 @@
+"""Run the mutants and write what survived to tests/mutants/survivors.md.
+
+`python .ci/mutants.py [PATTERN...]` runs the mutants that match (all when none is given) that have no
+verdict yet, `--report` only reads the verdicts that are there.  Fails when a module has fewer than 90 percent
+killed, or when a survivor is not listed in tests/mutants/equivalent.toml.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections import Counter
+from pathlib import Path
+
+from mutmut.mutation.diff_apply import get_diff_for_mutant
+from mutmut.stats import status_by_exit_code
+
+FOLDER = Path("tests/mutants")
+GOAL = 0.9
+KILLED = ("killed", "timeout", "segfault")
+
+
+def verdicts() -> dict[str, dict[str, str]]:
+    """Status of every mutant by module, as far as it has one."""
+    out = {}
+    for path in sorted(Path("mutants").rglob("*.meta")):
+        codes = json.loads(path.read_text())["exit_code_by_key"]
+        found = {name: status_by_exit_code[code] for name, code in codes.items() if code is not None}
+        if found:
+            out[str(path.relative_to("mutants")).removesuffix(".meta")] = found
+    return out
+
+
+def change(mutant: str) -> str:
+    """`function: the line as the mutant has it`, the name of a survivor that outlives renumbering."""
+    lines = get_diff_for_mutant(mutant).splitlines()
+    new = [line[1:].strip() for line in lines if line.startswith("+") and not line.startswith("+++")]
+    function = re.sub(r"x_|xǁ|__mutmut_\d+$", "", mutant.removeprefix("pruneopt.")).replace("ǁ", ".")
+    return f"{function}: {' '.join(new)}"
+
+
+def report(found: dict[str, dict[str, str]]) -> bool:
+    """Write the table and the survivors; True when the goal is met."""
+    reasons = tomllib.loads((FOLDER / "equivalent.toml").read_text())["reason"]
+    known = {line: i for i, r in enumerate(reasons) for line in r["mutants"].strip().splitlines()}
+    rows, equal, alive, good = [], Counter[int](), [], True
+    for module, states in found.items():
+        changes = [change(name) for name, status in states.items() if status not in KILLED]
+        same = [text for text in changes if text in known]
+        equal.update(known[text] for text in same)
+        alive += [text for text in changes if text not in known]
+        killed, total = len(states) - len(changes), len(states)
+        good &= killed >= GOAL * total
+        rows.append((module, killed, total, f"{killed / total:.1%}", len(same), len(changes) - len(same)))
+    sums = [sum(row[i] for row in rows) for i in (1, 2, 4, 5)]
+    rows.append(("all", sums[0], sums[1], f"{sums[0] / max(1, sums[1]):.1%}", sums[2], sums[3]))
+    lines = ["# Mutants", "", "Written by `make mutants`; see docs/testing.md.", ""]
+    lines += ["| module | killed | of | share | equivalent | other survivors |", "|" + " --- |" * 6]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    lines += [
+        "",
+        "## Survivors that change nothing",
+        "",
+        "| how many | why no test can tell |",
+        "|" + " --- |" * 2,
+    ]
+    lines += [f"| {equal[i]} | {reason['why']} |" for i, reason in enumerate(reasons)]
+    lines += ["", "## Other survivors", ""]
+    lines += [f"- `{text}`" for text in alive] or ["None."]
+    (FOLDER / "survivors.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    return good and not alive
+
+
+def main(arguments: list[str]) -> int:
+    if "--report" not in arguments:
+        subprocess.run([str(Path(sys.executable).parent / "mutmut"), "run", *arguments], check=True)
+    return 0 if report(verdicts()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

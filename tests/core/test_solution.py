@@ -1,0 +1,245 @@
+"""Certificates by hand, statuses that cannot lie, selections against list manipulation."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pruneopt.problems import SubsetProblem, TransportProblem
+from pruneopt.solution import (
+    Selection,
+    Status,
+    SubsetSolution,
+    TransportSolution,
+    c_transform,
+    certify,
+    round_to_polytope,
+)
+
+T, F = True, False
+
+
+def f64(values: object) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_rounding_scales_rows_then_columns_then_spreads_what_is_left() -> None:
+    """By hand: rows (0.6, 0.2) against a = (0.5, 0.5), columns after the first scaling against b."""
+    plan = f64([[[0.45, 0.15], [0.15, 0.05]]])
+    a, b = f64([[0.5, 0.5]]), f64([[0.4, 0.6]])
+    # rows: the first is 0.6 > 0.5, scaled by 5/6 -> (0.375, 0.125); the second 0.2 stays
+    # columns: 0.525 > 0.4, scaled by 0.4/0.525; 0.175 < 0.6 stays
+    s = 0.4 / 0.525
+    scaled = [[0.375 * s, 0.125], [0.15 * s, 0.05]]
+    left_a = [0.5 - sum(scaled[0]), 0.5 - sum(scaled[1])]
+    left_b = [0.0, 0.6 - 0.175]
+    wanted = [[scaled[i][j] + left_a[i] * left_b[j] / sum(left_a) for j in range(2)] for i in range(2)]
+    out = round_to_polytope(plan, a, b)
+    assert torch.allclose(out[0], f64(wanted), atol=1e-15)
+    assert torch.allclose(out.sum(2), a, atol=1e-15) and torch.allclose(out.sum(1), b, atol=1e-15)
+
+
+def test_rounding_leaves_a_feasible_plan_alone_and_repairs_any_other() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a = torch.rand(3, 4, generator=generator, dtype=torch.float64)
+    b = torch.rand(3, 5, generator=generator, dtype=torch.float64)
+    a, b = a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True)
+    feasible = a[:, :, None] * b[:, None, :]
+    assert torch.allclose(round_to_polytope(feasible, a, b), feasible, atol=1e-15)
+    wild = torch.randn(3, 4, 5, generator=generator, dtype=torch.float64)
+    wild[1] = 0
+    wild[2] = 1e6
+    out = round_to_polytope(wild, a, b)
+    assert (out >= 0).all()
+    assert torch.allclose(out.sum(2), a, atol=1e-12) and torch.allclose(out.sum(1), b, atol=1e-12)
+    assert torch.allclose(out[1], feasible[1], atol=1e-15)  # nothing is left but the independent plan
+
+
+def test_rounding_meets_rows_and_columns_without_mass() -> None:
+    a, b = f64([[0.0, 1.0]]), f64([[1.0, 0.0]])
+    out = round_to_polytope(f64([[[0.5, 0.5], [0.5, 0.5]]]), a, b)
+    assert out.tolist() == [[[0, 0], [1, 0]]]
+
+
+def test_a_c_transform_is_the_smallest_reduced_cost_over_real_pairs() -> None:
+    cost = f64([[[1.0, 4.0, 2.0], [6.0, 3.0, 9.0]]])
+    g = f64([[0.5, 2.5, -1.0]])
+    assert c_transform(cost, g, None, rows=True).tolist() == [[0.5, 0.5]]
+    assert c_transform(cost, f64([[0.25, 4.0]]), None, rows=False).tolist() == [[0.75, -1.0, 1.75]]
+    real = torch.tensor([[[T, F, T], [F, F, F]]])
+    assert c_transform(cost, g, real, rows=True).tolist() == [[0.5, 0]]
+    assert c_transform(cost, f64([[0.25, 4.0]]), real, rows=False).tolist() == [[0.75, 0, 1.75]]
+
+
+COST = [[[0.0, 2.0], [3.0, 1.0]], [[1.0, 5.0], [2.0, 2.0]]]
+A, B = [[0.75, 0.25], [0.5, 0.5]], [[0.5, 0.5], [0.25, 0.75]]
+
+
+def problem() -> TransportProblem:
+    return TransportProblem.build(torch.tensor(COST), torch.tensor(A), torch.tensor(B))
+
+
+def test_a_certificate_by_hand() -> None:
+    """The optima: move 1/4 from the first row to the second column (0.75), and 1/4 (2.25)."""
+    plan = torch.tensor([[[0.5, 0.25], [0.0, 0.25]], [[0.25, 0.25], [0.0, 0.5]]])
+    g = torch.tensor([[0.0, 2.0], [0.0, 4.0]])
+    # f = min_j c - g, then g again: f = (0, -1), (1, -2)
+    found = certify(problem(), plan, g)
+    assert found.value.tolist() == [0.75, 2.5]
+    assert found.lower_bound.tolist() == [0.75 * 0 + 0.25 * -1 + 0.5 * 0 + 0.5 * 2, 0.5 - 1 + 0 + 0.75 * 4]
+    assert found.gap.tolist() == [0, 0]
+    assert found.row_error.tolist() == [0, 0] and found.col_error.tolist() == [0, 0]
+    assert found.value.dtype == found.gap.dtype == torch.float64
+
+
+def test_without_a_potential_the_bound_is_that_of_zero() -> None:
+    plan = torch.tensor(A)[:, :, None] * torch.tensor(B)[:, None, :]
+    found = certify(problem(), plan, None)
+    value = [sum(A[s][i] * B[s][j] * COST[s][i][j] for i in range(2) for j in range(2)) for s in range(2)]
+    # f = row minima (0, 1), (1, 2); g = min_i c - f: (0, 0), (0, 0)
+    assert found.value.tolist() == pytest.approx(value)
+    assert found.lower_bound.tolist() == [0.25, 1.5]
+    assert found.gap.tolist() == pytest.approx([value[0] - 0.25, value[1] - 1.5])
+
+
+def test_marginal_errors_are_those_of_the_plan_before_rounding() -> None:
+    plan = torch.tensor([[[0.5, 0.0], [0.0, 0.25]], [[0.5, 0.5], [0.0, 0.5]]])
+    found = certify(problem(), plan, None)
+    assert found.row_error.tolist() == [0.25 + 0, 0.5 + 0]
+    assert found.col_error.tolist() == [0 + 0.25, 0.25 + 0.25]
+
+
+def test_masked_pairs_neither_cost_nor_bound() -> None:
+    mask = torch.tensor([[T, T, F]])
+    cost = torch.tensor([[[0.0, 2.0, -50.0], [3.0, 1.0, -50.0], [-50.0, -50.0, -50.0]]])
+    a, b = torch.tensor([[0.75, 0.25, 0.0]]), torch.tensor([[0.5, 0.5, 0.0]])
+    masked = TransportProblem.build(cost, a, b, mask, mask)
+    plan = torch.tensor([[[0.5, 0.25, 0.0], [0.0, 0.25, 0.0], [0.0, 0.0, 0.0]]])
+    found = certify(masked, plan, torch.tensor([[0.0, 2.0, 0.0]]))
+    assert (found.value.item(), found.lower_bound.item(), found.gap.item()) == (0.75, 0.75, 0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_broken_plan_or_potential_never_has_a_small_gap(bad: float) -> None:
+    plan = torch.tensor(A)[:, :, None] * torch.tensor(B)[:, None, :]
+    for i in range(2):
+        for j in range(2):
+            spoiled = plan.clone()
+            spoiled[1, i, j] = bad
+            found = certify(problem(), spoiled, None)
+            assert found.value.isnan().tolist() == [F, T]
+            assert not found.gap[1] < 1e30
+        g = torch.zeros(2, 2)
+        g[1, i] = bad
+        found = certify(problem(), plan, g)
+        assert found.lower_bound[1] == -math.inf and found.gap[1] == math.inf
+        assert found.gap[0].isfinite()
+
+
+def test_a_potential_of_minus_infinity_means_a_column_that_takes_nothing() -> None:
+    """`-inf` is what a column without mass has; its c-transform makes it finite again."""
+    cost = torch.tensor([[[1.0, 4.0], [2.0, 3.0]]])
+    moved = TransportProblem.build(cost, torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 0.0]]))
+    plan = torch.tensor([[[0.5, 0.0], [0.5, 0.0]]])
+    found = certify(moved, plan, torch.tensor([[0.0, -math.inf]]))
+    assert found.value.tolist() == [1.5] and found.lower_bound.tolist() == [1.5] and found.gap.tolist() == [0]
+
+
+ENDED = (Status.CONVERGED, Status.OPTIMAL)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_non_finite_plan_or_potential_is_never_a_success(bad: float) -> None:
+    good = {"plan": torch.full((2, 2, 2), 0.25), "f": torch.zeros(2, 2), "g": torch.zeros(2, 2)}
+    assert TransportSolution(0.0, {}, problem(), **good, ended=ENDED).status == ENDED
+    assert TransportSolution(0.0, {}, problem(), good["plan"], ended=ENDED).status == ENDED
+    for name in good:
+        for place in range(good[name][0].numel()):
+            spoiled = good[name].clone()
+            spoiled[1].view(-1)[place] = bad
+            solution = TransportSolution(0.0, {}, problem(), **{**good, name: spoiled}, ended=ENDED)
+            assert solution.status == (Status.CONVERGED, Status.NON_FINITE), (name, place)
+
+
+def test_a_potential_of_minus_infinity_is_no_failure_but_a_plan_is() -> None:
+    low = torch.full((2, 2), -math.inf)
+    plan = torch.full((2, 2, 2), 0.25)
+    assert TransportSolution(0.0, {}, problem(), plan, low, low, ended=ENDED).status == ENDED
+    spoiled = TransportSolution(0.0, {}, problem(), plan * -math.inf, ended=ENDED)
+    assert spoiled.status == (Status.NON_FINITE,) * 2
+
+
+def test_a_solution_reports_its_own_certificate() -> None:
+    plan = torch.tensor([[[0.5, 0.0], [0.0, 0.25]], [[0.5, 0.5], [0.0, 0.5]]])
+    solution = TransportSolution(0.0, {}, problem(), plan, g=torch.tensor([[0.0, 2.0], [0.0, 4.0]]))
+    wanted = certify(problem(), plan, torch.tensor([[0.0, 2.0], [0.0, 4.0]]))
+    for name in ("value", "lower_bound", "gap", "row_error", "col_error"):
+        assert torch.equal(getattr(solution, name), getattr(wanted, name)), name
+    assert solution.lower_bound.tolist() == [0.75, 2.5]
+    assert solution.dtype == torch.float32
+
+
+def test_which_statuses_may_be_used_and_which_are_proofs() -> None:
+    unusable = {Status.INFEASIBLE, Status.NON_FINITE, Status.FAILED}
+    assert {s for s in Status if not s.ok} == unusable
+    assert {s for s in Status if s.proved} == {Status.OPTIMAL}
+
+
+def subset(unary: list[list[float]], keep: list[list[bool]], **more: object) -> SubsetSolution:
+    stated = SubsetProblem.build("top_k", 1, torch.tensor(unary), check=False)
+    return SubsetSolution(0.0, {}, stated, torch.tensor(keep), ended=ENDED, **more)  # type: ignore[arg-type]
+
+
+def test_subset_solutions_report_value_bound_and_gap() -> None:
+    found = subset([[1.0, 3.0], [5.0, 2.0]], [[T, F], [T, F]])
+    assert found.value.tolist() == [1, 5]
+    assert found.upper_bound is not None and found.upper_bound.tolist() == [3, 5]
+    assert found.gap is not None and found.gap.tolist() == [2, 0]
+    assert found.no_bound == "" and found.status == ENDED
+    proved = subset([[1.0, 3.0], [5.0, 2.0]], [[T, F], [T, F]], proved_bound=f64([2.5, 6.0]))
+    assert proved.gap is not None and proved.gap.tolist() == [1.5, 1] and proved.no_bound == ""
+
+
+def test_a_nan_objective_is_never_a_success() -> None:
+    assert subset([[1.0, 3.0], [math.nan, 2.0]], [[T, F], [T, F]]).status == (
+        Status.CONVERGED,
+        Status.NON_FINITE,
+    )
+
+
+def emitted(keep: list[bool], rank: list[float] | None, width: int) -> list[int]:
+    """Kept positions by rank, then dropped ones, each by index where ranks agree."""
+    rank = rank or [0.0] * len(keep)
+    order = sorted(range(len(keep)), key=lambda i: (not keep[i], rank[i], i))
+    return order[:width]
+
+
+KEEPS = [[T, F, T, T, F, F], [F, F, F, T, F, F], [F, T, T, T, T, T]]
+RANKS = [[2.0, -9.0, 1.0, 1.0, 5.0, 0.0], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0], [0.0, 3.0, 3.0, -1.0, 2.0, 3.0]]
+
+
+@pytest.mark.parametrize("ranks", [None, RANKS, [[0.0] * 6] * 3])
+@pytest.mark.parametrize("rows", [[0, 1, 2], [0, 1], [1], [2, 0]])
+@pytest.mark.parametrize("counted", [True, False])
+def test_emission_order_is_that_of_sorted_lists(ranks: list | None, rows: list[int], counted: bool) -> None:
+    keep = [KEEPS[r] for r in rows]
+    rank = None if ranks is None else [ranks[r] for r in rows]
+    counts = tuple(sum(k) for k in keep)
+    chosen = Selection(
+        torch.tensor(keep), counts if counted else None, rank=None if rank is None else torch.tensor(rank)
+    )
+    assert chosen.known_counts == counts
+    assert [i.tolist() for i in chosen.indices] == [[i for i, k in enumerate(row) if k] for row in keep]
+    index = chosen.index()
+    assert index.dtype == torch.int64
+    rows_ranks = rank or [None] * len(rows)
+    assert index.tolist() == [emitted(k, r, max(counts)) for k, r in zip(keep, rows_ranks, strict=True)]
+
+
+def test_diagnostics_are_added_and_nothing_else_changes() -> None:
+    chosen = Selection(torch.tensor([[T, F]]), (1,), diagnostics=("a",))
+    more = chosen.with_diagnostics(["b", "c"])
+    assert more.diagnostics == ("a", "b", "c") and chosen.diagnostics == ("a",)
+    assert more.keep is chosen.keep and more.counts == (1,)
