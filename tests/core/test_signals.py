@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pruneopt.errors import SignalError
-from pruneopt.signals import SIGNALS, Attention, SignalInfo, Signals, attention_need, signal_info
+from pruneopt.signals import SIGNALS, Attention, SignalInfo, Signals, _info, attention_need, signal_info
 
 
 def test_reading_what_is_not_declared_raises_and_reads_are_recorded() -> None:
@@ -173,6 +173,12 @@ def test_bad_values_looks_at_all_names_given_and_at_no_other() -> None:
         False,
         True,
     ]
+
+
+def test_token_axes_are_those_called_n_in_the_shape() -> None:
+    """The table is built once, when the module is read; here the same function is asked again."""
+    assert _info("[B,H, N ,d]", "words") == SignalInfo("[B,H, N ,d]", "words", (2,), Attention.NONE)
+    assert _info("[N,B,n,M,N]", "x", Attention.FULL) == SignalInfo("[N,B,n,M,N]", "x", (0, 4), Attention.FULL)
 
 
 def test_signal_infos_carry_what_the_table_says() -> None:

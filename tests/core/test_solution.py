@@ -16,6 +16,7 @@ from pruneopt.solution import (
     c_transform,
     certify,
     round_to_polytope,
+    settled,
 )
 
 T, F = True, False
@@ -182,9 +183,26 @@ def test_a_solution_reports_its_own_certificate() -> None:
 
 
 def test_which_statuses_may_be_used_and_which_are_proofs() -> None:
-    unusable = {Status.INFEASIBLE, Status.NON_FINITE, Status.FAILED}
+    unusable = {Status.INFEASIBLE, Status.NON_FINITE, Status.FAILED, Status.INVALID}
     assert {s for s in Status if not s.ok} == unusable
     assert {s for s in Status if s.proved} == {Status.OPTIMAL}
+
+
+@pytest.mark.parametrize(
+    ("ended", "gap", "left"),
+    [
+        (Status.OPTIMAL, 0.0, Status.OPTIMAL),
+        (Status.OPTIMAL, 0.25, Status.OPTIMAL),
+        (Status.OPTIMAL, 0.26, Status.UNPROVED),
+        (Status.OPTIMAL, -0.25, Status.OPTIMAL),
+        (Status.OPTIMAL, -0.26, Status.INVALID),
+        (Status.OPTIMAL, math.nan, Status.UNPROVED),
+        (Status.HEURISTIC, 9.0, Status.HEURISTIC),
+        (Status.HEURISTIC, -9.0, Status.INVALID),
+    ],
+)
+def test_a_claim_stands_only_within_its_slack(ended: Status, gap: float, left: Status) -> None:
+    assert settled(ended, gap, 0.25) is left
 
 
 def subset(unary: list[list[float]], keep: list[list[bool]], **more: object) -> SubsetSolution:
