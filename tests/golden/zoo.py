@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
+from fair import Check, ranked
 from golden_files import GoldenCase
 from torch import Tensor
 
@@ -41,7 +41,10 @@ class Ledger:
     """Compares outputs of one case and remembers which; `close_book` fails for anything left out."""
 
     def __init__(self, case: GoldenCase):
-        self.case, self.ticked, self.unstable = case, set(), set()
+        self.case = case
+        self.compared: set[str] = set()
+        self.left_out: set[str] = set()
+        self.beyond: set[str] = set()  # variants of a mode that the project does not have
 
     @property
     def variants(self) -> dict[str, dict[str, Any]]:
@@ -57,21 +60,25 @@ class Ledger:
         flag = f"stable.{variant}.{name}"
         return bool(self.case[flag]) if flag in self.case else True
 
-    def same(
-        self, variant: str, name: str, got: Any, fair: Callable[[np.ndarray, np.ndarray], None] | None = None
-    ) -> None:
-        """Equal where the file says stable; else `fair(want, got)` must hold, or only the size is read."""
+    def same(self, variant: str, name: str, got: Any, fair: Check | None = None) -> None:
+        """Equal where the file says stable; else `fair(want, got)` must hold, and there must be a `fair`."""
         key, want, got = f"out.{variant}.{name}", self.want(variant, name), np.asarray(got)
         where = f"{self.case.name} {key}"
         if self.stable(variant, name):
             np.testing.assert_array_equal(got.reshape(want.shape), want, err_msg=where)
-        elif fair is not None:
-            fair(want, got)
-            self.unstable.add(key)
         else:
-            assert got.size == want.size, where
-            self.unstable.add(key)
-        self.ticked.add(key)
+            assert fair is not None, f"{where}: ties or rounding decide; give it a fair comparison"
+            self._fairly(fair, want, got.reshape(want.shape), where)
+        self.compared.add(key)
+
+    def order(self, variant: str, name: str, got: Any, score: Any) -> None:
+        """An order by falling `score`: the same set where stable; equal scores may stand in any order."""
+        key, want, got = f"out.{variant}.{name}", self.want(variant, name), np.asarray(got)
+        where = f"{self.case.name} {key}"
+        if self.stable(variant, name):
+            np.testing.assert_array_equal(np.sort(got.reshape(want.shape)), np.sort(want), err_msg=where)
+        self._fairly(ranked(score), want, got.reshape(want.shape), where)
+        self.compared.add(key)
 
     def close(
         self,
@@ -79,25 +86,27 @@ class Ledger:
         name: str,
         got: Any,
         floor: float = 2e-6,
+        *,
         after: tuple[str, ...] = (),
+        fair: Check | None = None,
         share: float = 1.0,
     ) -> None:
         """Within four times the float32 to float64 difference of the reference, plus rounding of our own.
 
-        `after`: index outputs that decide this one; where one of them is unstable only shape and scale are
-        looked at.  `share`: part of the rows that must agree, the others within 5% of the largest entry.
+        `after`: index outputs that decide this one; where one of them is unstable `fair(want, got)` must
+        hold instead.  `share`: part of the rows that must agree, the others within 5% of the largest entry.
         """
         key, want = f"out.{variant}.{name}", self.want(variant, name).astype(np.float64)
         got = np.asarray(got, dtype=np.float64).reshape(want.shape)
-        self.ticked.add(key)
+        where = f"{self.case.name} {key}"
+        self.compared.add(key)
+        if not all(self.stable(variant, other) for other in after):
+            assert fair is not None, f"{where}: hangs on an unstable choice; give it a fair comparison"
+            self._fairly(fair, want, got, where)
+            return
         diff = f"f64diff.{variant}.{name}"
         slack = 4 * float(np.max(self.case[diff])) if diff in self.case else 0.0
         scale = max(1.0, float(np.abs(want).max())) if want.size else 1.0
-        if not all(self.stable(variant, other) for other in after):
-            assert np.isfinite(got).all() and np.abs(got).max(initial=0) <= 2 * scale
-            self.unstable.add(key)
-            return
-        where = f"{self.case.name} {key}"
         if share == 1.0:
             np.testing.assert_allclose(got, want, rtol=0, atol=slack + floor * scale, err_msg=where)
             return
@@ -105,26 +114,34 @@ class Ledger:
         assert (off <= slack + floor * scale).mean() >= share, where
         assert off.max() <= 0.05 * scale + slack, where
 
-    def fair_score(self, score: Any, slack: float = 1e-5) -> Callable[[np.ndarray, np.ndarray], None]:
-        """Unstable index sets must be worth the same: sorted scores agree."""
-        score = np.asarray(score)
+    def _fairly(self, fair: Check, want: np.ndarray, got: np.ndarray, where: str) -> None:
+        try:
+            fair(want, got)
+        except AssertionError as error:
+            raise AssertionError(f"{where}: {error}") from error
 
-        def check(want: np.ndarray, got: np.ndarray) -> None:
-            a, b = np.sort(score[want.ravel()]), np.sort(score[got.ravel()])
-            np.testing.assert_allclose(b, a, rtol=1e-5, atol=slack, err_msg=self.case.name)
+    def leave_out(self, variant: str, *names: str, why: str) -> None:
+        """Outputs that are not comparable, or that say again what another one says."""
+        assert len(why) > 10, "say why"
+        self.left_out |= {f"out.{variant}.{name}" for name in names if self.has(variant, name)}
 
-        return check
-
-    def leave_out(self, variant: str, *names: str) -> None:
-        """Outputs that are not comparable, for a reason given at the call."""
-        self.ticked |= {f"out.{variant}.{name}" for name in names if self.has(variant, name)}
+    def leave_out_variant(self, variant: str, why: str) -> None:
+        """A whole variant of a mode that the project does not have."""
+        every = [key.removeprefix(f"out.{variant}.") for key in self.case.arrays]
+        self.leave_out(variant, *every, why=why)
+        self.beyond.add(variant)
 
     def close_book(self) -> int:
-        """Number of comparisons; fails unless every output of the file was compared or left out by name."""
+        """Number of comparisons; fails for an output never looked at and a variant never compared."""
         every = {key for key in self.case.arrays if key.startswith("out.")}
         assert every, f"{self.case.name} holds no outputs"
-        assert every == self.ticked, f"{self.case.name}: never compared {sorted(every - self.ticked)}"
-        return len(self.ticked)
+        unread = every - self.compared - self.left_out
+        assert not unread, f"{self.case.name}: never compared {sorted(unread)}"
+        for variant in set(self.variants) - self.beyond:
+            start = f"out.{variant}."
+            if any(key.startswith(start) for key in every):  # where the release fails there is none
+                assert any(key.startswith(start) for key in self.compared), f"{self.case.name}: {variant}"
+        return len(self.compared)
 
 
 def rotary_rows(
@@ -146,6 +163,3 @@ def rotary_rows(
     logits = q @ k.transpose(2, 3) / width**0.5
     hidden_from = torch.arange(length)[None, :] > rows[:, None]
     return logits.masked_fill(hidden_from, torch.finfo(torch.float32).min).softmax(3)
-
-
-__all__ = ["GoldenCase", "Ledger", "pytest", "rotary_rows", "run", "tensor"]
