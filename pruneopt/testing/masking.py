@@ -71,9 +71,19 @@ def real_columns(inputs: Mapping[str, Any], times: int = 1) -> Tensor:
     return mask.bool().repeat_interleave(times, dim=0)
 
 
-def generate(model: Any, inputs: Mapping[str, Any], **options: Any) -> tuple[Tensor, Tensor]:
-    """Sequences, and the raw logits of each new token `[steps,B,V]`."""
+def generate(
+    model: Any, inputs: Mapping[str, Any], forced: Tensor | None = None, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """Sequences, and the raw logits of each new token `[steps,B,V]`.
+
+    `forced` `[B,L+steps]` are the sequences of another run: its tokens are decoded, whatever the logits say.
+    Logits of two runs can only be compared under the same text; rounding may flip the choice between two
+    tokens that are nearly tied.
+    """
     options = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False, **options}
+    if forced is not None:
+        told = forced.tolist()
+        options["prefix_allowed_tokens_fn"] = lambda row, ids: [told[row][len(ids)]]
     copied = {k: v.clone() if isinstance(v, Tensor) else v for k, v in inputs.items()}
     with torch.no_grad():
         out = model.generate(**copied, output_logits=True, return_dict_in_generate=True, **options)
