@@ -251,7 +251,7 @@ def select(spec: str | Spec, signals: Signals, groups: Tensor | None = None, sta
     groups: `[B,N]` int64, the image, crop or frame of every token; overrides the signal `group`.
     stage: which stage of a method with several.
     """
-    spec = load_spec(spec)
+    spec = spec if isinstance(spec, Spec) else load_spec(spec)
     if not 0 <= stage < len(spec.stages):
         raise SpecError(f"{spec.name} has {len(spec.stages)} stages; there is no stage {stage}")
     if groups is not None:

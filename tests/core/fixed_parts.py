@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from pruneopt.parts import BudgetRule, CostTerm, Kernel, Marginal, Score
-from pruneopt.schema import Weighted
+from pruneopt.compose import keep_top
+from pruneopt.insertion.post_encoder import PostEncoder
+from pruneopt.parts import (
+    BudgetRule,
+    CostTerm,
+    Kernel,
+    Marginal,
+    Part,
+    Readout,
+    Score,
+    Step,
+    SubsetSolver,
+    TransportSolver,
+)
+from pruneopt.problems import SUBSET_KINDS, Budget, SubsetProblem, TransportProblem
+from pruneopt.schema import ProblemSpec, StageSpec, Weighted
 from pruneopt.signals import Signals
+from pruneopt.solution import Selection, Status, SubsetSolution, TransportSolution
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,3 +101,102 @@ def priced(values: Tensor, weight: float = 1.0, normalize: str = "none", label: 
     """A pairwise cost for `[B,N,M]`, a unary one for `[B,N]`."""
     part = FixedUnaryCost(values) if values.dim() == 2 else FixedCost(values)
     return Weighted(label, part, weight, normalize)
+
+
+@dataclass(frozen=True, eq=False)
+class SpySolver(SubsetSolver):
+    """Keeps the k best of `rank` (the problem's scores when None) and remembers the problems it was given."""
+
+    name: ClassVar[str] = "spy_solver"
+    kinds: ClassVar[frozenset[str]] = frozenset(SUBSET_KINDS)
+    tags: ClassVar[frozenset[str]] = frozenset({"exact_budget"})
+    rank: Any = None
+    seen: Any = field(default_factory=list)
+
+    def solve(self, problem: SubsetProblem) -> SubsetSolution:
+        self.seen.append(problem)
+        rank = problem.unary if self.rank is None else self.rank
+        keep = keep_top(rank, problem.k, problem.real)
+        return SubsetSolution(0.0, {}, problem, keep, ended=(Status.HEURISTIC,) * len(keep))
+
+
+class LooseSolver(SpySolver):
+    """Says that it may keep another number than asked for."""
+
+    name: ClassVar[str] = "loose_solver"
+    tags: ClassVar[frozenset[str]] = frozenset()
+
+
+@dataclass(frozen=True, eq=False)
+class SpyTransport(TransportSolver):
+    """The independent plan; remembers the problems it was given."""
+
+    name: ClassVar[str] = "spy_transport"
+    seen: Any = field(default_factory=list)
+
+    def solve(self, problem: TransportProblem) -> TransportSolution:
+        self.seen.append(problem)
+        plan = problem.a[:, :, None] * problem.b[:, None, :]
+        return TransportSolution(0.0, {}, problem, plan, ended=(Status.HEURISTIC,) * len(plan))
+
+
+@dataclass(frozen=True, eq=False)
+class FixedReadout(Readout):
+    """Returns `values`; blind to the cost when `blind` says why."""
+
+    name: ClassVar[str] = "fixed_readout"
+    values: Any = None
+    blind: str | None = None
+    seen: Any = field(default_factory=list)
+
+    def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Tensor:
+        self.seen.append((problem, solution))
+        return self.values
+
+    def ignores_cost(self, solver: Part) -> str | None:
+        self.seen.append(solver)
+        return self.blind
+
+
+@dataclass(frozen=True, eq=False)
+class AddStep(Step):
+    """Keeps the next `more` dropped tokens too; says so in `count`, or in the selection where `tells`."""
+
+    name: ClassVar[str] = "add_step"
+    more: int = 1
+    tells: bool = False
+    reads: tuple[str, ...] = ("features",)
+    seen: Any = field(default_factory=list)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset(self.reads)
+
+    def __call__(self, selection: Selection, signals: Signals) -> Selection:
+        self.seen.append((selection, signals))
+        dropped = ~selection.keep & signals.mask
+        keep = selection.keep | (dropped & (dropped.cumsum(1) <= self.more))
+        return replace(
+            selection, keep=keep, **({"counts": tuple(keep.sum(1).tolist())} if self.tells else {})
+        )
+
+    def count(self, kept: int, tokens: int) -> int:
+        return -1 if self.tells else min(tokens, kept + self.more)
+
+
+def stage(problem: ProblemSpec, **more: Any) -> StageSpec:
+    """A stage at the encoder's output that keeps half, solved by a spy."""
+    transport = problem.kind == "transport"
+    given = {
+        "insertion": PostEncoder(),
+        "budget": Budget(),
+        "rule": None,
+        "solver": SpyTransport() if transport else SpySolver(),
+        "readout": None,
+        **more,
+    }
+    return StageSpec(problem=problem, **given)
+
+
+def top_k(values: Tensor) -> ProblemSpec:
+    return ProblemSpec("top_k", scores=(scored(values),))
