@@ -71,6 +71,18 @@ def combine(summands: Sequence[Weighted], signals: Signals, pairwise: bool) -> T
     return total
 
 
+def combine_pairs(spec: ProblemSpec, signals: Signals) -> Tensor | None:
+    """The pairwise term `[B,N,N]` of a subset problem, made symmetric and raised as the spec asks."""
+    pairs = combine(spec.pairwise, signals, pairwise=True)
+    if pairs is None:
+        return None
+    if spec.symmetric == "mean":
+        pairs = (pairs + pairs.transpose(1, 2)) / 2
+    if spec.ridge is not None:
+        pairs = pairs + spec.ridge * torch.eye(pairs.shape[1], dtype=pairs.dtype, device=pairs.device)
+    return pairs
+
+
 def combine_anchors(summands: Sequence[Weighted], signals: Signals) -> Tensor | None:
     """Anchor rows of all summands stacked: `[B,A,N]`, weights applied."""
     rows = [s.part(signals.view(s.part.needs)).float() * s.weight for s in summands]  # type: ignore[operator]

@@ -143,6 +143,11 @@ class CostTerm(Part):
 
     shape: ClassVar[str] = "pairwise"
 
+    @property
+    def symmetric(self) -> bool:
+        """Whether the cost of (i, j) is that of (j, i): the tag, or a property where parameters decide."""
+        return "symmetric" in self.tags
+
     @abstractmethod
     def __call__(self, signals: Signals) -> Tensor: ...
 
@@ -160,6 +165,8 @@ class Score(Part):
 
 class Kernel(Part):
     """A similarity `[B,N,N]`, symmetric, larger is more alike; positive semi-definite if tagged `psd`."""
+
+    symmetric: ClassVar[bool] = True
 
     @abstractmethod
     def __call__(self, signals: Signals) -> Tensor: ...

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pruneopt.errors import ProblemError, SpecError
+from pruneopt.subset_values import check_values
 
 SUBSET_KINDS = (
     "top_k",
@@ -21,6 +22,8 @@ SUBSET_KINDS = (
     "independent_set",
     "quota",
 )
+SYMMETRIC_KINDS = ("max_min", "max_sum", "log_det", "independent_set")  # of unordered pairs of tokens
+ANCHORED_KINDS = ("max_min", "max_sum")
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,11 +166,15 @@ class SubsetProblem:
     Parameters
     ----------
     k: `[B]` int64, number to choose (a maximum for `independent_set`).
-    unary: `[B,N]`; pairwise: `[B,N,N]` symmetric; mask: `[B,N]` bool, True at real tokens.
-    protected: `[B,N]` bool, tokens that must be chosen (counted in k).
-    anchors: `[B,A,N]` distances (similarities for kinds that take a similarity) from A external points, such
-        as text tokens, that count as chosen already in `max_min` and `max_sum` and steer pivot rules.  A row
-        of +inf is an absent anchor, so that ragged texts can share a batch.
+    unary: `[B,N]`; mask: `[B,N]` bool, True at real tokens.
+    pairwise: `[B,N,N]`, symmetric up to 1e-5 of its largest entry (four roundings in half precision) in all
+        kinds of unordered pairs, that is all but `facility_location`, where entry (n, s) is what n gains when
+        s is chosen.  For `log_det` positive semi-definite up to N roundings of its largest entry (of float32,
+        or of the half precision it came in).
+    protected: `[B,N]` bool, real tokens that must be chosen (counted in k).
+    anchors: `[B,A,N]` distances from A external points, such as text tokens, that count as chosen already in
+        `max_min` and `max_sum` and steer pivot rules.  A row of +inf is an absent anchor, so that ragged
+        texts can share a batch.
     threshold: conflict bound of `independent_set`.  group, quota: `[B,N]` and `[B,G]` int64 for `quota`.
     counts: `k` as host numbers where they are known, so that solvers need not wait for the device.
     anchor_strength: `[B,A]` how strong each anchor is, for rules that visit strong ones first; optional.
@@ -204,7 +211,8 @@ class SubsetProblem:
     ) -> SubsetProblem:
         """Validate shapes and (with `check`) values; half precision is promoted to float32.
 
-        Raises ProblemError naming the argument, the sample and the cure.
+        `check=False` skips what would wait for a GPU.  Raises ProblemError naming the argument, the sample
+        and the cure.
         """
         if kind not in SUBSET_KINDS:
             raise ProblemError(f"unknown subset problem {kind!r}; known: {', '.join(SUBSET_KINDS)}")
@@ -217,8 +225,12 @@ class SubsetProblem:
             raise ProblemError(f"{kind} needs a pairwise matrix [B,N,N]; give it a cost or a kernel")
         if kind in ("top_k", "independent_set", "quota") and unary is None:
             raise ProblemError(f"{kind} needs scores [B,N]")
-        if kind == "independent_set" and threshold is None:
-            raise ProblemError("independent_set needs a conflict threshold")
+        if kind == "independent_set" and (threshold is None or math.isnan(threshold)):
+            raise ProblemError(f"independent_set needs a conflict threshold, got {threshold}")
+        if anchors is not None and kind not in ANCHORED_KINDS:
+            raise ProblemError(
+                f"anchors have no meaning for {kind}; they count as chosen in max_min, max_sum"
+            )
         if kind == "quota" and (group is None or quota is None):
             raise ProblemError("quota needs group [B,N] and quota [B,G]")
         for name, tensor, shape in (
@@ -233,22 +245,38 @@ class SubsetProblem:
                 raise ProblemError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
         if anchors is not None and (anchors.dim() != 3 or anchors.shape[::2] != (batch, tokens)):
             raise ProblemError(f"anchors must have shape [{batch}, A, {tokens}], got {list(anchors.shape)}")
+        if quota is not None and (quota.dim() != 2 or quota.shape[0] != batch):
+            raise ProblemError(f"quota must have shape [{batch}, G], got {list(quota.shape)}")
+        for name, tensor in (("unary", unary), ("pairwise", pairwise), ("anchors", anchors)):
+            if tensor is not None and not tensor.is_floating_point():
+                raise ProblemError(f"{name} must be floating point, got {tensor.dtype}")
+        for name, tensor, dtype in (
+            ("mask", mask, torch.bool),
+            ("protected", protected, torch.bool),
+            ("group", group, torch.int64),
+            ("quota", quota, torch.int64),
+        ):
+            if tensor is not None and tensor.dtype != dtype:
+                raise ProblemError(f"{name} must be {dtype}, got {tensor.dtype}")
+        rounding = 0.0 if pairwise is None else torch.finfo(pairwise.dtype).eps
         unary, pairwise, anchors = _promote(unary), _promote(pairwise), _promote(anchors)
         if isinstance(k, int):
             counts = (k,) * batch
             k = torch.full((batch,), k, dtype=torch.int64, device=lead.device)
         if tuple(k.shape) != (batch,) or k.is_floating_point():
             raise ProblemError(f"k must be whole numbers of shape [{batch}], got {k.dtype} {list(k.shape)}")
-        if check:
-            _check_subset(k, unary, pairwise, mask, protected, tokens)
-            _check_anchors(anchors, mask)
-            if kind == "quota":
-                assert group is not None and quota is not None
-                _check_quota(k, group, quota, mask, protected)
-        return SubsetProblem(
+        problem = SubsetProblem(
             kind, k, unary, pairwise, mask, protected, anchors, threshold, group, quota, counts,
             anchor_strength,
         )  # fmt: skip
+        if check:
+            check_values(problem, rounding)
+        return problem
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether this kind knows unordered pairs only."""
+        return self.kind in SYMMETRIC_KINDS
 
     @property
     def most(self) -> int:
@@ -274,79 +302,6 @@ def _promote(tensor: Tensor | None) -> Tensor | None:
     if tensor is not None and tensor.dtype in (torch.float16, torch.bfloat16):
         return tensor.float()
     return tensor
-
-
-def _check_subset(
-    k: Tensor,
-    unary: Tensor | None,
-    pairwise: Tensor | None,
-    mask: Tensor | None,
-    protected: Tensor | None,
-    tokens: int,
-) -> None:
-    real = mask.sum(1) if mask is not None else torch.full_like(k, tokens)
-    bad = (k < 1) | (k > real)
-    if bad.any():
-        i = _first(bad)
-        raise ProblemError(f"cannot choose {int(k[i])} of {int(real[i])} tokens in sample {i}")
-    if protected is not None:
-        many = protected.sum(1) > k
-        if many.any():
-            i = _first(many)
-            raise ProblemError(
-                f"sample {i} protects {int(protected[i].sum())} tokens but the budget is {int(k[i])}"
-            )
-    for name, tensor in (("unary", unary), ("pairwise", pairwise)):
-        if tensor is None:
-            continue
-        finite = tensor.isfinite()
-        if mask is not None:
-            finite = finite | ~mask[:, :, None] if tensor.dim() == 3 else finite | ~mask
-            finite = finite | ~mask[:, None, :] if tensor.dim() == 3 else finite
-        bad = ~finite.flatten(1).all(1)
-        if bad.any():
-            raise ProblemError(
-                f"{name} is not finite in sample {_first(bad)}; look for NaN or infinity in the signals"
-            )
-
-
-def _check_anchors(anchors: Tensor | None, mask: Tensor | None) -> None:
-    if anchors is None:
-        return
-    bad = anchors.isnan() | (anchors == -math.inf)
-    if mask is not None:
-        bad = bad & mask[:, None, :]
-    bad = bad.flatten(1).any(1)
-    if bad.any():
-        raise ProblemError(
-            f"anchors hold NaN or -infinity in sample {_first(bad)}; an absent anchor is a row of +infinity"
-        )
-
-
-def _check_quota(
-    k: Tensor, group: Tensor, quota: Tensor, mask: Tensor | None, protected: Tensor | None
-) -> None:
-    if quota.dim() != 2 or quota.shape[0] != group.shape[0]:
-        raise ProblemError(f"quota must have shape [{group.shape[0]}, G], got {list(quota.shape)}")
-    real = torch.ones_like(group, dtype=torch.bool) if mask is None else mask
-    bad = (real & ((group < 0) | (group >= quota.shape[1]))).any(1)
-    if bad.any():
-        raise ProblemError(f"group numbers of sample {_first(bad)} are outside 0..{quota.shape[1] - 1}")
-    off = quota.sum(1) != k
-    if off.any():
-        i = _first(off)
-        raise ProblemError(f"quotas of sample {i} sum to {int(quota[i].sum())}, but k is {int(k[i])}")
-    hot = torch.nn.functional.one_hot(group.masked_fill(~real, 0), quota.shape[1])
-    for what, member in (("has only", real), ("protects", protected)):
-        if member is None:
-            continue
-        size = (hot * (member & real)[:, :, None]).sum(1)
-        bad_group = quota > size if what == "has only" else quota < size
-        if bad_group.any():
-            i, g = (int(v) for v in bad_group.nonzero()[0])
-            raise ProblemError(
-                f"group {g} of sample {i} {what} {int(size[i, g])} tokens but its quota is {int(quota[i, g])}"
-            )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pruneopt.compose import (
     anchor_strength,
     combine,
     combine_anchors,
+    combine_pairs,
     equal_quotas,
     keep_top,
     normalize,
@@ -211,7 +212,7 @@ class Pruner:
     ) -> tuple[SubsetProblem, Tensor, tuple[int, ...] | None]:
         spec, rule = self.stage.problem, self.stage.rule
         unary = combine(spec.scores, signals, pairwise=False)
-        pairwise = combine(spec.pairwise, signals, pairwise=True)
+        pairwise = combine_pairs(spec, signals)
         anchors = combine_anchors(spec.anchors, signals)
         if rule is not None:
             k = rule(signals.view(rule.needs), k, unary)

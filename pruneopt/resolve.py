@@ -19,7 +19,7 @@ from pruneopt.parts import (
     SubsetSolver,
     TransportSolver,
 )
-from pruneopt.problems import SUBSET_KINDS, Budget
+from pruneopt.problems import ANCHORED_KINDS, SUBSET_KINDS, SYMMETRIC_KINDS, Budget
 from pruneopt.registry import registry
 from pruneopt.schema import ProblemSpec, Protect, Spec, StageSpec, Weighted
 
@@ -29,6 +29,7 @@ STAGE_KEYS = ("insertion", "budget", "problem", "solver", "readout", "steps")
 _TOP_KEYS = ("name", "positions", "stages", "meta", *STAGE_KEYS)
 _PROBLEM_KEYS = (
     "kind", "cost", "scores", "pairwise", "anchors", "marginals", "threshold", "quota", "protect",
+    "symmetric", "ridge",
 )  # fmt: skip
 _META_KEYS = (
     "title", "paper", "venue", "arxiv", "code", "licence", "certainty", "family", "differs",
@@ -156,7 +157,7 @@ def _problem(data: Any, where: str) -> ProblemSpec:
     _keys(data, _PROBLEM_KEYS, where + ".")
     kind = data.get("kind")
     if kind == "transport":
-        for key in ("scores", "pairwise", "anchors", "threshold", "quota", "protect"):
+        for key in ("scores", "pairwise", "anchors", "threshold", "quota", "protect", "symmetric", "ridge"):
             if data.get(key) is not None:
                 raise SpecError(f"{where}.{key} belongs to subset problems, not to transport", key=key)
         cost = _summands("costs", CostTerm, data.get("cost"), f"{where}.cost")
@@ -182,6 +183,8 @@ def _problem(data: Any, where: str) -> ProblemSpec:
     group, base = ("kernels", Kernel) if similar else ("costs", CostTerm)
     pairwise = _summands(group, base, data.get("pairwise"), f"{where}.pairwise")  # type: ignore[arg-type]
     anchors = _summands(group, base, data.get("anchors"), f"{where}.anchors")  # type: ignore[arg-type]
+    if anchors and kind not in ANCHORED_KINDS:
+        raise SpecError(f"{where}.anchors have no meaning for {kind}; {', '.join(ANCHORED_KINDS)} take them")
     if kind in ("top_k", "independent_set", "quota") and not scores:
         raise SpecError(f"{where}.scores is empty; {kind} needs at least one score")
     if kind in ("max_min", "max_sum", "facility_location", "log_det", "independent_set") and not pairwise:
@@ -196,7 +199,34 @@ def _problem(data: Any, where: str) -> ProblemSpec:
     if isinstance(quota, Mapping):
         quota = _part("scores", Score, quota, f"{where}.quota")
     protect = _protect(data.get("protect"), bool(scores), f"{where}.protect")
-    return ProblemSpec(kind, (), scores, pairwise, anchors, threshold=threshold, quota=quota, protect=protect)
+    symmetric, ridge = _symmetric(data.get("symmetric"), kind, pairwise, where), data.get("ridge")
+    if ridge is not None and (kind != "log_det" or isinstance(ridge, bool) or not _above_zero(ridge)):
+        raise SpecError(
+            f"{where}.ridge must be a number above 0 and belongs to log_det, got {ridge!r} for {kind}"
+        )
+    return ProblemSpec(
+        kind, (), scores, pairwise, anchors, threshold=threshold, quota=quota, protect=protect,
+        symmetric=symmetric, ridge=None if ridge is None else float(ridge),
+    )  # fmt: skip
+
+
+def _above_zero(value: Any) -> bool:
+    return isinstance(value, (int, float)) and 0 < value < float("inf")
+
+
+def _symmetric(how: Any, kind: str, pairwise: tuple[Weighted, ...], where: str) -> str | None:
+    """How the two directions of a pair become one; refuses terms that need it where nothing is said."""
+    if how not in (None, "mean") or (how and kind not in SYMMETRIC_KINDS):
+        raise SpecError(
+            f"{where}.symmetric can be mean, for {', '.join(SYMMETRIC_KINDS)}; got {how!r} for {kind}"
+        )
+    for summand in pairwise:
+        if kind in SYMMETRIC_KINDS and how is None and summand.weight and not summand.part.symmetric:  # type: ignore[attr-defined]
+            raise SpecError(
+                f"{where}.pairwise.{summand.label}: {summand.part.name} is not symmetric, and {kind} knows "
+                f"unordered pairs only; set {where}.symmetric=mean to average both directions"
+            )
+    return str(how) if how else None
 
 
 def _protect(data: Any, scored: bool, where: str) -> Protect | None:

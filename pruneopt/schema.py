@@ -49,7 +49,11 @@ class Protect:
 
 @dataclass(frozen=True)
 class ProblemSpec:
-    """What is optimised: `transport`, or one of the subset kinds of `SubsetProblem`."""
+    """What is optimised: `transport`, or one of the subset kinds of `SubsetProblem`.
+
+    `symmetric="mean"` averages both directions of the pairwise term, `ridge` is added to its diagonal; both
+    happen before anything reads it.
+    """
 
     kind: str
     cost: tuple[Weighted, ...] = ()
@@ -61,6 +65,8 @@ class ProblemSpec:
     threshold: float | None = None
     quota: str | Score | None = None
     protect: Protect | None = None
+    symmetric: str | None = None
+    ridge: float | None = None
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -97,6 +103,9 @@ class ProblemSpec:
             out["quota"] = self.quota.to_spec() if isinstance(self.quota, Part) else self.quota
         if self.protect is not None:
             out["protect"] = self.protect.to_spec()
+        for name in ("symmetric", "ridge"):
+            if getattr(self, name) is not None:
+                out[name] = getattr(self, name)
         return out
 
 

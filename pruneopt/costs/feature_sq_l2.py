@@ -31,6 +31,10 @@ class FeatureSquaredL2(CostTerm):
     def needs(self) -> frozenset[str]:
         return frozenset({self.source_signal, self.target_signal})
 
+    @property
+    def symmetric(self) -> bool:
+        return self.source_signal == self.target_signal
+
     def __call__(self, signals: Signals) -> Tensor:
         source, target = signals[self.source_signal].float(), signals[self.target_signal].float()
         real = signals.mask[:, :, None]

@@ -13,7 +13,7 @@ import torch
 
 from pruneopt.errors import CostBlindReadoutWarning, PruneoptError, RegistryError, nearest
 from pruneopt.parts import CostTerm, Insertion, Part, Readout, SubsetSolver, TransportSolver
-from pruneopt.problems import SubsetProblem, TransportProblem
+from pruneopt.problems import SYMMETRIC_KINDS, SubsetProblem, TransportProblem
 from pruneopt.pruner import Pruner
 from pruneopt.registry import registry
 from pruneopt.signals import Signals
@@ -80,7 +80,8 @@ def cross(
     ----------
     terms: costs, kernels and scores.  A cost term meets transport solvers (with every readout) and dispersion
         problems, a kernel meets the problems over similarities, a score those that rank; problems and
-        solvers that need a ranking beside their pairwise term take the norm of the token.
+        solvers that need a ranking beside their pairwise term take the norm of the token.  A term that is not
+        symmetric enters a problem of unordered pairs with `symmetric: mean`, as its spec says.
     available: base names of the signals at hand; None takes what the insertion point provides.
     keep, threshold: budget of every cell, conflict bound of `independent_set`.
 
@@ -240,6 +241,8 @@ def _cell(row: tuple[str, str, str, str, str], group: str, reason: str, keep: An
         problem["scores"] = {term: {"kind": term}}
     else:
         problem["pairwise"] = {term: {"kind": term}}
+        if kind in SYMMETRIC_KINDS and not _make(_load(group, term)).symmetric:  # type: ignore[attr-defined]
+            problem["symmetric"] = "mean"
     alone = group != "scores" and kind != "transport"
     if alone and (kind in RANKED or _needs_scores(_load("solvers", solver), kind)):
         problem["scores"] = {"rank": {"kind": DEFAULT_SCORE}}

@@ -1,7 +1,7 @@
 """What a chosen subset is worth: the single source of `SubsetSolution.value`.
 
-Problems over unordered pairs use `(P + P^T) / 2`, so that a cost between two different signals has a
-meaning there; the diagonal never counts, except in `log_det` and `facility_location`.
+Problems over unordered pairs are built on a symmetric `P`; they use `(P + P^T) / 2` here, which takes away
+what rounding left.  The diagonal never counts, except in `log_det` and `facility_location`.
 """
 
 from __future__ import annotations

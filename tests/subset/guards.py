@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -185,8 +184,3 @@ def check_bounds_of_samples_are_kept() -> None:
     found = solve_samples(solver("milp"), problem, lambda _: Answer([0], next(bounds), Status.OPTIMAL))
     assert found.upper_bound.tolist() == [2.5, 3.0]
     assert found.status == (Status.INVALID, Status.OPTIMAL)
-
-
-CHECKS: dict[str, Callable[[], None]] = {
-    name.removeprefix("check_"): found for name, found in list(globals().items()) if name.startswith("check_")
-}

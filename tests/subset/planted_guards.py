@@ -10,7 +10,8 @@ from unittest import mock
 
 import torch
 
-from pruneopt import solution
+from pruneopt import compose, pruner, solution, subset_values
+from pruneopt.costs.feature_sq_l2 import FeatureSquaredL2
 from pruneopt.solution import Status
 from pruneopt.solvers import bounds, branch_and_bound, exact, linear, objectives
 from pruneopt.solvers.linear import Program
@@ -107,8 +108,45 @@ def spectral_bound_without_the_last() -> AbstractContextManager[Any]:
     return mock.patch.object(bounds, "_log_best_k", lambda logs, k: real(logs, k) - 1.0)
 
 
+def symmetry_unchecked() -> AbstractContextManager[Any]:
+    return mock.patch.object(subset_values, "_check_symmetric", lambda *args: None)
+
+
+def symmetry_of_rounding_asked() -> AbstractContextManager[Any]:
+    """Float rounding counts as asymmetry."""
+    return mock.patch.object(subset_values, "ASYMMETRY", 0.0)
+
+
+def tag_on_any_cost() -> AbstractContextManager[Any]:
+    """Every cost counts as symmetric, so that TopV's is averaged in values and bounds but not in walks."""
+    return mock.patch.object(FeatureSquaredL2, "symmetric", True)
+
+
+def symmetrised_in_one_place() -> AbstractContextManager[Any]:
+    """`symmetric: mean` reaches the objective, which averages anyway, and not the walk."""
+    return mock.patch.object(pruner, "combine_pairs", lambda spec, s: compose.combine(spec.pairwise, s, True))
+
+
+def kernels_unchecked() -> AbstractContextManager[Any]:
+    return mock.patch.object(subset_values, "_check_psd", lambda *args: None)
+
+
+def exact_zero_asked() -> AbstractContextManager[Any]:
+    """Kernels must be definite to the last digit."""
+    real = subset_values._check_psd
+    return mock.patch.object(subset_values, "_check_psd", lambda kernel, rounding: real(kernel, 0.0))
+
+
+def anchors_unchecked() -> AbstractContextManager[Any]:
+    return mock.patch.object(subset_values, "_check_anchors", lambda problem: None)
+
+
+def quotas_unchecked() -> AbstractContextManager[Any]:
+    return mock.patch.object(subset_values, "_check_quota", lambda problem: None)
+
+
 PLANTED: dict[str, tuple[str, Bug]] = {
-    bug.__name__: (check, bug)
+    f"{check}-{bug.__name__}": (check, bug)
     for check, bugs in {
         "scales": (bound_not_scaled_back, offset_forgotten, spectral_bound_without_the_last),
         "milp_on_small_scores": (unscaled_milp,),
@@ -118,6 +156,11 @@ PLANTED: dict[str, tuple[str, Bug]] = {
         "log_det_counts_definite_blocks": (any_positive_determinant,),
         "claims_need_a_bound": (trusting, contradiction_hidden),
         "bounds_of_samples_are_kept": (bound_raised_to_value,),
+        "asymmetric_terms_are_refused": (symmetry_unchecked, symmetry_of_rounding_asked),
+        "shipped_terms_are_symmetric": (tag_on_any_cost,),
+        "specs_of_asymmetric_terms_are_refused": (tag_on_any_cost, symmetrised_in_one_place),
+        "indefinite_kernels_are_refused": (kernels_unchecked, exact_zero_asked),
+        "values_are_refused_by_name": (anchors_unchecked, quotas_unchecked),
     }.items()
     for bug in bugs
 }

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import guards
 import pytest
-from guards import CHECKS, every_solver
+import refusals
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted_guards import PLANTED
 from subset_cases import KINDS
+
+CHECKS = {
+    name.removeprefix("check_"): found
+    for module in (guards, refusals)
+    for name, found in vars(module).items()
+    if name.startswith("check_")
+}
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -36,4 +44,4 @@ def test_every_guard_catches_something():
     ragged=st.booleans(),
 )
 def test_values_optima_and_bounds_are_ordered_at_every_scale(kind, seed, exponent, offset, protect, ragged):
-    every_solver(kind, seed, exponent, offset, protect=protect, ragged=ragged and kind != "quota")
+    guards.every_solver(kind, seed, exponent, offset, protect=protect, ragged=ragged and kind != "quota")
