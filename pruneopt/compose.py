@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pruneopt.errors import SignalError, SpecError
+from pruneopt.errors import ProblemError, SignalError, SpecError
 from pruneopt.problems import TransportProblem
 from pruneopt.schema import ProblemSpec, Protect, Weighted
 from pruneopt.signals import Signals
@@ -105,7 +105,20 @@ def keep_top(importance: Tensor, k: Tensor, mask: Tensor) -> Tensor:
 
 
 def protected_tokens(protect: Protect, signals: Signals, k: Tensor, unary: Tensor | None) -> Tensor:
-    """`[B,N]` bool: the best tokens by the scores of `protect`, within the budget `k`."""
+    """`[B,N]` bool: the best tokens by the scores of `protect`, within the budget `k`.
+
+    Raises ProblemError where `protect.where` names more tokens than the budget holds.
+    """
+    if protect.where is not None:
+        chosen = (protect.where(signals.view(protect.where.needs)) > 0) & signals.mask
+        many = chosen.sum(1) > k
+        if many.any():  # waits for the device, but a solver would drop protected tokens without a word
+            i = int(many.nonzero()[0, 0])
+            raise ProblemError(
+                f"problem.protect.where ({protect.where.name}) keeps {int(chosen[i].sum())} tokens of "
+                f"problem {i}, but the budget is {int(k[i])}; keep more, or cut again in a second stage"
+            )
+        return chosen
     score = combine(protect.scores, signals, pairwise=False)
     score = unary if score is None else score
     if score is None:

@@ -12,7 +12,7 @@ import typing
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor
 
@@ -20,6 +20,9 @@ from pruneopt.errors import SpecError, blame, nearest
 from pruneopt.problems import SubsetProblem, TransportProblem
 from pruneopt.signals import Signals
 from pruneopt.solution import Selection, SubsetSolution, TransportSolution
+
+if TYPE_CHECKING:
+    from pruneopt.schema import StageSpec
 
 P = TypeVar("P", bound="Part")
 
@@ -60,12 +63,14 @@ class Part(ABC):
     """Anything that a spec can name by `kind`.
 
     Class attributes: `name` (the registered name), `source` (paper and section), `needs` (signals read; a
-    property where it depends on parameters), `tags` (declared behaviour, checked by `pruneopt check`).
+    property where it depends on parameters), `tags` (declared behaviour, checked by `pruneopt check`),
+    `moved` (parameters that it no longer has, and what to write instead).
     """
 
     name: ClassVar[str]
     source: ClassVar[str] = ""
     tags: ClassVar[frozenset[str]] = frozenset()
+    moved: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
@@ -96,6 +101,13 @@ class Part(ABC):
         """Names of the signals that this part reads."""
         return frozenset()
 
+    def misfit(self, stage: StageSpec) -> str | None:
+        """Why this part cannot stand beside the others of `stage`, or None.
+
+        For parameters that two parts must agree on: say both keys.  Asked once, when a spec is resolved.
+        """
+        return None
+
     def to_spec(self) -> dict[str, Any]:
         """`{"kind": name, **parameters}` with every default filled in."""
         return {"kind": self.name, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
@@ -109,7 +121,8 @@ class Part(ABC):
         known = {f.name: f for f in fields(cls)}
         for key in params:
             if key not in known:
-                raise SpecError(f"{cls.name} has no parameter {key!r}{nearest(key, known)}", key=key)
+                hint = f": {cls.moved[key]}" if key in cls.moved else nearest(key, known)
+                raise SpecError(f"{cls.name} has no parameter {key!r}{hint}", key=key)
         for key, item in known.items():
             if key not in params and item.default is MISSING and item.default_factory is MISSING:
                 raise SpecError(f"{cls.name} needs a value for {key!r}")
@@ -161,6 +174,16 @@ class Score(Part):
 
     @abstractmethod
     def __call__(self, signals: Signals) -> Tensor: ...
+
+
+class Grouping(Score):
+    """The groups of a quota problem: whole numbers `[B,N]` from 0, not a ranking."""
+
+    def shares(
+        self, group: Tensor, mask: Tensor, k: Tensor, importance: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """Groups `[B,N]` and quotas `[B,G]` int64 that sum to `k` `[B]`; None: in proportion to size."""
+        return None
 
 
 class Kernel(Part):
@@ -245,6 +268,6 @@ class Insertion(Part):
 
 
 __all__ = [
-    "BudgetRule", "CostTerm", "Insertion", "Kernel", "Marginal", "Part", "Readout", "Score", "Step",
-    "SubsetSolver", "TransportSolver", "param",
+    "BudgetRule", "CostTerm", "Grouping", "Insertion", "Kernel", "Marginal", "Part", "Readout", "Score",
+    "Step", "SubsetSolver", "TransportSolver", "param",
 ]  # fmt: skip

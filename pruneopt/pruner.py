@@ -23,7 +23,7 @@ from pruneopt.compose import (
 )
 from pruneopt.errors import CostBlindReadoutWarning, SignalError, SpecError
 from pruneopt.grouping import join_groups, split_groups
-from pruneopt.parts import Score, SubsetSolver, TransportSolver
+from pruneopt.parts import Grouping, Score, SubsetSolver, TransportSolver
 from pruneopt.problems import SubsetProblem
 from pruneopt.signals import Signals
 from pruneopt.solution import Selection, Solution
@@ -223,7 +223,11 @@ class Pruner:
                 group = spec.quota(signals.view(spec.quota.needs)).long()
             else:
                 group = signals[spec.quota or "group"]
-            group, quota = equal_quotas(group, signals.mask, k)
+            shared = None
+            if isinstance(spec.quota, Grouping):
+                assert unary is not None
+                shared = spec.quota.shares(group, signals.mask, k, unary)
+            group, quota = equal_quotas(group, signals.mask, k) if shared is None else shared
         protected = None if spec.protect is None else protected_tokens(spec.protect, signals, k, unary)
         problem = SubsetProblem.build(
             spec.kind,

@@ -30,6 +30,19 @@ GROUPS = (
 )
 
 
+# Names that are gone, and what to write instead.
+MOVED = {
+    ("scores", "bipartite_similarity"): "write match_similarity, and keep the destinations with "
+    "problem.protect.where: {kind: every_kth, stride: 2}",
+    ("scores", "neighbour_redundancy"): "write twin_redundancy, and keep the odd tokens with "
+    "problem.protect.where: {kind: every_kth, stride: 2}",
+    ("solvers", "strided"): "write strided_fill",
+    ("steps", "cluster_quota"): "write problem.kind: quota with problem.quota: {kind: vicinity_clusters}, "
+    "solver quota_top_k and the step merge_groups",
+    ("steps", "pool_grid"): "write replace_by_pool",
+}
+
+
 @dataclass(frozen=True)
 class Entry:
     """One registered name: where it comes from, and what is wrong with it, if anything."""
@@ -80,7 +93,9 @@ class Registry:
 
     def _load(self, name: str) -> type:
         if name not in self._points:
-            raise RegistryError(f"unknown {self.group.rstrip('s')} {name!r}{nearest(name, self._points)}")
+            hint = MOVED.get((self.group, name))
+            hint = nearest(name, self._points) if hint is None else f", which is gone: {hint}"
+            raise RegistryError(f"unknown {self.group.rstrip('s')} {name!r}{hint}")
         points = self._points[name]
         if len(points) > 1:
             claims = " and ".join(f"{_origin(p)} ({p.value})" for p in points)

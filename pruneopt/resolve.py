@@ -233,6 +233,11 @@ def _protect(data: Any, scored: bool, where: str) -> Protect | None:
     if not data:
         return None
     _keys(data, tuple(Protect.__dataclass_fields__), f"{where}.")
+    if data.get("where") is not None:
+        extra = [key for key in data if key != "where" and data[key] is not None]
+        if extra:
+            raise SpecError(f"{where}.where names the tokens by itself; remove {', '.join(extra)}")
+        return Protect(where=_part("scores", Score, data["where"], f"{where}.where"))
     share, count, rounding = data.get("share"), data.get("count"), data.get("rounding", "floor")
     if (share is None) == (count is None):
         raise SpecError(f"{where} needs either share (of the budget) or count, not both and not neither")
@@ -286,7 +291,7 @@ def _stage(data: Mapping[str, Any], where: str) -> StageSpec:
     steps = data.get("steps") or []
     if not isinstance(steps, list):
         raise SpecError(f"{where}steps must be a list, got {steps!r}", key=f"{where}steps")
-    return StageSpec(
+    stage = StageSpec(
         insertion,
         budget,
         rule,
@@ -295,3 +300,8 @@ def _stage(data: Mapping[str, Any], where: str) -> StageSpec:
         _part("readouts", Readout, readout, f"{where}readout") if readout else None,
         tuple(_part("steps", Step, step, f"{where}steps.{i}") for i, step in enumerate(steps)),
     )
+    for part in stage.parts:
+        reason = part.misfit(stage)
+        if reason is not None:
+            raise SpecError(f"{where}{part.name}: {reason}")
+    return stage

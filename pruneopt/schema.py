@@ -34,15 +34,22 @@ class Protect:
     """Tokens that are chosen before the problem is solved: the best of the budget by `scores`.
 
     Give `share` (of the budget, rounded) or `count`.  Without scores of its own it ranks by those of the
-    problem.
+    problem.  Or give `where`, a part that is above zero at every token to protect.
     """
 
     share: float | None = None
     count: int | None = None
     rounding: str = "floor"
     scores: tuple[Weighted, ...] = ()
+    where: Score | None = None
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return (*(s.part for s in self.scores), *((self.where,) if self.where is not None else ()))
 
     def to_spec(self) -> dict[str, Any]:
+        if self.where is not None:
+            return {"where": self.where.to_spec()}
         out: dict[str, Any] = {"share": self.share, "count": self.count, "rounding": self.rounding}
         return {**out, "scores": {s.label: s.to_spec() for s in self.scores}}
 
@@ -71,11 +78,10 @@ class ProblemSpec:
     @property
     def parts(self) -> tuple[Part, ...]:
         summands = (*self.cost, *self.scores, *self.pairwise, *self.anchors)
-        if self.protect is not None:
-            summands = (*summands, *self.protect.scores)
+        protect = () if self.protect is None else self.protect.parts
         marginals = tuple(p for p in (self.source, self.target) if p is not None)
         quota = (self.quota,) if isinstance(self.quota, Part) else ()
-        return (*(s.part for s in summands), *marginals, *quota)
+        return (*(s.part for s in summands), *protect, *marginals, *quota)
 
     @property
     def needs(self) -> frozenset[str]:

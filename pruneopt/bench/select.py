@@ -20,6 +20,7 @@ from pruneopt.bench.stats import fit_exponent, timed, wide
 from pruneopt.errors import CostBlindReadoutWarning, InputError, PruneoptError, nearest
 from pruneopt.eval.records import environment
 from pruneopt.pruner import Pruner
+from pruneopt.scores.every_kth import EveryKth
 from pruneopt.signals import Signals
 from pruneopt.spec import StageSpec, list_methods, load_spec
 
@@ -29,7 +30,7 @@ SLOW = {
     "bipartite_elimination": "O(N^2 (N - k) / 8) by definition",
     "backward_elimination": "O(N^2) per round",
     "branch_and_bound": "exact, exponential",
-    "cluster_quota": "transitive links of a density graph",
+    "vicinity_clusters": "transitive links of a density graph",
     "pagerank": "walks over the map of the whole sequence, every head",
 }
 WIDE = ("features", "hidden_in", "hidden_out", "hidden_normed")
@@ -47,7 +48,8 @@ def run_select_bench(
 ) -> Path:
     """Measure every stage of the named methods (all when None); one JSON record `out/select.json`.
 
-    Each stage keeps `keep` tokens of N (its own count where a rule chooses it) at batch `batch` and width
+    Each stage keeps `keep` tokens of N (its own count where a rule chooses it, its destinations where tokens
+    are matched with those) at batch `batch` and width
     4096.  Cells that need a file are listed as skipped with the reason.  The cost of one Gram matrix of the
     same shape is measured beside, because a method that looks at all pairs cannot be faster than that.
 
@@ -144,6 +146,9 @@ def _cpu_ms(job: Callable[[], Any], repeats: int) -> float:
 
 def _kept(stage: StageSpec, keep: int) -> StageSpec:
     budget = replace(stage.budget, keep=keep, total=False, relative_to="start", scope="sample")
+    where = stage.problem.protect and stage.problem.protect.where
+    if isinstance(where, EveryKth):  # destinations stay whatever is asked, so they are the least to ask
+        return replace(stage, budget=replace(budget, keep=1 / where.stride, rounding="ceil"))
     return replace(stage, budget=budget if stage.budget.keep != 1.0 else replace(budget, keep=1.0))
 
 
@@ -152,7 +157,7 @@ def _slow(stage: StageSpec) -> str:
     names = [part.name for part in stage.parts]
     reasons = [reason for name, reason in SLOW.items() if name in names]
     pairs = [s.part for s in (*stage.problem.cost, *stage.problem.pairwise)]
-    pairs += [s.part for s in stage.problem.scores if s.part.name == "bipartite_similarity"]
+    pairs += [s.part for s in stage.problem.scores if s.part.name == "match_similarity"]
     if any(needed in WIDE for part in pairs for needed in part.needs):
         reasons.append("all pairs at full width")
     return "; ".join(reasons)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
 from pruneopt.parts import BudgetRule, param
 from pruneopt.signals import Signals
+from pruneopt.steps.grid_recycle import GridRecycle
+
+if TYPE_CHECKING:
+    from pruneopt.schema import StageSpec
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,15 @@ class CellAllowance(BudgetRule):
     name: ClassVar[str] = "cell_allowance"
     source: ClassVar[str] = "VFlowOpt (ICCV 2025), section 3.3"
     cell: float = param(4.0, low=1, doc="side of a cell in tokens, a real number")
+
+    def misfit(self, stage: StageSpec) -> str | None:
+        for i, step in enumerate(stage.steps):
+            if isinstance(step, GridRecycle) and step.cell != self.cell:
+                return (
+                    f"budget.rule.cell is {self.cell} and steps.{i}.cell is {step.cell}; room is left "
+                    "for the cells that are recycled, so set both"
+                )
+        return None
 
     def __call__(self, signals: Signals, k: Tensor, importance: Tensor | None) -> Tensor:
         room = (signals.mask.sum(1).double() / self.cell**2).long()

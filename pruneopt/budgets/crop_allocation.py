@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from pruneopt.registry import registry
 from pruneopt.scores.thumbnail_score import score_map, thumbnails
 from pruneopt.signals import Signals
 
+if TYPE_CHECKING:
+    from pruneopt.schema import StageSpec
+
 
 @dataclass(frozen=True)
 class CropAllocation(BudgetRule):
@@ -22,7 +25,7 @@ class CropAllocation(BudgetRule):
     The thumbnail's score map is cut into one cell per crop (the last row and column take the remainder);
     the sum of each cell over `temperature` goes through a softmax.  The mean of `s` is 1 over the number of
     crops, so the counts average to `retention` unless one is clipped.  The thumbnail and pictures without
-    crops keep the plain budget.  `retention` should repeat `budget.keep`: `retention: ${budget.keep}`.
+    crops keep the plain budget.  `retention` must be `budget.keep`; write `retention: ${budget.keep}`.
 
     Source: GlobalCom2 section 3.2.  Only summed logits give the temperature of 10 any effect (the code);
     sums of probabilities are at most 1 and make the shares almost equal (the paper's words).
@@ -34,6 +37,15 @@ class CropAllocation(BudgetRule):
     temperature: float = param(10.0, above=0, doc="temperature of the softmax over crops")
     score: str = param("cls_attention", doc="registered score of the thumbnail")
     options: Mapping[str, Any] = param({}, doc="parameters of that score")
+
+    def misfit(self, stage: StageSpec) -> str | None:
+        keep = stage.budget.keep
+        if keep == self.retention:
+            return None
+        return (
+            f"budget.rule.retention is {self.retention} and budget.keep is {keep}; crops share what "
+            "thumbnails keep, so write budget.rule.retention as ${budget.keep}, a ratio"
+        )
 
     @property
     def inner(self) -> Score:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from pruneopt.parts import BudgetRule, param
-from pruneopt.scores.bipartite_similarity import is_destination
-from pruneopt.scores.neighbour_redundancy import odd_cosines
+from pruneopt.scores.every_kth import is_destination
+from pruneopt.scores.twin_redundancy import TwinRedundancy, odd_cosines
 from pruneopt.signals import Signals
+
+if TYPE_CHECKING:
+    from pruneopt.schema import StageSpec
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,20 @@ class DegreeVote(BudgetRule):
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({self.signal})
+
+    def misfit(self, stage: StageSpec) -> str | None:
+        for summand in stage.problem.scores:
+            part = summand.part
+            if not isinstance(part, TwinRedundancy):
+                continue
+            for name in ("threshold", "signal"):
+                ours, theirs = getattr(self, name), getattr(part, name)
+                if ours != theirs:
+                    return (
+                        f"budget.rule.{name} is {ours} and problem.scores.{summand.label}.{name} is "
+                        f"{theirs}; the tokens that are counted must be those that are ranked, so set both"
+                    )
+        return None
 
     def __call__(self, signals: Signals, k: Tensor, importance: Tensor | None) -> Tensor:
         cosine, odd = odd_cosines(signals[self.signal], signals.mask)

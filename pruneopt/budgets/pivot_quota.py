@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
 from pruneopt.parts import BudgetRule, param
 from pruneopt.signals import Signals
+
+if TYPE_CHECKING:
+    from pruneopt.schema import StageSpec
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,16 @@ class PivotQuota(BudgetRule):
     source: ClassVar[str] = "DART (EMNLP 2025), as released"
     pivots: int = param(4, low=1, doc="visual pivots")
     text_pivots: int = param(4, low=0, doc="text pivots")
+
+    def misfit(self, stage: StageSpec) -> str | None:
+        for name in ("pivots", "text_pivots"):
+            ours, theirs = getattr(self, name), getattr(stage.solver, name, None)
+            if theirs is not None and theirs != ours:
+                return (
+                    f"budget.rule.{name} is {ours} and solver.{name} is {theirs}; quotas are counted for the "
+                    "pivots that are visited, so set both"
+                )
+        return None
 
     def __call__(self, signals: Signals, k: Tensor, importance: Tensor | None) -> Tensor:
         total = self.pivots + self.text_pivots

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from pruneopt.compose import keep_top
 from pruneopt.parts import CostTerm, param
 from pruneopt.signals import Signals
 from pruneopt.tensors import flat_heads, unit_rows
+
+if TYPE_CHECKING:
+    from pruneopt.schema import StageSpec
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,15 @@ class TextPivots(CostTerm):
     p: float = param(1.0, low=1, doc="order of the key norm")
     signal: str = param("hidden_normed", doc="visual tokens")
     text: str = param("text_hidden_normed", doc="text tokens in the same space")
+
+    def misfit(self, stage: StageSpec) -> str | None:
+        visited = getattr(stage.solver, "text_pivots", self.count)
+        if visited == self.count:
+            return None
+        return (
+            f"problem.anchors has {self.count} text pivots (count) and solver.text_pivots is {visited}; "
+            "every text pivot that is chosen must be visited, so set both"
+        )
 
     @property
     def needs(self) -> frozenset[str]:

@@ -7,12 +7,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pruneopt.parts import Score, param
+from pruneopt.parts import Grouping, param
 from pruneopt.signals import Signals
 
 
 @dataclass(frozen=True)
-class Window(Score):
+class Window(Grouping):
     """Index of the token's window, `[B,N]` whole numbers: the groups of a quota problem, not a ranking.
 
     The grid is cut into `columns` by `rows` windows as equal as whole cells allow, numbered row by row,

@@ -19,29 +19,26 @@ from pruneopt.solvers.walk import check_kind, clean_pairwise, needed_unary, orde
 
 @dataclass(frozen=True)
 class Pivot(SubsetSolver):
-    """DART's rule: keep the pivots, then per pivot the most distant tokens that are still left.
+    """Keep the pivots, then per pivot the most distant tokens that are still left.
 
     The `pivots` tokens with the largest scores are visual pivots (ties to the lower index) and always kept;
     the first `text_pivots` present rows of `anchors` (the strongest, where strengths are known) are text
-    pivots and only steer.  The rest of the budget
-    is shared out evenly over all pivots, one more for the first ones where it does not divide, and each
-    pivot in turn takes that many of the tokens still left with the largest `pairwise` (or anchor) distance.
-
-    DART keeps `pivots + (pivots + text_pivots) * n` tokens; ask for a budget of that form to get its counts
-    (132, 196, 68 and not 128, 192, 64).  `pivot_order`: `ascending` visits visual pivots by index, then text
-    pivots by index; `release` visits them as the released code does, in the iteration order of a CPython
-    set of their places in the sequence (`prefix` tokens before the visual ones, text right after them); it
-    waits for the device and is there for parity only.
+    pivots and only steer.  Visual pivots are visited by index, then text pivots by index.  The rest of the
+    budget is shared out evenly over all pivots, one more for the first ones where it does not divide, and
+    each pivot in turn takes that many of the tokens still left with the largest `pairwise` (or anchor)
+    distance.  `dart_pivots` visits them as DART's code does.
     """
 
     name: ClassVar[str] = "pivot"
-    source: ClassVar[str] = "DART (EMNLP 2025), section 3, as released"
+    source: ClassVar[str] = "DART (EMNLP 2025), section 3"
     kinds: ClassVar[frozenset[str]] = frozenset({"max_min", "max_sum"})
     tags: ClassVar[frozenset[str]] = frozenset({"exact_budget", "uses_order"})
+    moved: ClassVar[dict[str, str]] = {
+        "pivot_order": "pivot visits by index; write dart_pivots for the order of DART's code",
+        "prefix": "the layout of the prompt matters to dart_pivots only",
+    }
     pivots: int = param(4, low=0, doc="visual pivots")
     text_pivots: int = param(4, low=0, doc="most anchors used as pivots")
-    pivot_order: str = param("ascending", choices=("ascending", "release"), doc="order of visits")
-    prefix: int = param(35, low=0, doc="tokens before the visual ones, for pivot_order=release")
 
     def solve(self, problem: SubsetProblem) -> SubsetSolution:
         check_kind(self, problem)
@@ -101,14 +98,7 @@ class Pivot(SubsetSolver):
 
     def _visits(self, place: Tensor, usable: Tensor) -> Tensor:
         """`[B,P]` int64: which pivot is visited when; absent ones last."""
-        if self.pivot_order == "ascending":
-            return place.masked_fill(~usable, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)
-        out = []
-        for row, exists in zip(place.tolist(), usable.tolist(), strict=True):
-            where = {p + self.prefix: i for i, (p, e) in enumerate(zip(row, exists, strict=True)) if e}
-            seen = [where[p] for p in set(list(where))]  # noqa: C414  a set built from a dict is laid out otherwise
-            out.append(seen + [i for i, e in enumerate(exists) if not e])
-        return torch.tensor(out, dtype=torch.int64, device=place.device).view(place.shape)
+        return place.masked_fill(~usable, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)
 
 
 def walk_pivots(rows: Tensor, visits: Tensor, usable: Tensor, free: Tensor, left: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pruneopt.errors import SpecError
 from pruneopt.parts import Step, param
-from pruneopt.scores.bipartite_similarity import best_destination, is_destination, metric_rows
+from pruneopt.scores.match_similarity import metric_rows
 from pruneopt.signals import Signals
 from pruneopt.solution import Selection
 from pruneopt.steps.merging import assigned_rows, identity_rows, merged, protected_of
@@ -21,21 +22,21 @@ class MergeNearest(Step):
     """Each dropped token goes to the target with the largest cosine, ties to the lower index.
 
     `targets`: all `kept` tokens, only those the problem did not protect (`unprotected`: VisionZip's
-    contextual tokens, VisionDrop), or kept tokens at the last place of each block of `stride`
-    (`destinations`: ToMe, AIM).  `combine`: the `mean` of a target and its members (AIM), the mean weighted
-    by `size` (`size_mean`: ToMe; `carry` reads the sizes of earlier merges), or the target plus the mean of
-    its members (`add_mean`: VisionZip as released, roughly twice the norm).  Without any target nothing is
-    merged.
+    contextual tokens, VisionDrop), or only those it did (`protected`: the destinations of ToMe and AIM).
+    `combine`: the `mean` of a target and its members (AIM), the mean weighted by `size` (`size_mean`: ToMe;
+    `carry` reads the sizes of earlier merges), or the target plus the mean of its members (`add_mean`:
+    VisionZip as released, roughly twice the norm).  Without any target nothing is merged.
 
     `order`: `index`; `protected_first`, as VisionZip emits dominant before contextual tokens; or `matched`,
-    sources by falling likeness before all destinations, as ToMe's code emits them.
+    unprotected tokens by rising importance before all protected ones, as ToMe's code emits its sources (by
+    falling likeness) and destinations.
     """
 
     name: ClassVar[str] = "merge_nearest"
     source: ClassVar[str] = "ToMe (ICLR 2023), section 3; VisionZip (CVPR 2025), section 3.2"
     signal: str = param("features", doc="metric; heads are averaged")
-    targets: str = param("kept", choices=("kept", "unprotected", "destinations"), doc="what takes members")
-    stride: int = param(2, low=2, doc="one destination per this many tokens")
+    moved: ClassVar[dict[str, str]] = {"stride": "targets: protected are what problem.protect.where names"}
+    targets: str = param("kept", choices=("kept", "unprotected", "protected"), doc="what takes members")
     combine: str = param("mean", choices=("mean", "size_mean", "add_mean"), doc="value of a target")
     carry: bool = param(False, doc="read `size`, the result of earlier merges")
     order: str = param("index", choices=("index", "protected_first", "matched"), doc="order of emission")
@@ -47,7 +48,7 @@ class MergeNearest(Step):
     def __call__(self, selection: Selection, signals: Signals) -> Selection:
         keep = selection.keep
         rows = metric_rows(signals[self.signal])
-        target = self._targets(selection, signals.mask)
+        target = self._targets(selection)
         moves = ~keep & signals.mask & target.any(1, keepdim=True)
         home = nearest_target(rows, target, moves, max(selection.known_counts))
         gather = assigned_rows(home, moves)
@@ -59,21 +60,22 @@ class MergeNearest(Step):
             merge = (identity_rows(keep) + gather) * weight[:, None, :]
             merge = merge / merge.sum(2, keepdim=True).clamp_min(torch.finfo(merge.dtype).tiny)
         total = size + torch.einsum("btj,bj->bt", gather, size)
-        return merged(selection, merge, size=total, rank=self._rank(selection, signals.mask, rows))
+        return merged(selection, merge, size=total, rank=self._rank(selection))
 
-    def _targets(self, selection: Selection, mask: Tensor) -> Tensor:
+    def _targets(self, selection: Selection) -> Tensor:
         if self.targets == "unprotected":
             return selection.keep & ~protected_of(selection)
-        if self.targets == "destinations":
-            return selection.keep & is_destination(mask, self.stride)
+        if self.targets == "protected":
+            return protected_of(selection)
         return selection.keep
 
-    def _rank(self, selection: Selection, mask: Tensor, rows: Tensor) -> Tensor | None:
+    def _rank(self, selection: Selection) -> Tensor | None:
         if self.order == "protected_first":
             return (~protected_of(selection)).float()
         if self.order == "matched":
-            best, _ = best_destination(rows, mask, self.stride)
-            return torch.where(is_destination(mask, self.stride), 2.0, -best)
+            if selection.importance is None:
+                raise SpecError("step merge_nearest orders by importance; give the problem scores")
+            return selection.importance.float().masked_fill(protected_of(selection), torch.inf)
         return selection.rank
 
 

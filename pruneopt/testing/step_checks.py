@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from pruneopt.compose import keep_top
 from pruneopt.parts import BudgetRule, Step
 from pruneopt.problems import SubsetProblem
 from pruneopt.signals import Signals
@@ -20,15 +21,31 @@ from pruneopt.testing.signal_checks import agree
 def selection_on(
     signals: Signals, share: float = 0.4, seed: int = 0, order: Tensor | None = None
 ) -> Selection:
-    """A selection of a share of every sample by random scores that follow the tokens under `order`."""
-    from pruneopt.solvers.stable_top_k import StableTopK
+    """A selection of a share of every sample by random scores that follow the tokens under `order`.
 
+    The better half of it is protected, and the tokens fall into three groups, as steps may read.
+    """
     g = torch.Generator().manual_seed(seed)
     score = torch.rand(signals.tokens, generator=g).expand(signals.batch, -1)
-    score = score if order is None else score[:, order]
+    group = (torch.arange(signals.tokens) % 3).expand(signals.batch, -1)
+    if order is not None:
+        score, group = score[:, order], group[:, order]
     counts = tuple(max(1, int(share * n)) for n in signals.mask.sum(1).tolist())
+    return _selected(signals, score, group, counts)
+
+
+def _selected(signals: Signals, score: Tensor, group: Tensor, counts: tuple[int, ...]) -> Selection:
+    from pruneopt.solvers.stable_top_k import StableTopK
+
+    k = torch.tensor(counts)
     problem = SubsetProblem.build(
-        "top_k", torch.tensor(counts), score, mask=signals.mask if signals.ragged else None, counts=counts
+        "top_k",
+        k,
+        score,
+        mask=signals.mask if signals.ragged else None,
+        protected=keep_top(score, k // 2, signals.mask),
+        group=group,
+        counts=counts,
     )
     solution = StableTopK().solve(problem)
     return Selection(solution.keep, counts, score, solution=solution)
@@ -108,13 +125,10 @@ def check_step_batch(step: Step) -> None:
 
 
 def _restricted(single: Signals, full: Selection, b: int) -> Selection:
-    from pruneopt.solvers.stable_top_k import StableTopK
-
     assert full.importance is not None and full.counts is not None
-    score = full.importance[b : b + 1, : single.tokens]
-    counts = (full.counts[b],)
-    solution = StableTopK().solve(SubsetProblem.build("top_k", torch.tensor(counts), score, counts=counts))
-    return Selection(solution.keep, counts, score, solution=solution)
+    n = single.tokens
+    group = full.solution.problem.group  # type: ignore[union-attr]
+    return _selected(single, full.importance[b : b + 1, :n], group[b : b + 1, :n], (full.counts[b],))
 
 
 def check_step_pure(step: Step) -> None:

@@ -26,12 +26,18 @@ def _codebook(width: int) -> str:
 
 
 # Parts without defaults for all parameters, and those whose defaults do nothing.
-PARAMETERS = {"score_threshold": {"bound": 0.5}, "prototype": {"codebook": _codebook(8)}}
+PARAMETERS = {
+    "score_threshold": {"bound": 0.5},
+    "prototype": {"codebook": _codebook(8)},
+}
 _WIDTH = "reads a file made for one width"
 EXPECTED = {
     "prototype": dict.fromkeys(
         ("check_shapes", "check_half_precision_ranks_alike", "check_memory_order"), _WIDTH
-    )
+    ),
+    "dart_pivots": {
+        "check_beats_random": "DART's quotas are no better than chance for dispersion (docs/selection.md)"
+    },
 }
 
 

@@ -12,7 +12,7 @@ from zoo import Ledger, run, tensor
 from pruneopt.costs.cosine_distance import CosineDistance
 from pruneopt.costs.text_pivots import TextPivots
 from pruneopt.scores.key_norm import KeyNorm
-from pruneopt.scores.neighbour_redundancy import odd_cosines
+from pruneopt.scores.twin_redundancy import odd_cosines
 from pruneopt.signals import Signals
 from pruneopt.solution import Selection
 from pruneopt.solvers.bipartite_elimination import BipartiteElimination

@@ -149,7 +149,7 @@ def check_kth(book: Ledger, variant: str, stride: int, signals: dict[str, torch.
     x = signals["features"]
     whole = x.shape[1] // stride * stride
     cut = {name: value[..., :whole, :] for name, value in signals.items()}
-    options = ["steps.0.order=index", f"problem.scores.matched.stride={stride}", f"steps.0.stride={stride}"]
+    options = ["steps.0.order=index", f"problem.scores.matched.stride={stride}"]
     options.append(f"budget.keep={whole // stride}")
     chosen = run("tome/kth", cut, options)
     mean = run("tome/kth", cut, [*options, "steps.0.combine=mean"])

@@ -66,13 +66,13 @@ def test_divprune_never_repeats_a_token() -> None:
 
 
 @pytest.mark.parametrize(
-    ("order", "wanted"),
+    ("solver", "wanted"),
     [
-        ("release", [3, 4, 6, 7, 8, 11, 13, 14, 18, 20]),
-        ("ascending", [4, 6, 7, 8, 11, 12, 13, 14, 18, 20]),
+        ({"kind": "dart_pivots", "prefix": 3}, [3, 4, 6, 7, 8, 11, 13, 14, 18, 20]),
+        ({"kind": "pivot"}, [4, 6, 7, 8, 11, 12, 13, 14, 18, 20]),
     ],
 )
-def test_dart(order: str, wanted: list[int]) -> None:
+def test_dart(solver: dict, wanted: list[int]) -> None:
     hidden, keys = signed(2, 1, 34, 8), signed(3, 1, 34, 8).view(1, 34, 2, 4).transpose(1, 2)
     span, tail = slice(3, 27), slice(27, 34)
     tensors = {
@@ -86,11 +86,9 @@ def test_dart(order: str, wanted: list[int]) -> None:
         "dart",
         tensors,
         "budget.keep=10",
+        *(f"solver.{key}={value}" for key, value in solver.items()),
         "solver.pivots=2",
         "solver.text_pivots=2",
-        f"solver.pivot_order={order}",
-        "solver.prefix=3",
-        "problem.anchors.text.count=2",
     )
     assert sorted((chosen.solution.stats["pivots"][0] + 3).tolist()) == [7, 11]
     assert [i + 3 for i in kept(chosen)] == wanted
@@ -124,7 +122,6 @@ def test_saint_bipartite() -> None:
         "insertion.layer=8",
         "budget.rule.threshold=0.5",
         "budget.rule.degree=3",
-        "problem.scores.redundancy.threshold=0.5",
     )
     assert sorted(set(range(25)) - set(kept(chosen))) == [6, 8, 12, 22, 24]
 

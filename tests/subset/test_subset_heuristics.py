@@ -110,7 +110,7 @@ def test_release_order_of_pivots_is_that_of_a_python_set():
     unary = torch.zeros(1, 40)
     unary[0, [31, 3, 17, 8]] = torch.tensor([4.0, 3, 2, 1])
     problem = SubsetProblem.build("max_min", 12, unary, problem.pairwise)
-    part = solver("pivot", text_pivots=0, pivot_order="release", prefix=7)
+    part = solver("dart_pivots", text_pivots=0, prefix=7)
     places = torch.tensor([[31, 3, 17, 8]])
     visits = part._visits(places, torch.ones(1, 4, dtype=torch.bool))
     assert (places[0][visits[0]] + 7).tolist() == list({38, 10, 24, 15})

@@ -16,8 +16,10 @@ from pruneopt.steps.merging import identity_rows, merged
 
 
 @dataclass(frozen=True)
-class PoolGrid(Step):
+class ReplaceByPool(Step):
     """Replace the selection by equally many pooled tokens of the grid; only its counts are used.
+
+    Problem, scores and solver decide nothing but the number, so this ends a control, never a method.
 
     The k tokens are laid out in strips of the grid, as square as it allows, with as equal a number in each
     strip as whole numbers permit, so every k works.  `mode=average` gives every token to one cell, a cell
@@ -25,10 +27,10 @@ class PoolGrid(Step):
     down-sampling of the token map.  A pooled token takes the place of the token nearest to its cell's
     centre.  The problem must cover one whole grid: use `budget.scope=group` and prune before any other cut.
 
-    A control, not a method: down-sampling pixels before the encoder also changes what the encoder sees.
+    Down-sampling pixels before the encoder would also change what the encoder sees.
     """
 
-    name: ClassVar[str] = "pool_grid"
+    name: ClassVar[str] = "replace_by_pool"
     source: ClassVar[str] = "control of arXiv 2502.11501"
     tags: ClassVar[frozenset[str]] = frozenset({"uses_order"})
     mode: str = param("average", choices=("average", "area"), doc="whole tokens or shared area")
@@ -45,7 +47,7 @@ class PoolGrid(Step):
             columns, rows = (int(v) for v in signals["grid"][b, real[0]])
             if columns * rows != len(real):
                 raise SignalError(
-                    f"pool_grid needs a whole grid of {columns} x {rows} tokens, problem {b} has "
+                    f"replace_by_pool needs a whole grid of {columns} x {rows} tokens, problem {b} has "
                     f"{len(real)}; "
                     "use it as the only cut, with budget.scope=group"
                 )

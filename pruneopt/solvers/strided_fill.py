@@ -15,14 +15,15 @@ from pruneopt.solvers.walk import check_kind, ordered_solution
 
 
 @dataclass(frozen=True)
-class Strided(SubsetSolver):
+class StridedFill(SubsetSolver):
     """Keep the protected tokens and fill the budget with every s-th of the others, scores unread.
 
+    A fill rule, not an attempt at the optimum: the gap of its answer says what ignoring the scores costs.
     With M tokens left and C places, the stride is `max(1, M // C)` from the first one; the tail beyond
     `C s` is never taken.  Source: VisionZip, contextual targets.
     """
 
-    name: ClassVar[str] = "strided"
+    name: ClassVar[str] = "strided_fill"
     source: ClassVar[str] = "VisionZip (CVPR 2025), contextual tokens as released"
     kinds: ClassVar[frozenset[str]] = frozenset({"top_k"})
     tags: ClassVar[frozenset[str]] = frozenset({"exact_budget", "uses_order", "cost_blind"})
