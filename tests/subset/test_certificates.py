@@ -5,6 +5,7 @@ from __future__ import annotations
 import guards
 import pytest
 import refusals
+from guards import every_solver
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted_guards import PLANTED
@@ -18,9 +19,10 @@ CHECKS = {
 }
 
 
-@pytest.mark.parametrize("check", CHECKS)
-def test_guard(check):
-    CHECKS[check]()
+@pytest.mark.parametrize("name", CHECKS)
+def test_guard(name):
+    check = CHECKS[name]
+    check()
 
 
 @pytest.mark.parametrize("bug", PLANTED)
@@ -44,4 +46,4 @@ def test_every_guard_catches_something():
     ragged=st.booleans(),
 )
 def test_values_optima_and_bounds_are_ordered_at_every_scale(kind, seed, exponent, offset, protect, ragged):
-    guards.every_solver(kind, seed, exponent, offset, protect=protect, ragged=ragged and kind != "quota")
+    every_solver(kind, seed, exponent, offset, protect=protect, ragged=ragged and kind != "quota")
