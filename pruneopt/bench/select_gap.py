@@ -17,6 +17,7 @@ from torch import Tensor
 from pruneopt.bench.report import insert
 from pruneopt.bench.select import select_markdown
 from pruneopt.bench.stats import wide
+from pruneopt.errors import InputError
 from pruneopt.eval.records import environment
 from pruneopt.grouping import gather_tokens
 from pruneopt.parts import SubsetSolver
@@ -94,10 +95,12 @@ def run_gap_bench(
 def _embedded(pictures: int) -> tuple[Any, Any, int]:
     from pruneopt.demo.assets import load_inputs, load_model, load_questions
 
-    model, processor = load_model()
     seen: dict[Any, Any] = {}
     for question in load_questions():
         seen.setdefault(question.image, question)
+    if pictures > len(seen):
+        raise InputError(f"asked for {pictures} pictures; {len(seen)} are embedded")
+    model, processor = load_model()
     inputs = load_inputs(list(seen.values())[:pictures], processor)
     count = int((inputs["input_ids"][0] == model.config.image_token_id).sum())
     return model, inputs, count
