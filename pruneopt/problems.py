@@ -36,8 +36,9 @@ class TransportProblem:
     a, b: `[B,N]` and `[B,M]`, non-negative, each summing to one per problem; zero where masked.
     row_mask, col_mask: bool, True at real rows and columns; None means all real.
 
-    Raises ProblemError naming the argument and the sample for wrong shapes, non-finite or negative
-    entries, and masses that do not sum to one within 1e-4 (they are renormalised in float64 below that).
+    Raises ProblemError naming the argument and the sample for wrong shapes, non-finite or negative entries,
+    a sample whose rows or columns are all masked, a range that overflows, and masses that do not sum to one
+    within 1e-4 (they are renormalised in float64 below that).
     """
 
     cost: Tensor
@@ -70,6 +71,9 @@ class TransportProblem:
         batch, rows, cols = cost.shape
         row_mask = _mask("row_mask", row_mask, (batch, rows), cost)
         col_mask = _mask("col_mask", col_mask, (batch, cols), cost)
+        if check:
+            _some_real(row_mask, "row")
+            _some_real(col_mask, "col")
         a = _mass("a", a, row_mask, (batch, rows), cost, check)
         b = _mass("b", b, col_mask, (batch, cols), cost, check)
         if row_mask is not None or col_mask is not None:
@@ -84,7 +88,15 @@ class TransportProblem:
                     f"cost is not finite in problem {_first(bad)}; look for NaN or infinity in the "
                     "signals, or mask forbidden pairs with a finite cost"
                 )
-        return TransportProblem(cost, a, b, row_mask, col_mask)
+        problem = TransportProblem(cost, a, b, row_mask, col_mask)
+        if check:
+            bad = ~problem.cost_range().isfinite()
+            if bad.any():
+                raise ProblemError(
+                    f"cost spans more than {cost.dtype} holds in problem {_first(bad)}: highest minus lowest "
+                    "overflows; give forbidden pairs a cost of about 10 times the range of the others"
+                )
+        return problem
 
     @property
     def pair_mask(self) -> Tensor | None:
@@ -98,13 +110,37 @@ class TransportProblem:
             mask = mask & self.col_mask[:, None, :]
         return mask
 
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`cost`, `a`, `b`: what a gradient can be taken in."""
+        return self.cost, self.a, self.b
+
+    def detached(self) -> TransportProblem:
+        """The same problem out of the sight of autograd; views, no copies."""
+        cost, a, b = (x.detach() for x in self.inputs)
+        return TransportProblem(cost, a, b, self.row_mask, self.col_mask)
+
+    def span(self) -> tuple[Tensor, Tensor]:
+        """Lowest and highest real cost, `[B]` each."""
+        mask, cost = self.pair_mask, self.cost
+        if mask is None:
+            return cost.amin((1, 2)), cost.amax((1, 2))  # aminmax over a dim is 15 times slower on a CPU
+        low, high = cost.masked_fill(~mask, math.inf), cost.masked_fill(~mask, -math.inf)
+        return low.amin((1, 2)), high.amax((1, 2))
+
     def cost_range(self) -> Tensor:
         """`[B]`: largest minus smallest real cost; 1 where the cost is constant."""
-        mask = self.pair_mask
-        high = self.cost if mask is None else self.cost.masked_fill(~mask, -math.inf)
-        low = self.cost if mask is None else self.cost.masked_fill(~mask, math.inf)
-        span = high.amax((1, 2)) - low.amin((1, 2))
-        return torch.where(span > 0, span, torch.ones_like(span))
+        low, high = self.span()
+        width = high - low
+        return torch.where(width > 0, width, torch.ones_like(width))
+
+
+def _some_real(mask: Tensor | None, side: str) -> None:
+    if mask is not None and not bool(mask.any(1).all()):
+        raise ProblemError(
+            f"{side}_mask is False everywhere in problem {_first(~mask.any(1))}: there is nothing to move; "
+            "leave such samples out of the batch"
+        )
 
 
 def _first(bad: Tensor) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pruneopt.gradients import envelope, refuse_gradient, refuses
 from pruneopt.problems import SubsetProblem, TransportProblem
 
 
@@ -38,7 +39,7 @@ class Status(Enum):
 
     @property
     def proved(self) -> bool:
-        """True only for a proven optimum."""
+        """True only for a proven optimum; for transport that is one whose gap the certificate confirmed."""
         return self is Status.OPTIMAL
 
 
@@ -54,14 +55,24 @@ def settled(ended: Status, gap: float, slack: float) -> Status:
     return Status.UNPROVED if ended is Status.OPTIMAL and not gap <= slack else ended
 
 
+PROVED = 1e-9  # gap over what the plan pays above the cheapest pair, and L1 marginal error, of an optimum
+NOISE = torch.finfo(torch.float64).eps
+
+
 @dataclass(frozen=True, eq=False)
 class Certificate:
     """Bounds that need no reference solver, per problem `[B]`, in units of the cost.
 
     `value` is the cost of the plan rounded onto the polytope, hence an upper bound of the optimum;
     `lower_bound` comes from a c-transform of the potentials, hence is dual feasible; `gap` is their
-    difference, never negative beyond rounding.  `row_error`, `col_error`: L1 violation of the marginals
-    before rounding.  Source: Altschuler, Weed, Rigollet 2017, Algorithm 2; Villani 2009, Theorem 5.10.
+    difference, never negative beyond rounding, and computed above the cheapest pair, so that an offset of the
+    cost does not blur it.  `row_error`, `col_error`: L1 violation of the marginals before rounding.
+    `f [B,N]`, `g [B,M]`: the potentials behind the bound, `f_i + g_j <= cost_ij`.
+
+    `tolerance [B]` is the gap up to which the plan counts as optimal: 1e-9 of what it pays above the cheapest
+    real pair.  Pairs that the plan avoids have no part in it, so a huge cost cannot inflate it.  A plan whose
+    marginals are missed by more than 1e-9 is no optimum whatever it pays.
+    Source: Altschuler, Weed, Rigollet 2017, Algorithm 2; Villani 2009, Theorem 5.10.
     """
 
     value: Tensor
@@ -69,54 +80,79 @@ class Certificate:
     gap: Tensor
     row_error: Tensor
     col_error: Tensor
+    tolerance: Tensor
+    f: Tensor
+    g: Tensor
+
+    @property
+    def proved(self) -> Tensor:
+        """`[B]` bool: whether the plan may be called optimal, by `settled` and by the envelope theorem."""
+        met = (self.row_error <= PROVED) & (self.col_error <= PROVED)
+        return met & (self.gap <= self.tolerance)
 
 
 def round_to_polytope(plan: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Nearest-by-scaling feasible plan `[B,N,M]`: rows sum to `a`, columns to `b`.
+    """Nearest-by-scaling feasible plan `[B,N,M]`: rows sum to `a`, columns to `b`, to float64 rounding.
 
+    Mass at the level of rounding is dropped and not put elsewhere: next to a cost of 1e15 it would decide.
     Source: Altschuler, Weed, Rigollet 2017, Algorithm 2.
     """
-    plan = plan.clamp_min(0)
+    plan = plan.masked_fill(plan <= NOISE * a[:, :, None], 0)
     rows = plan.sum(2)
     plan = plan * torch.where(rows > a, a / rows.clamp_min(1e-300), torch.ones_like(rows))[:, :, None]
     cols = plan.sum(1)
     plan = plan * torch.where(cols > b, b / cols.clamp_min(1e-300), torch.ones_like(cols))[:, None, :]
-    row_left, col_left = (a - plan.sum(2)).clamp_min(0), (b - plan.sum(1)).clamp_min(0)
+    row_left, col_left = _left(a, plan.sum(2)), _left(b, plan.sum(1))
     total = row_left.sum(1)
     scale = torch.where(total > 0, 1 / total.clamp_min(1e-300), torch.zeros_like(total))
     return plan + row_left[:, :, None] * (col_left * scale[:, None])[:, None, :]
 
 
+def _left(mass: Tensor, sent: Tensor) -> Tensor:
+    left = mass - sent
+    return left.masked_fill(left <= 64 * NOISE * mass, 0)
+
+
 def c_transform(cost: Tensor, g: Tensor, real: Tensor | None, rows: bool) -> Tensor:
-    """`f_i = min_j cost_ij - g_j` over real pairs (`rows=True`), or its mirror image for columns."""
+    """`f_i = min_j cost_ij - g_j` over real pairs (`rows=True`), or its mirror image for columns.
+
+    Minus infinity in `g` is an atom that is not there; 0 where no atom is.  NaN stays NaN.
+    """
     reduced = cost - (g[:, None, :] if rows else g[:, :, None])
     if real is not None:
         reduced = reduced.masked_fill(~real, math.inf)
     out = reduced.amin(2 if rows else 1)
-    return torch.where(out.isfinite(), out, torch.zeros_like(out))
+    return out.masked_fill(out == math.inf, 0)
 
 
 def certify(problem: TransportProblem, plan: Tensor, g: Tensor | None) -> Certificate:
     """Certificate of any plan `[B,N,M]` and any target potential `[B,M]` (zeros when None).
 
     Computed in float64 on the problem's device.  A non-finite plan or potential gives a NaN value or an
-    infinite gap, never a small one.
+    infinite gap, never a small one; minus infinity is the potential of an atom without mass.
     """
-    cost, a, b = problem.cost.double(), problem.a.double(), problem.b.double()
+    a, b = problem.a.double(), problem.b.double()
     a, b = a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True)
-    plan = plan.double()
     real = problem.pair_mask
+    low = problem.span()[0].double()
+    cost = problem.cost.double() - low[:, None, None]
+    cost = cost if real is None else cost.masked_fill(~real, 0)
+    plan = plan.double()
     row_error, col_error = (plan.sum(2) - a).abs().sum(1), (plan.sum(1) - b).abs().sum(1)
-    value = (round_to_polytope(plan, a, b) * cost).sum((1, 2))
-    value = torch.where(plan.isfinite().flatten(1).all(1), value, torch.full_like(value, math.nan))
+    paid = (round_to_polytope(plan, a, b) * cost).sum((1, 2))
+    paid = torch.where(plan.isfinite().flatten(1).all(1), paid, torch.full_like(paid, math.nan))
     start = torch.zeros_like(b) if g is None else g.double()
-    broken = start.isnan().any(1) | (start == math.inf).any(1)
-    start = torch.where(start.isfinite(), start, torch.full_like(start, -1e30))
+    broken = ~(start < math.inf).all(1)
+    start = start.masked_fill(broken[:, None], 0)
     f = c_transform(cost, start, real, rows=True)
+    f = f - (a * f).sum(1, keepdim=True)  # potentials far from zero would cancel below
     tight = c_transform(cost, f, real, rows=False)
-    lower = (a * f).sum(1) + (b * tight).sum(1)
-    lower = torch.where(broken, torch.full_like(lower, -math.inf), lower)
-    return Certificate(value, lower, value - lower, row_error, col_error)
+    bound = ((a * f).sum(1) + (b * tight).sum(1)).clamp_min(0)  # nothing is below the cheapest pair
+    bound = bound.masked_fill(broken, -math.inf)
+    return Certificate(
+        low + paid, low + bound, paid - bound, row_error, col_error, PROVED * paid.detach(),
+        f + low[:, None], tight,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,8 +171,13 @@ class TransportSolution(Solution):
     ----------
     problem: what was solved.  plan: `[B,N,M]`.
     f, g: `[B,N]`, `[B,M]` potentials in cost units, or None where the method has none.
-    rounds: `[B]` int64.  ended: one Status per problem, before the finiteness check.
+    rounds: `[B]` int64.  ended: one Status per problem, as the solver saw it; `status` is what holds.
     order: which side was updated last, `"source"`, `"target"`, `"both"` (exact solvers) or `"neither"`.
+
+    Gradients, where the problem asks for them: a plan that autograd followed differentiates, and so does all
+    that is derived from it.  A plan that it did not follow refuses by name, and so do its potentials; its
+    `value` has the gradient of the optimum (plan and potentials, by the envelope theorem) where the
+    certificate proves one, and refuses elsewhere.
     """
 
     problem: TransportProblem = None  # type: ignore[assignment]
@@ -148,13 +189,42 @@ class TransportSolution(Solution):
     order: str = "neither"
     solver: str = ""
 
+    def __post_init__(self) -> None:
+        inputs = self.problem.inputs
+        if not (torch.is_grad_enabled() and any(x.requires_grad for x in inputs)):
+            return
+        for name in ("plan", "f", "g"):
+            tensor = getattr(self, name)
+            if tensor is not None and not tensor.requires_grad:
+                object.__setattr__(self, name, refuse_gradient(tensor, inputs, self._refusal(name)))
+
+    def _refusal(self, name: str) -> str:
+        return (
+            f"{self.solver or 'this solver'} has no gradient of `{name}`; sinkhorn (with omega=1) and "
+            "one_sided differentiate in full, and `value` of a proved optimum (exact, emd, lp) in the cost "
+            "and the marginals. Or take the result out of autograd with detach()"
+        )
+
     @property
     def dtype(self) -> torch.dtype:
         return self.plan.dtype
 
     @cached_property
     def certificate(self) -> Certificate:
-        return certify(self.problem, self.plan, self.g)
+        with torch.set_grad_enabled(self.plan.requires_grad):  # whoever reads it first, and wherever
+            if not refuses(self.plan):
+                return certify(self.problem, self.plan, self.g)
+            found = certify(
+                self.problem.detached(), self.plan.detach(), None if self.g is None else self.g.detach()
+            )
+            optimum = (self.plan.detach().double(), found.f, found.g)
+            inputs = self.problem.inputs
+            value = envelope(found.value, inputs, optimum, found.proved, self._refusal("value"))
+            others = {
+                name: refuse_gradient(getattr(found, name), inputs, self._refusal(name))
+                for name in ("lower_bound", "gap", "row_error", "col_error", "f", "g")
+            }
+            return replace(found, value=value, **others)
 
     @property
     def value(self) -> Tensor:
@@ -181,12 +251,22 @@ class TransportSolution(Solution):
 
     @cached_property
     def status(self) -> tuple[Status, ...]:
-        """One per problem; a non-finite plan or potential is never a success."""
+        """One per problem.
+
+        A non-finite plan is never a success, nor is a potential unless it is minus infinity at an atom
+        without mass; `OPTIMAL` is only said where the certificate proves it.
+        """
         bad = ~self.plan.isfinite().flatten(1).all(1)
-        for potential in (self.f, self.g):
+        for potential, mass in ((self.f, self.problem.a), (self.g, self.problem.b)):
             if potential is not None:
-                bad |= potential.isnan().any(1) | (potential == math.inf).any(1)
-        return tuple(Status.NON_FINITE if b else e for b, e in zip(bad.tolist(), self.ended, strict=True))
+                absent = (potential == -math.inf) & (mass == 0)
+                bad |= ~(potential.isfinite() | absent).all(1)
+        claims = Status.OPTIMAL in self.ended
+        proved = self.certificate.proved.tolist() if claims else [False] * len(self.ended)
+        return tuple(
+            Status.NON_FINITE if b else settled(e, 0.0 if p else math.inf, 0.0)
+            for b, e, p in zip(bad.tolist(), self.ended, proved, strict=True)
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from pruneopt.problems import TransportProblem
 from pruneopt.solution import Status, TransportSolution
-from pruneopt.solvers.common import span
 
 Found = tuple[Any, Any, Any]  # plan, f, g
 Single = Callable[[np.ndarray, np.ndarray, np.ndarray, float, int], Found]
@@ -46,7 +45,7 @@ class Peer:
 
     def solve(self, problem: TransportProblem) -> TransportSolution:
         begin = time.perf_counter()
-        low, high = span(problem)
+        low, high = problem.span()
         eps = self.epsilon * (high - low)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

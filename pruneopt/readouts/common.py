@@ -40,5 +40,5 @@ def source_dual(problem: TransportProblem, solution: TransportSolution, readout:
         )
     f, g = solution.f.double(), solution.g.double()
     real = problem.pair_mask
-    tight = c_transform(problem.cost.double(), torch.where(g.isfinite(), g, -1e30), real, rows=True)
+    tight = c_transform(problem.cost.double(), g, real, rows=True)
     return torch.where(problem.a > 0, f, tight)

@@ -1,11 +1,12 @@
-"""What several transport solvers need: the other way round, host copies, and one answer type."""
+"""What several transport solvers need: the other way round, host copies in one scale, and one answer type."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +15,38 @@ from torch import Tensor
 from pruneopt.problems import TransportProblem
 from pruneopt.solution import Status, TransportSolution
 
-T = TypeVar("T")
-Answer = tuple[np.ndarray, "np.ndarray | None", "np.ndarray | None", int, Status, object]
+WIDE = 1e6  # cost range over dearest pair paid, beyond which an exact solver is asked again ...
+CLIP = 1e3  # ... with costs cut off at this many times the dearest pair paid
+
+
+@dataclass(frozen=True)
+class Atoms:
+    """One problem of a batch as a host solver sees it: float64, only atoms that carry mass.
+
+    `cost [n,m]` in [0,1]: lowest 0, highest 1 (all 0 if constant), because the tolerances of libraries are
+    absolute.  `a [n]`, `b [m]` sum to one.  `index`: which problem; `unit`: what 1 is in the user's cost.
+    """
+
+    cost: np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+    index: int
+    unit: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a host solver found for some `Atoms`, in their cost units; `words`: what it has to say."""
+
+    plan: np.ndarray
+    f: np.ndarray | None
+    g: np.ndarray | None
+    rounds: int
+    status: Status
+    words: dict[str, Any]
+
+
+SolveOne = Callable[[Atoms], Answer]
 
 
 def transposed(problem: TransportProblem) -> TransportProblem:
@@ -27,7 +58,7 @@ def transposed(problem: TransportProblem) -> TransportProblem:
 
 def double(problem: TransportProblem) -> TransportProblem:
     """The same problem in float64."""
-    cost, a, b = problem.cost.double(), problem.a.double(), problem.b.double()
+    cost, a, b = (x.double() for x in problem.inputs)
     return TransportProblem(cost, a, b, problem.row_mask, problem.col_mask)
 
 
@@ -37,40 +68,41 @@ def spoil(problem: TransportProblem, plan: Tensor) -> Tensor:
     return torch.where(fine[:, None, None], plan, torch.full_like(plan, torch.nan))
 
 
-def span(problem: TransportProblem) -> tuple[Tensor, Tensor]:
-    """Lowest and highest real cost, `[B]` each."""
-    mask, cost = problem.pair_mask, problem.cost
-    if mask is None:
-        return cost.amin((1, 2)), cost.amax((1, 2))  # aminmax over a dim is 15 times slower on a CPU
-    return cost.masked_fill(~mask, torch.inf).amin((1, 2)), cost.masked_fill(~mask, -torch.inf).amax((1, 2))
-
-
 def each(
     problem: TransportProblem,
-    solve_one: Callable[[np.ndarray, np.ndarray, np.ndarray, int], Answer],
+    solve_one: SolveOne,
     solver: str,
     threads: int = 1,
-    order: str = "both",
+    *,
+    exact: bool = True,
 ) -> TransportSolution:
-    """Run a host solver on every problem of the batch in float64 and put the answers back.
+    """Run a host solver on every problem of the batch, scaled, in float64, and put the answers back.
 
-    `solve_one(cost [n,m], a [n], b [m], index)` sees only atoms that carry mass, so padding and zero-mass
-    atoms cannot disturb it, and returns plan, f, g, rounds, status and whatever it has to say.  Atoms that it
-    did not see get an empty row or column and the largest potential that stays dual feasible.
+    `solve_one` sees only atoms that carry mass, so padding and zero-mass atoms cannot disturb it; a problem
+    without any, or with a cost that is not finite, never reaches it (`NON_FINITE`).  Atoms that it did not
+    see get an empty row or column and the largest potential that stays dual feasible.  `exact`: both sides
+    are met and the optimum is claimed, so `solve_one` may be asked again where one scale does not fit all.
     """
     begin = time.perf_counter()
-    cost = problem.cost.detach().double().cpu().numpy()
-    a, b = problem.a.detach().double().cpu().numpy(), problem.b.detach().double().cpu().numpy()
+    cost, a, b = (x.detach().double().cpu().numpy() for x in problem.inputs)
     rows, cols = a > 0, b > 0
 
     def run(i: int) -> Answer:
         r, c = rows[i], cols[i]
-        p, q = a[i][r], b[i][c]
-        if not (np.isfinite(cost[i]).all() and np.isfinite(p.sum() + q.sum())):
-            nothing = np.full((r.sum(), c.sum()), np.nan)
-            return nothing, nothing[:, :1].ravel(), nothing[:1].ravel(), 0, Status.NON_FINITE, {}
         seen = cost[i] if r.all() and c.all() else cost[i][np.ix_(r, c)]
-        return solve_one(np.ascontiguousarray(seen), p / p.sum(), q / q.sum(), i)
+        p, q = a[i][r], b[i][c]
+        fine = seen.size > 0 and np.isfinite(cost[i]).all() and np.isfinite(p.sum() + q.sum())
+        low = float(seen.min()) if fine else 0.0
+        unit = float(seen.max()) - low if fine else np.inf
+        if not np.isfinite(unit):
+            nothing = np.full((len(r), len(c)), np.nan)
+            return Answer(nothing, nothing[:, 0], nothing[0], 0, Status.NON_FINITE, {})
+        unit = unit or 1.0
+        atoms = Atoms(np.ascontiguousarray((seen - low) / unit), p / p.sum(), q / q.sum(), i, unit)
+        answer = _finer(solve_one, atoms, solve_one(atoms)) if exact else solve_one(atoms)
+        if answer.f is None or answer.g is None:
+            return answer
+        return replace(answer, f=answer.f * unit + low, g=answer.g * unit)
 
     batch = range(len(cost))
     if threads > 1 and len(cost) > 1:
@@ -78,37 +110,71 @@ def each(
             answers = list(pool.map(run, batch))
     else:
         answers = [run(i) for i in batch]
-    plan = np.zeros_like(cost)
-    f, g = np.zeros_like(a), np.zeros_like(b)
-    potentials = any(x[1] is not None for x in answers)
-    for i, (part, fi, gi, _, _, _) in enumerate(answers):
-        if part.shape == plan[i].shape:
-            plan[i] = part
-        else:
-            plan[i][np.ix_(rows[i], cols[i])] = part
-        if fi is None or gi is None:  # zero target potentials are dual feasible after a c-transform
-            fi, gi = cost[i][np.ix_(rows[i], cols[i])].min(1), np.zeros(cols[i].sum())
-        f[i][rows[i]], g[i][cols[i]] = fi, gi
-        _extend(cost[i], f[i], g[i], rows[i], cols[i])
+    plan, f, g = np.zeros_like(cost), np.zeros_like(a), np.zeros_like(b)
+    for i, answer in enumerate(answers):
+        _put_back(answer, cost[i], (rows[i], cols[i]), plan[i], f[i], g[i])
     device = problem.cost.device
     put: Callable[[np.ndarray], Tensor] = lambda x: torch.from_numpy(x).to(device)  # noqa: E731
+    potentials = any(x.f is not None for x in answers)
     return TransportSolution(
         time.perf_counter() - begin,
-        {"details": [x[5] for x in answers]},
+        {"details": [x.words for x in answers]},
         problem=problem,
         plan=put(plan),
         f=put(f) if potentials else None,
         g=put(g) if potentials else None,
-        rounds=torch.tensor([x[3] for x in answers], dtype=torch.int64, device=device),
-        ended=tuple(x[4] for x in answers),
-        order=order,
+        rounds=torch.tensor([x.rounds for x in answers], dtype=torch.int64, device=device),
+        ended=tuple(x.status for x in answers),
+        order="both" if exact else "source",
         solver=solver,
     )
 
 
-def _extend(cost: np.ndarray, f: np.ndarray, g: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> None:
-    """Potentials of atoms without mass, by the c-transform of the other side."""
-    if not rows.all():
+def _finer(solve_one: SolveOne, atoms: Atoms, first: Answer) -> Answer:
+    """`first`, or an answer to the same problem with the costs that dwarf what it pays cut off.
+
+    Libraries see no difference between costs of 1 and 2 beside one of 1e15.  Cutting costs off only lowers
+    them, so an optimum that pays no cut pair, and its potentials, are optimal before the cut as well.
+    """
+    paid = _dearest(atoms, first)
+    if first.status is not Status.OPTIMAL or not 0 < paid * WIDE < 1:
+        return first
+    top = CLIP * paid
+    near = replace(atoms, cost=np.minimum(atoms.cost / top, 1.0), unit=atoms.unit * top)
+    again = solve_one(near)
+    if again.status is not Status.OPTIMAL or _dearest(near, again) >= 1 or again.f is None or again.g is None:
+        return first
+    return replace(again, f=again.f * top, g=again.g * top)
+
+
+def _dearest(atoms: Atoms, answer: Answer) -> float:
+    """The highest cost of a pair that gets mass beyond rounding."""
+    used = answer.plan > 1e-14 * atoms.a[:, None]
+    return float(atoms.cost.max(initial=0.0, where=used))
+
+
+def _put_back(
+    answer: Answer,
+    cost: np.ndarray,
+    seen: tuple[np.ndarray, np.ndarray],
+    plan: np.ndarray,
+    f: np.ndarray,
+    g: np.ndarray,
+) -> None:
+    """Write an answer into its places of a batch; `seen`: the rows and columns that carry mass."""
+    if answer.status is Status.NON_FINITE:
+        plan[:], f[:], g[:] = np.nan, np.nan, np.nan
+        return
+    rows, cols = seen
+    if rows.all() and cols.all():
+        plan[:] = answer.plan
+    else:
+        plan[np.ix_(rows, cols)] = answer.plan
+    if answer.f is None or answer.g is None:  # zero target potentials are dual feasible after a c-transform
+        f[rows] = cost[np.ix_(rows, cols)].min(1)
+    else:
+        f[rows], g[cols] = answer.f, answer.g
+    if not rows.all():  # potentials of atoms without mass, by the c-transform of the other side
         f[~rows] = (cost[~rows][:, cols] - g[cols]).min(1)
     if not cols.all():
         g[~cols] = (cost[:, ~cols] - f[:, None]).min(0)

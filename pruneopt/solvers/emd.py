@@ -12,20 +12,22 @@ import numpy as np
 from pruneopt.parts import TransportSolver, param
 from pruneopt.problems import TransportProblem
 from pruneopt.solution import Status, TransportSolution
-from pruneopt.solvers.common import Answer, each
+from pruneopt.solvers.common import Answer, Atoms, each
 
 _CODES = {0: Status.INFEASIBLE, 1: Status.OPTIMAL, 2: Status.FAILED, 3: Status.MAX_ROUNDS}
 
 
-def network_simplex(cost: np.ndarray, a: np.ndarray, b: np.ndarray, pivots: int) -> Answer:
-    """One problem `[n,m]` through POT; its result code is the status and its words are the last item."""
+def network_simplex(atoms: Atoms, pivots: int) -> Answer:
+    """One problem through POT; its result code is the status."""
     import ot
 
     log: dict[str, Any]
-    plan, log = ot.lp.emd(a, b, cost, numItermax=pivots, log=True, center_dual=True, check_marginals=False)
+    plan, log = ot.lp.emd(
+        atoms.a, atoms.b, atoms.cost, numItermax=pivots, log=True, center_dual=True, check_marginals=False
+    )
     status = _CODES.get(int(log["result_code"]), Status.FAILED)
     words = {"method": "emd", "says": log.get("warning")}
-    return plan, np.asarray(log["u"]), np.asarray(log["v"]), 0, status, words
+    return Answer(plan, np.asarray(log["u"]), np.asarray(log["v"]), 0, status, words)
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,10 @@ class Emd(TransportSolver):
     threads: int = param(0, low=0, doc="problems solved at the same time; 0 is one per core")
 
     def solve(self, problem: TransportProblem) -> TransportSolution:
-        """Status `OPTIMAL` with a certified gap at rounding level, or the reason why not."""
+        """Status `OPTIMAL` where the certificate confirms it, or the reason why not."""
 
-        def one(cost: np.ndarray, a: np.ndarray, b: np.ndarray, i: int) -> Answer:
-            return network_simplex(cost, a, b, self.rounds)
+        def one(atoms: Atoms) -> Answer:
+            return network_simplex(atoms, self.rounds)
 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="numItermax reached")

@@ -7,13 +7,11 @@ import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from pruneopt.parts import TransportSolver, param
 from pruneopt.problems import TransportProblem
 from pruneopt.solution import TransportSolution
 from pruneopt.solvers.assignment import is_assignment, shortest_augmenting_path
-from pruneopt.solvers.common import Answer, each
+from pruneopt.solvers.common import Answer, Atoms, each
 from pruneopt.solvers.emd import network_simplex
 
 
@@ -31,12 +29,12 @@ class Exact(TransportSolver):
     threads: int = param(0, low=0, doc="problems solved at the same time; 0 is one per core")
 
     def solve(self, problem: TransportProblem) -> TransportSolution:
-        """Status `OPTIMAL` with a certified gap at rounding level, or the reason why not."""
+        """Status `OPTIMAL` where the certificate confirms it, or the reason why not."""
 
-        def one(cost: np.ndarray, a: np.ndarray, b: np.ndarray, i: int) -> Answer:
-            if is_assignment(cost, a, b):
-                return shortest_augmenting_path(cost, a, b)
-            return network_simplex(cost, a, b, 10_000_000)
+        def one(atoms: Atoms) -> Answer:
+            if is_assignment(atoms.a, atoms.b):
+                return shortest_augmenting_path(atoms)
+            return network_simplex(atoms, 10_000_000)
 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="numItermax reached")

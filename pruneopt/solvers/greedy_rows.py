@@ -30,11 +30,12 @@ class GreedyRows(TransportSolver):
     def solve(self, problem: TransportProblem) -> TransportSolution:
         """Status `HEURISTIC`; the gap comes from zero potentials."""
         begin = time.perf_counter()
-        cost = problem.cost
+        here = problem.detached()
+        cost = here.cost
         if problem.col_mask is not None:
             cost = cost.masked_fill(~problem.col_mask[:, None, :], torch.inf)
         order = cost.argsort(dim=2, stable=True)
-        a, room = problem.a.double(), problem.b.double().clone()
+        a, room = here.a.double(), here.b.double().clone()
         plan = torch.zeros(cost.shape, dtype=torch.float64, device=cost.device)
         for i in range(cost.shape[1]):
             there = room.gather(1, order[:, i])
@@ -45,7 +46,7 @@ class GreedyRows(TransportSolver):
         return TransportSolution(
             time.perf_counter() - begin,
             problem=problem,
-            plan=spoil(problem, plan),
+            plan=spoil(here, plan),
             rounds=torch.zeros(len(a), dtype=torch.int64, device=a.device),
             ended=(Status.HEURISTIC,) * len(a),
             order="both",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +12,7 @@ from pruneopt.errors import SpecError, nearest
 from pruneopt.parts import TransportSolver, param
 from pruneopt.problems import TransportProblem
 from pruneopt.solution import Status, TransportSolution
-from pruneopt.solvers.common import Answer, each, span
+from pruneopt.solvers.common import Answer, Atoms, each
 
 _CVXPY = {
     "optimal": Status.OPTIMAL,
@@ -21,7 +21,6 @@ _CVXPY = {
     "infeasible": Status.INFEASIBLE,
     "infeasible_inaccurate": Status.INFEASIBLE,
 }
-PROVED = 1e-6  # certified gap over cost range up to which "optimal" is believed
 
 
 @dataclass(frozen=True)
@@ -30,10 +29,8 @@ class LinearProgram(TransportSolver):
 
     70 to 220 times slower than `emd`: a cross-check up to n=256, not a production path.  `route: cvxpy` takes
     any installed solver by its cvxpy name; building its model often costs more than solving it, which
-    `route: direct` (HiGHS through highspy, constraint matrix built here) avoids.  Costs are scaled to [0,1]
-    and masses to about one, because the tolerances of these solvers are absolute.  "Optimal" from the library
-    becomes `OPTIMAL` only if the certificate agrees, and `CONVERGED` otherwise; no other solver is ever
-    substituted.
+    `route: direct` (HiGHS through highspy, constraint matrix built here) avoids.  Masses are scaled to about
+    one, like costs, because the tolerances of these solvers are absolute.  No other solver is substituted.
 
     Needs the extra `lp`.
     """
@@ -47,7 +44,10 @@ class LinearProgram(TransportSolver):
     threads: int = param(0, low=0, doc="problems solved at the same time (direct route); 0 is one per core")
 
     def solve(self, problem: TransportProblem) -> TransportSolution:
-        """Raises SpecError when the library or the solver is not installed."""
+        """Status `OPTIMAL` where the certificate confirms it, or the reason why not.
+
+        Raises SpecError when the library or the solver is not installed.
+        """
         direct = self.route == "direct"
         if direct and self.solver != "HIGHS":
             raise SpecError(f"lp.route=direct is HiGHS only; use route=cvxpy for {self.solver}")
@@ -55,27 +55,15 @@ class LinearProgram(TransportSolver):
             raise SpecError(f"lp.time_limit works with HIGHS only, not {self.solver}")
         run = _highs(self.time_limit) if direct else _cvxpy(self.solver, self.time_limit)
 
-        def one(cost: np.ndarray, a: np.ndarray, b: np.ndarray, i: int) -> Answer:
-            low = float(cost.min())
-            width = float(cost.max()) - low or 1.0
-            scale = float(max(cost.shape))
-            plan, f, g, rounds, status, words = run((cost - low) / width, a * scale, b * scale)
+        def one(atoms: Atoms) -> Answer:
+            scale = float(max(atoms.cost.shape))
+            plan, f, g, rounds, status, words = run(atoms.cost, atoms.a * scale, atoms.b * scale)
             if plan is None:
                 words["says"] = f"{words['says']}; no plan came back, this one is the independent coupling"
-                return a[:, None] * b[None, :], None, None, rounds, status, words
-            return np.maximum(plan, 0) / scale, f * width + low, g * width, rounds, status, words
+                return Answer(atoms.a[:, None] * atoms.b[None, :], None, None, rounds, status, words)
+            return Answer(np.maximum(plan, 0) / scale, f, g, rounds, status, words)
 
-        found = each(problem, one, self.name, (self.threads or os.cpu_count() or 1) if direct else 1)
-        return replace(found, ended=_believed(problem, found))
-
-
-def _believed(problem: TransportProblem, found: TransportSolution) -> tuple[Status, ...]:
-    low, high = span(problem)
-    proved = (found.gap <= PROVED * (high - low).double().clamp_min(1e-300)).tolist()
-    return tuple(
-        Status.CONVERGED if s is Status.OPTIMAL and not p else s
-        for s, p in zip(found.ended, proved, strict=True)
-    )
+        return each(problem, one, self.name, (self.threads or os.cpu_count() or 1) if direct else 1)
 
 
 def _missing(what: str, error: ImportError) -> SpecError:

@@ -29,14 +29,15 @@ class NorthWest(TransportSolver):
     def solve(self, problem: TransportProblem) -> TransportSolution:
         """Status `HEURISTIC`; the gap comes from zero potentials."""
         begin = time.perf_counter()
-        a, b = problem.a.double(), problem.b.double()
+        here = problem.detached()
+        a, b = here.a.double(), here.b.double()
         row_end, col_end = a.cumsum(1), b.cumsum(1)
         high = torch.minimum(row_end[:, :, None], col_end[:, None, :])
         low = torch.maximum((row_end - a)[:, :, None], (col_end - b)[:, None, :])
         return TransportSolution(
             time.perf_counter() - begin,
             problem=problem,
-            plan=spoil(problem, (high - low).clamp_min(0)),
+            plan=spoil(here, (high - low).clamp_min(0)),
             rounds=torch.zeros(len(a), dtype=torch.int64, device=a.device),
             ended=(Status.HEURISTIC,) * len(a),
             order="both",

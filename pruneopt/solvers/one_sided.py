@@ -11,7 +11,6 @@ import torch
 from pruneopt.parts import TransportSolver, param
 from pruneopt.problems import TransportProblem
 from pruneopt.solution import Status, TransportSolution
-from pruneopt.solvers.common import span
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class OneSided(TransportSolver):
     def solve(self, problem: TransportProblem) -> TransportSolution:
         """Never iterates; status `CLOSED_FORM`, and the gap says what dropping the source side costs."""
         begin = time.perf_counter()
-        low, high = span(problem)
+        low, high = problem.span()
         width = torch.where(high > low, high - low, torch.ones_like(low))
         eps = width * self.epsilon if self.epsilon_scale == "range" else torch.full_like(width, self.epsilon)
         score = -problem.cost / eps[:, None, None]

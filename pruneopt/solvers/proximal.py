@@ -12,7 +12,6 @@ from torch import Tensor
 from pruneopt.parts import TransportSolver, param
 from pruneopt.problems import TransportProblem
 from pruneopt.solution import Status, TransportSolution, certify
-from pruneopt.solvers.common import span
 from pruneopt.solvers.scaling import CHECK, products, rows
 
 _TINY = 1e-300
@@ -28,7 +27,7 @@ class Proximal(TransportSolver):
     summed potentials over k certify it.  Unequal marginals want `inner` of 5 or more.
 
     `tolerance` stops a problem when its certified gap falls below that share of its cost range (looked at
-    every 10th step).  float64, source side last, any device.
+    every 10th step).  float64, source side last, any device; no gradients.
 
     Source: Xie, Wang, Wang, Zha 2020 (IPOT), Algorithm 2.
     """
@@ -44,14 +43,15 @@ class Proximal(TransportSolver):
     def solve(self, problem: TransportProblem) -> TransportSolution:
         """Never raises for non-convergence: `CONVERGED`, `MAX_ROUNDS`, or `ROUNDS_DONE` without tolerance."""
         begin = time.perf_counter()
-        low, high = (x.double() for x in span(problem))
+        here = problem.detached()
+        low, high = (x.double() for x in here.span())
         beta = self.beta * torch.where(high > low, high - low, torch.ones_like(low))
-        state = _State.begin(problem, beta)
+        state = _State.begin(here, beta)
         live = torch.arange(len(beta), device=beta.device)
         plan, f, g = state.plan.clone(), torch.zeros_like(state.f), torch.zeros_like(state.g)
         rounds = torch.zeros_like(live)
         met = torch.zeros_like(live, dtype=torch.bool)
-        here, floor, done = problem, low, 0
+        floor, done = low, 0
         while done < self.rounds and live.numel():
             kernel = (here.cost.double() - floor[:, None, None]).clamp_min_(0)
             kernel = kernel.div_(-state.beta[:, None, None]).exp_()

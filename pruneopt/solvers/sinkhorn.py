@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -13,8 +13,8 @@ from pruneopt.errors import ProblemError
 from pruneopt.parts import TransportSolver, param
 from pruneopt.problems import TransportProblem
 from pruneopt.solution import Status, TransportSolution
-from pruneopt.solvers import scaling
-from pruneopt.solvers.common import span, transposed
+from pruneopt.solvers import scaling, unrolled
+from pruneopt.solvers.common import transposed
 
 Start = tuple[Tensor, Tensor]
 FEW = 5  # rounds up to which the log domain is used on a GPU rather than waiting for it
@@ -34,6 +34,10 @@ class Sinkhorn(TransportSolver):
     rounds at each epsilon from `anneal_start` (same scale as `epsilon`) down by `anneal_decay`, then `rounds`
     at `epsilon`; use it below 0.02 of the range.  Over-relaxation (`omega` above 1) ends every look at the
     device with a plain round and falls back to plain rounds for a problem whose dual value decreased.
+
+    Gradients: where cost, marginals or `start` ask for one, the rounds are repeated in the log domain for
+    autograd to follow; plan, potentials, `value` and `lower_bound` then have the exact derivative of the
+    rounds that were run, the cost range behind a relative epsilon included.  Over-relaxed rounds refuse.
 
     Sources: Cuturi 2013; Schmitzer 2019; Thibault et al. 2021.
     """
@@ -71,10 +75,14 @@ class Sinkhorn(TransportSolver):
         """
         begin = time.perf_counter()
         flip = self.last == "target"
-        oriented = transposed(problem) if flip else problem
-        low, high = span(problem)
+        low, high = problem.span()
         width = torch.where(high > low, high - low, torch.ones_like(low)).double()
         eps = width * self.epsilon if self.epsilon_scale == "range" else torch.full_like(width, self.epsilon)
+        if self.omega == 1 and torch.is_grad_enabled() and _traced(problem, start):
+            return self._followed(problem, start, eps, begin)
+        problem_in, problem = problem, problem.detached()
+        low, high, width, eps = low.detach(), high.detach(), width.detach(), eps.detach()
+        oriented = transposed(problem) if flip else problem
         stages = self._stages()
         stats: dict[str, object] = {"epsilon": eps}
         f: Tensor
@@ -108,7 +116,7 @@ class Sinkhorn(TransportSolver):
         return TransportSolution(
             time.perf_counter() - begin,
             stats,
-            problem=problem,
+            problem=problem_in,
             plan=plan,
             f=f,
             g=g,
@@ -116,6 +124,33 @@ class Sinkhorn(TransportSolver):
             ended=ended,
             order=self.last,
             solver=self.name,
+        )
+
+    def _followed(
+        self, problem: TransportProblem, start: Start | None, eps: Tensor, begin: float
+    ) -> TransportSolution:
+        """The fast rounds, then the same once more where autograd sees them."""
+        with torch.no_grad():
+            fast = self.solve(problem, start)
+        assert fast.rounds is not None
+        flip = self.last == "target"
+        oriented = transposed(problem) if flip else problem
+        first = torch.zeros_like(oriented.a).double() if start is None else start[int(flip)].to(eps)
+        few = self.anneal_rounds
+        stages = [unrolled.Stage(eps * x, few, torch.full_like(fast.rounds, few)) for x in self._stages()]
+        taken = fast.rounds - few * len(stages)
+        stages.append(unrolled.Stage(eps, int(taken.max()), taken))
+        f, g, plan = unrolled.repeat(oriented, first, stages)
+        if flip:
+            f, g, plan = g, f, plan.transpose(1, 2)
+        return replace(
+            fast,
+            problem=problem,
+            plan=plan,
+            f=f,
+            g=g,
+            stats={**fast.stats, "epsilon": eps},
+            seconds=time.perf_counter() - begin,
         )
 
     def _stages(self) -> list[float]:
@@ -164,3 +199,7 @@ class Sinkhorn(TransportSolver):
             return (Status.ROUNDS_DONE,) * len(state.rounds)
         good = (state.error < self.tolerance) & (state.rounds > 1)
         return tuple(Status.CONVERGED if x else Status.MAX_ROUNDS for x in good.tolist())
+
+
+def _traced(problem: TransportProblem, start: Start | None) -> bool:
+    return any(x.requires_grad for x in (*problem.inputs, *(start or ())))

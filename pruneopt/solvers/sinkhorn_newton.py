@@ -13,7 +13,7 @@ import torch
 from pruneopt.parts import TransportSolver, param
 from pruneopt.problems import TransportProblem
 from pruneopt.solution import Status, TransportSolution
-from pruneopt.solvers.common import Answer, double, each
+from pruneopt.solvers.common import Answer, Atoms, double, each
 from pruneopt.solvers.sinkhorn import Sinkhorn
 
 LOOSE = 1e-2  # marginal error at which an annealed epsilon is left
@@ -50,24 +50,26 @@ class SinkhornNewton(TransportSolver):
     def solve(self, problem: TransportProblem) -> TransportSolution:
         """`CONVERGED` below the tolerance, else `MAX_ROUNDS`; rounds count warm-up and Newton steps."""
         begin = time.perf_counter()
-        high = double(problem)
+        high = double(problem.detached())
         first = self.epsilon if self.anneal_start is None else max(self.anneal_start, self.epsilon)
         warm = Sinkhorn(first, self.epsilon_scale, rounds=self.warmup).solve(high)
         assert warm.g is not None
         start, eps = warm.g.cpu().numpy(), (warm.stats["epsilon"] * (self.epsilon / first)).cpu().numpy()
         real = (high.b > 0).cpu().numpy()
 
-        def one(cost: np.ndarray, a: np.ndarray, b: np.ndarray, i: int) -> Answer:
-            g, taken, scale = start[i][real[i]], 0, first / self.epsilon
+        def one(atoms: Atoms) -> Answer:
+            i, cost, a, b = atoms.index, atoms.cost, atoms.a, atoms.b
+            last = float(eps[i]) / atoms.unit
+            g, taken, scale = start[i][real[i]] / atoms.unit, 0, first / self.epsilon
             while scale > 1:
-                near = self._newton(cost, a, b, g, float(eps[i]) * scale, LOOSE)
+                near = self._newton(cost, a, b, g, last * scale, LOOSE)
                 g, taken, scale = near[2], taken + near[3], scale * DECAY
-            plan, f, g, steps, error, share = self._newton(cost, a, b, g, float(eps[i]), self.tolerance)
+            plan, f, g, steps, error, share = self._newton(cost, a, b, g, last, self.tolerance)
             status = Status.CONVERGED if error < self.tolerance else Status.MAX_ROUNDS
             words = {"method": self.name, "newton_steps": taken + steps, "hessian_density": share}
-            return plan, f, g, self.warmup + taken + steps, status, words
+            return Answer(plan, f, g, self.warmup + taken + steps, status, words)
 
-        found = each(problem, one, self.name, self.threads or os.cpu_count() or 1, order="source")
+        found = each(problem, one, self.name, self.threads or os.cpu_count() or 1, exact=False)
         stats = {**found.stats, "epsilon": torch.from_numpy(eps).to(problem.cost.device)}
         return replace(found, stats=stats, seconds=time.perf_counter() - begin)
 

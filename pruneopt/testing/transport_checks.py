@@ -160,7 +160,7 @@ def check_certificate(solver: TransportSolver) -> None:
             bool((gap >= true - 1e-6).all()),
             "the certified gap is below the true excess: lower_bound is no bound",
         )
-        allowed = 15 * float(true.amax().clamp_min(0)) + 0.2 * accuracy(solver) + 1e-6
+        allowed = 5 * float(true.amax().clamp_min(0)) + 0.2 * accuracy(solver) + 1e-6
         require(
             float(gap.amax()) <= allowed,
             f"the certified gap is {float(gap.amax()):.2g} of the range although the plan is "

@@ -149,13 +149,14 @@ def test_a_potential_of_minus_infinity_means_a_column_that_takes_nothing() -> No
 
 
 ENDED = (Status.CONVERGED, Status.OPTIMAL)
+SETTLED = (Status.CONVERGED, Status.UNPROVED)  # the certificate of these plans confirms no optimum
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_non_finite_plan_or_potential_is_never_a_success(bad: float) -> None:
     good = {"plan": torch.full((2, 2, 2), 0.25), "f": torch.zeros(2, 2), "g": torch.zeros(2, 2)}
-    assert TransportSolution(0.0, {}, problem(), **good, ended=ENDED).status == ENDED
-    assert TransportSolution(0.0, {}, problem(), good["plan"], ended=ENDED).status == ENDED
+    assert TransportSolution(0.0, {}, problem(), **good, ended=ENDED).status == SETTLED
+    assert TransportSolution(0.0, {}, problem(), good["plan"], ended=ENDED).status == SETTLED
     for name in good:
         for place in range(good[name][0].numel()):
             spoiled = good[name].clone()
@@ -164,10 +165,14 @@ def test_a_non_finite_plan_or_potential_is_never_a_success(bad: float) -> None:
             assert solution.status == (Status.CONVERGED, Status.NON_FINITE), (name, place)
 
 
-def test_a_potential_of_minus_infinity_is_no_failure_but_a_plan_is() -> None:
-    low = torch.full((2, 2), -math.inf)
+def test_a_potential_of_minus_infinity_is_a_failure_only_where_there_is_mass() -> None:
+    low = torch.tensor([[0.0, -math.inf], [0.0, -math.inf]])
     plan = torch.full((2, 2, 2), 0.25)
-    assert TransportSolution(0.0, {}, problem(), plan, low, low, ended=ENDED).status == ENDED
+    one = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
+    for masses, name in (((one, None), "f"), ((None, one), "g")):
+        some = TransportProblem.build(torch.ones(2, 2, 2), *masses)
+        found = TransportSolution(0.0, {}, some, plan, **{name: low}, ended=(Status.CONVERGED,) * 2)
+        assert found.status == (Status.CONVERGED, Status.NON_FINITE), name
     spoiled = TransportSolution(0.0, {}, problem(), plan * -math.inf, ended=ENDED)
     assert spoiled.status == (Status.NON_FINITE,) * 2
 

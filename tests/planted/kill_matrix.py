@@ -132,6 +132,7 @@ KILLS: dict[str, list[str]] = {
     ],
     "transport.TwoRoundsConverged": [
         "check_batch",
+        "check_certificate",
         "check_degenerate",
         "check_marginals",
         "check_rectangular",

@@ -57,7 +57,7 @@ def test_other_cvxpy_solvers_agree(solver: str) -> None:
     cost, a, b = random_problem(3)
     s = run("lp", cost, a, b, route="cvxpy", solver=solver)
     torch.testing.assert_close(s.value, run("emd", cost, a, b).value, rtol=0, atol=1e-6)
-    assert all(x in (Status.OPTIMAL, Status.CONVERGED) for x in s.status)
+    assert all(x in (Status.OPTIMAL, Status.UNPROVED) for x in s.status)
 
 
 def test_exact_says_which_solver_it_used_for_each_problem() -> None:
@@ -384,7 +384,7 @@ def test_inaccurate_lp_solvers_are_not_believed() -> None:
     cost, a, b = random_problem(22, n=20, m=20)
     s = run("lp", cost, a, b, route="cvxpy", solver="OSQP")
     for status, gap in zip(s.status, s.gap.tolist(), strict=True):
-        assert status.proved == (gap <= 1e-6 * 1.0) or gap < 2e-6
+        assert status.proved == (gap <= 1e-9) or gap < 2e-9
 
 
 @pytest.mark.parametrize("name", [*ALL, "assignment"])

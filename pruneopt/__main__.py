@@ -1,5 +1,0 @@
-"""`python -m pruneopt` is `pruneopt`."""
-
-from pruneopt.cli.main import main
-
-main()
