@@ -33,7 +33,7 @@ _PROBLEM_KEYS = (
 )  # fmt: skip
 _META_KEYS = (
     "title", "paper", "venue", "arxiv", "code", "licence", "certainty", "family", "differs",
-    "uncertain", "supports", "refuses", "equation", "note", "aliases",
+    "deviations", "uncertain", "supports", "refuses", "equation", "note", "aliases",
 )  # fmt: skip
 
 
@@ -47,6 +47,7 @@ def resolve(data: Mapping[str, Any]) -> Spec:
         )
     meta = data.get("meta") or {}
     _keys(meta, _META_KEYS, "meta.")
+    _deviations(meta.get("deviations"))
     base = {key: data[key] for key in STAGE_KEYS if key in data}
     raw = data.get("stages") or [{}]
     if not isinstance(raw, list):
@@ -70,6 +71,17 @@ def _keys(data: Any, known: Iterable[str], where: str) -> None:
     for key in data:
         if key not in known:
             raise SpecError(f"unknown key {where}{key}{nearest(str(key), known)}", key=f"{where}{key}")
+
+
+def _deviations(data: Any) -> None:
+    """How a spec departs from its source: a mapping from a short name to a sentence."""
+    good = data is None or isinstance(data, Mapping)
+    for key, text in data.items() if good and data else ():
+        good = good and str(key).isidentifier() and isinstance(text, str) and bool(text.strip())
+    if not good:
+        raise SpecError(
+            f"meta.deviations must map short names to sentences, got {data!r}", key="meta.deviations"
+        )
 
 
 def _merged(base: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pruneopt.errors import PruneoptError, SpecError, blame, located, nearest
 from pruneopt.resolve import STAGE_KEYS, resolve
 from pruneopt.schema import ProblemSpec, Protect, Spec, StageSpec, Weighted
-from pruneopt.yamlfile import Document, read_yaml
+from pruneopt.yamlfile import Document, parse_value, read_yaml
 
 
 def list_methods() -> list[str]:
@@ -47,14 +47,14 @@ def load_spec(source: str | Path | Mapping[str, Any] | Spec, overrides: Iterable
         return _load(file.data, overrides)
     except PruneoptError as error:
         key = error.key if error.key in file.marks else re.sub(r"^stages\.\d+\.", "", error.key)
-        if any(_touches(override, key) for override in overrides):
+        if any(touches(override, key) for override in overrides):
             raise  # what an override did is not in the file
         raise located(error, file.place(key)) from error
 
 
-def _touches(override: str, key: str) -> bool:
+def touches(override: str, key: str) -> bool:
     """Whether an override sets this key, or something above or below it."""
-    set_key = override.partition("=")[0].strip()
+    set_key = override.partition("=")[0].strip().replace("[", ".").replace("]", "").lstrip(".")
     return f"{key}.".startswith(f"{set_key}.") or f"{set_key}.".startswith(f"{key}.")
 
 
@@ -110,9 +110,10 @@ def _override(config: DictConfig, override: str) -> DictConfig:
         raise SpecError(f"override {override!r} is not of the form key.path=value")
     key, _, text = override.partition("=")
     key = key.strip()
-    value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
-    assert isinstance(value, dict)
-    new = value["value"]
+    try:
+        new = parse_value(text)
+    except SpecError as error:
+        raise located(error, f"override {override!r}") from error
     _refuse_code({key.rpartition(".")[2]: new}, key.rpartition(".")[0] + ".")
     if _part_path(key) and isinstance(new, str):
         key, new = f"{key}.kind", new
@@ -157,4 +158,6 @@ def _part_path(key: str) -> bool:
     )
 
 
-__all__ = ["ProblemSpec", "Protect", "Spec", "StageSpec", "Weighted", "list_methods", "load_spec"]
+__all__ = [
+    "ProblemSpec", "Protect", "Spec", "StageSpec", "Weighted", "list_methods", "load_spec", "touches",
+]  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from pruneopt.errors import SpecError
 
@@ -50,6 +51,15 @@ def read_yaml(path: Path | Any, name: str) -> Document:
     except Exception as error:  # OmegaConf's own refusals, and a lone value that is no collection
         words = (str(error) or "a lone value; a mapping is needed").splitlines()[0]
         raise SpecError(f"{name!r} is not valid YAML: {words}") from error
+
+
+def parse_value(text: str) -> Any:
+    """Plain data from the right-hand side of `key=text`. Raises SpecError for what is not YAML."""
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index, call-overload]
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise SpecError(f"{text!r} is not a value: {problem}") from error
 
 
 def _marks(node: yaml.Node | None, key: str) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -250,15 +250,18 @@ def run_prefill_bench(
     `overrides` holds for all methods, or per method when it is a mapping.  `model` replaces the preset, and
     `inputs_of(model, batch)` its prompt.
     """
+    specs = []
+    for method in methods:
+        more = overrides.get(method, ()) if isinstance(overrides, Mapping) else overrides
+        specs += [load_spec(method, [f"budget.keep={keep}", *more]) for keep in keeps]
     built = model if model is not None else build(preset, device, getattr(torch, dtype), attention)
+    for spec in specs:  # layers and signals of all of them, before the first is measured
+        with pruneopt.prune(built, spec):
+            pass
     rows = []
     for batch in batches:
         inputs = inputs_of(built, batch)
-        for method in methods:
-            for keep in keeps:
-                more = overrides.get(method, ()) if isinstance(overrides, Mapping) else overrides
-                spec = load_spec(method, [f"budget.keep={keep}", *more])
-                rows.append(measure_spec(built, inputs, spec, repeats, decode=decode))
+        rows += [measure_spec(built, inputs, spec, repeats, decode=decode) for spec in specs]
     if out is not None:
         record = {
             "kind": "prefill",

@@ -115,14 +115,17 @@ def _defaults(device: torch.device, dtype: torch.dtype) -> Any:
 def build(preset: str, device: str, dtype: torch.dtype, attention: str = "sdpa", seed: int = 0) -> Any:
     """A preset with random weights on its device, in evaluation mode.
 
-    Raises ModelError for an unknown preset.
+    Raises ModelError for an unknown preset, or an attention setting that is not installed.
     """
     if preset not in PRESETS:
         raise ModelError(f"unknown preset {preset!r}{nearest(preset, PRESETS)}")
     torch.manual_seed(seed)
     with _defaults(torch.device(device), dtype):
         model = PRESETS[preset]()
-    model.set_attn_implementation(attention)
+    try:
+        model.set_attn_implementation(attention)
+    except Exception as error:
+        raise ModelError(f"attention {attention!r} cannot be used: {str(error).splitlines()[0]}") from error
     for module in model.modules():  # rotary tables are kept in float32, as from_pretrained does
         if getattr(module, "inv_freq", None) is not None:
             module.inv_freq = module.inv_freq.float()

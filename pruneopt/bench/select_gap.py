@@ -17,6 +17,7 @@ from torch import Tensor
 from pruneopt.bench.report import insert
 from pruneopt.bench.select import select_markdown
 from pruneopt.bench.stats import wide
+from pruneopt.errors import InputError
 from pruneopt.eval.records import environment
 from pruneopt.grouping import gather_tokens
 from pruneopt.parts import SubsetSolver
@@ -94,10 +95,12 @@ def run_gap_bench(
 def _embedded(pictures: int) -> tuple[Any, Any, int]:
     from pruneopt.demo.assets import load_inputs, load_model, load_questions
 
-    model, processor = load_model()
     seen: dict[Any, Any] = {}
     for question in load_questions():
         seen.setdefault(question.image, question)
+    if pictures > len(seen):
+        raise InputError(f"asked for {pictures} pictures; {len(seen)} are embedded")
+    model, processor = load_model()
     inputs = load_inputs(list(seen.values())[:pictures], processor)
     count = int((inputs["input_ids"][0] == model.config.image_token_id).sum())
     return model, inputs, count
@@ -149,7 +152,7 @@ def _gaps(
     statuses: list[str] = []
     if exact is not None:
         solved = exact.solve(problem)
-        optimum = subset_value(problem, solved.keep).maximum(value)
+        optimum = subset_value(problem, solved.keep)
         statuses = [status.name for status in solved.status]
         proved = torch.tensor([status.proved for status in solved.status])
         bound = solved.upper_bound
@@ -185,12 +188,21 @@ def _numbers(values: Tensor) -> list[float | None]:
 
 
 def summary(row: dict[str, Any]) -> dict[str, Any]:
-    """Mean and worst gap of a row, in its own unit and relative, and the share of proved optima."""
+    """Mean and worst gap of a row, in its own unit and relative, and the share of proved optima.
+
+    Gaps are best minus value as they are: one below zero means that a value or a bound is wrong, and
+    `contradicted` counts those beyond rounding (1e-6 of the best, or 1e-6 nats).  A value that is not finite
+    has an infinite gap; pictures without a best are left out.
+    """
     pairs = [
-        (v, b) for v, b in zip(row["value"], row["best"], strict=True) if v is not None and b is not None
+        (-math.inf if v is None else v, b)
+        for v, b in zip(row["value"], row["best"], strict=True)
+        if b is not None
     ]
-    gaps = [max(b - v, 0.0) for v, b in pairs]
-    relative = [g / abs(b) if b else 0.0 for g, (_, b) in zip(gaps, pairs, strict=True)]
+    gaps = [b - v for v, b in pairs]
+    slack = [1e-6 if row["kind"] == "log_det" else 1e-6 * abs(b) for _, b in pairs]
+    relative = [g / abs(b) if b else math.copysign(math.inf, g) if g else 0.0
+                for g, (_, b) in zip(gaps, pairs, strict=True)]  # fmt: skip
     gained = [
         (v - r) / (b - r)
         for v, b, r in zip(row["value"], row["best"], row["random"], strict=True)
@@ -199,12 +211,13 @@ def summary(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "pictures": len(pairs),
         "mean": sum(gaps) / len(gaps) if gaps else math.nan,
-        "worst": max(gaps, default=math.nan),
+        "worst": max(gaps, key=abs, default=math.nan),
         "relative": sum(relative) / len(relative) if relative else math.nan,
-        "relative_worst": max(relative, default=math.nan),
+        "relative_worst": max(relative, key=abs, default=math.nan),
         "gained": sum(gained) / len(gained) if gained else math.nan,
         "proved": row["status"].count("OPTIMAL"),
-        "optimal": sum(g <= 1e-9 + 1e-6 * abs(b) for g, (_, b) in zip(gaps, pairs, strict=True)),
+        "optimal": sum(abs(g) <= s for g, s in zip(gaps, slack, strict=True)),
+        "contradicted": sum(g < -s for g, s in zip(gaps, slack, strict=True)),
     }
 
 
@@ -226,6 +239,8 @@ def gap_rows(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         known = f"proved in {s['proved']} of {s['pictures']}" if row["exact"] else "upper bound"
         if not s["pictures"]:
             known = "no bound"
+        if s["contradicted"]:
+            known += f"; ERROR: below the value in {s['contradicted']}"
         mean, worst = _gap(row, s["mean"], s["relative"]), _gap(row, s["worst"], s["relative_worst"])
         gained = "-" if math.isnan(s["gained"]) else f"{100 * s['gained']:.0f}%"
         best = f"{s['optimal']} of {s['pictures']}" if row["exact"] else "-"
@@ -247,7 +262,12 @@ def gap_rows(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def _gap(row: dict[str, Any], gap: float, relative: float) -> str:
     if math.isnan(gap):
         return "-"
-    return f"{gap:.3f} nats" if row["kind"] == "log_det" else f"{100 * relative:.2f}%"
+    number = gap if row["kind"] == "log_det" else 100 * relative
+    if math.isinf(number):
+        return "infinite"
+    return (
+        f"{round(number, 3) + 0.0:.3f} nats" if row["kind"] == "log_det" else f"{round(number, 2) + 0.0:.2f}%"
+    )
 
 
 def _table(record: dict[str, Any]) -> Table:

@@ -167,7 +167,7 @@ def _measure(kind: str, tokens: int, batch: int, run: Run, repeats: int) -> dict
     except Exception as error:
         return key | {"error": f"{type(error).__name__}: {error}"}
     return key | {
-        "status": sorted({s.name for s in solution.status})[-1],
+        "status": ", ".join(sorted({s.name for s in solution.status})),
         "proved": all(s.proved for s in solution.status),
         "value": solution.value.double().tolist(),
         "bound": _bound(solution),
@@ -216,20 +216,20 @@ _COLUMNS = ("problem", "N", "k", "solver", "ms per sample", "below optimum", "ce
 
 
 def _markdown(rows: list[dict[str, Any]], console: Console | None) -> str:
-    """Losses against the best proved value, gaps against the solver's own bound."""
-    proved: dict[tuple[str, int], list[float]] = {
-        (r["kind"], r["tokens"]): r["value"] for r in rows if r["proved"]
+    """Losses against the best proved value, gaps against the solver's own bound, within one batch size."""
+    proved: dict[tuple[str, int, int], list[float]] = {
+        (r["kind"], r["tokens"], r["batch"]): r["value"] for r in rows if r["proved"]
     }
     slopes = {}
-    for kind, label in {(r["kind"], r["solver"]) for r in rows}:
-        same = [r for r in rows if (r["kind"], r["solver"]) == (kind, label)]
+    for series in {(r["kind"], r["solver"], r["batch"]) for r in rows}:
+        same = [r for r in rows if (r["kind"], r["solver"], r["batch"]) == series]
         mine = sorted((r["tokens"], r["seconds_p50"]) for r in same)
-        slopes[kind, label] = fit_exponent(*zip(*mine, strict=True)) if len(mine) > 2 else None
+        slopes[series] = fit_exponent(*zip(*mine, strict=True)) if len(mine) > 2 else None
     table = Table(*_COLUMNS, title="subset solvers")
     lines = ["| " + " | ".join(_COLUMNS) + " |", "| " + " | ".join("---" for _ in _COLUMNS) + " |"]
     for r in sorted(rows, key=lambda r: (r["kind"], r["tokens"], r["seconds_p50"])):
-        best = proved.get((r["kind"], r["tokens"]))
-        slope = slopes[r["kind"], r["solver"]]
+        best = proved.get((r["kind"], r["tokens"], r["batch"]))
+        slope = slopes[r["kind"], r["solver"], r["batch"]]
         took = number(r["seconds_p50"] / r["batch"] * 1e3)
         cells = [
             r["kind"], str(r["tokens"]), str(r["k"]), r["solver"], took,
@@ -245,15 +245,18 @@ def _markdown(rows: list[dict[str, Any]], console: Console | None) -> str:
 
 
 def _loss(high: list[float], low: list[float], kind: str) -> str:
-    """Mean loss: in nats for log-determinants, which may be near zero, as a share otherwise."""
-    unit = 1.0 if kind == "log_det" else 100.0
-    loss = [
-        unit * (h - x) / (1.0 if kind == "log_det" else max(abs(h), 1e-12))
-        for h, x in zip(high, low, strict=True)
-    ]
+    """Mean loss: in nats for log-determinants, which may be near zero, as a share otherwise.
+
+    A loss below zero beyond rounding is shown and called an error: `high` is no bound then.
+    """
+    nats = kind == "log_det"
+    loss = [h - x if nats else 100 * (h - x) / max(abs(h), 1e-300) for h, x in zip(high, low, strict=True)]
     if not all(map(math.isfinite, loss)):
         return "infinite"
-    return f"{max(sum(loss) / len(loss), 0):.3g}{' nats' if kind == 'log_det' else '%'}"
+    least, unit = 1e-6 if nats else 1e-4, " nats" if nats else "%"
+    mean = sum(loss) / len(loss)
+    shown = 0.0 if -least <= mean < 0 else mean
+    return f"{shown:.3g}{unit}" + (f" (ERROR: {min(loss):.3g}{unit})" if min(loss) < -least else "")
 
 
 # ---------------------------------------------------------------- the obvious loops

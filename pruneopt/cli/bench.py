@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pruneopt.cli.catalogue import console
+from pruneopt.cli.options import (
+    Attention,
+    Device,
+    Dtype,
+    Machine,
+    Names,
+    Overrides,
+    Threads,
+    budgets,
+    counts,
+    split,
+)
+from pruneopt.errors import InputError, nearest
 
 app = typer.Typer(help="Measure solvers, selection cost, prefill and memory.", no_args_is_help=True)
 
 Out = Annotated[Path, typer.Option(help="folder of the run; what it already holds is not measured again")]
-Names = Annotated[str | None, typer.Option(help="names or patterns, separated by commas; all if left out")]
-
-
-def split(text: str | None) -> list[str] | None:
-    """Words separated by commas, or None."""
-    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
-
-
-def numbers(text: str) -> list[int]:
-    """Whole numbers separated by commas."""
-    try:
-        return [int(word) for word in split(text) or []]
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not a list of whole numbers such as 64,144") from error
-
-
-def fractions(text: str) -> list[float]:
-    """Ratios or counts separated by commas."""
-    try:
-        return [float(word) for word in split(text) or []]
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 0.5,0.11") from error
+Repeats = Annotated[int, typer.Option(min=1, help="warm runs per cell")]
+_PROBLEMS = ("transport", "subset", "both")
 
 
 @app.command("solvers")
@@ -45,20 +39,21 @@ def solvers(
     solvers: Names = None,
     out: Out = Path("bench/solvers"),
     problems: Annotated[str, typer.Option(help="transport, subset or both")] = "both",
-    repeats: Annotated[int, typer.Option(min=1, help="warm runs per cell")] = 5,
+    repeats: Repeats = 5,
     budget: Annotated[float, typer.Option(min=0.0, help="about how many seconds of warm runs")] = 3.0,
-    threads: Annotated[int, typer.Option(min=0, help="torch threads; 0 is all cores")] = 0,
+    threads: Threads = 0,
 ) -> None:
     """Transport and subset solvers against the exact optimum: accuracy, time, memory, readouts."""
     from pruneopt.bench.solvers import run_solver_bench
     from pruneopt.bench.subset import run_subset_bench
+    from pruneopt.eval.records import prepare_folder
 
-    if problems not in ("transport", "subset", "both"):
-        raise typer.BadParameter("--problems must be transport, subset or both")
+    if problems not in _PROBLEMS:
+        raise InputError(f"unknown --problems {problems!r}{nearest(problems, _PROBLEMS)}")
+    tokens, batches = counts(sizes), counts(batch)
+    prepare_folder(out)
     if problems != "subset":
-        run_solver_bench(
-            out, numbers(sizes), numbers(batch), split(families), split(solvers), repeats, budget, threads
-        )
+        run_solver_bench(out, tokens, batches, split(families), split(solvers), repeats, budget, threads)
     if problems != "transport":
         run_subset_bench(out)
 
@@ -66,11 +61,14 @@ def solvers(
 @app.command("targets")
 def targets(
     out: Annotated[Path | None, typer.Option(help="folder for the record")] = None,
-    threads: Annotated[int, typer.Option(min=0, help="torch threads; 0 is all cores")] = 0,
+    threads: Threads = 0,
 ) -> None:
     """The speed and accuracy that the project promises; exit code 1 when one is missed."""
     from pruneopt.bench.targets import run_targets
+    from pruneopt.eval.records import prepare_folder
 
+    if out is not None:
+        prepare_folder(out)
     if not all(target.met for target in run_targets(out, threads=threads)):
         raise typer.Exit(1)
 
@@ -80,13 +78,13 @@ def select(
     out: Annotated[Path, typer.Option(help="folder for the record")] = Path("bench/select"),
     methods: Names = None,
     sizes: Annotated[str, typer.Option(help="tokens per picture")] = "144,324,576",
-    batch: Annotated[int, typer.Option(min=1)] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="pictures per batch")] = 8,
     keep: Annotated[int, typer.Option(min=1, help="tokens kept")] = 64,
-    repeats: Annotated[int, typer.Option(min=1, help="warm runs per cell")] = 5,
-    threads: Annotated[int, typer.Option(min=0, help="torch threads; 0 is all cores")] = 0,
+    repeats: Repeats = 5,
+    threads: Threads = 0,
     gap: Annotated[bool, typer.Option("--gap", help="optimality gaps of the greedy methods instead")] = False,
     pictures: Annotated[int, typer.Option(min=1, help="embedded pictures for --gap")] = 8,
-    time_limit: Annotated[float, typer.Option(help="seconds per exact solve for --gap")] = 20.0,
+    time_limit: Annotated[float, typer.Option(min=0.0, help="seconds per exact solve for --gap")] = 20.0,
     into: Annotated[Path | None, typer.Option(help="page whose marked tables are rewritten")] = None,
     report: Annotated[bool, typer.Option("--report", help="only rewrite tables from the record")] = False,
 ) -> None:
@@ -94,47 +92,68 @@ def select(
     from pruneopt.bench.cells import run_threads
     from pruneopt.bench.select import run_select_bench
     from pruneopt.bench.select_gap import run_gap_bench, write_tables
+    from pruneopt.eval.records import prepare_folder
 
+    tokens = counts(sizes)
+    if max(tokens) <= keep:
+        raise InputError(
+            f"--sizes {sizes} holds nothing above --keep {keep}; there would be nothing to choose"
+        )
+    _marked(into, ("select", "gap"), any)
+    if report and not any((out / f"{name}.json").is_file() for name in ("select", "gap")):
+        raise InputError(f"{str(out)!r} holds no record; run `pruneopt bench select --out {out}` first")
+    prepare_folder(out)
     if not report:
         run_threads(threads or os.cpu_count() or 1)
         if gap:
             run_gap_bench(out, pictures, time_limit)
         else:
-            run_select_bench(out, split(methods), numbers(sizes), batch, keep, repeats)
+            run_select_bench(out, split(methods), tokens, batch, keep, repeats)
     write_tables(out, into)
 
 
 @app.command("prefill")
 def prefill(
-    overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value", show_default=False)] = None,
+    overrides: Overrides = None,
     preset: Annotated[str, typer.Option(help="0.5b, llava-1.5-7b, qwen2.5-vl-7b or tiny")] = "0.5b",
-    model: Annotated[str | None, typer.Option(help="folder or hub id instead of a preset")] = None,
-    image: Annotated[str | None, typer.Option(help="picture for --model")] = None,
+    model: Annotated[str, typer.Option(help="folder or hub id, or 'demo', instead of a preset")] = "",
+    image: Annotated[str, typer.Option(help="picture for --model; 'demo' has its own")] = "",
     prompt: Annotated[str, typer.Option(help="question for --model")] = "What is in the picture?",
     method: Annotated[str, typer.Option("--method", "-m", help="names separated by commas")] = "topv",
     keep: Annotated[str, typer.Option(help="budgets separated by commas")] = "0.5,0.11",
     batch: Annotated[str, typer.Option(help="batch sizes separated by commas")] = "1",
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
-    attention: Annotated[str, typer.Option(help="the model's attention setting")] = "sdpa",
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    attention: Attention = "sdpa",
     repeats: Annotated[int, typer.Option(min=1, help="measured passes")] = 5,
     decode: Annotated[int, typer.Option(min=0, help="decoded tokens per pass")] = 8,
-    threads: Annotated[int, typer.Option(min=0, help="torch threads; 0 is all cores")] = 0,
+    threads: Threads = 0,
     out: Annotated[Path | None, typer.Option(help="record to write (JSON)")] = None,
 ) -> None:
     """Dense and pruned prefill side by side: time per part, FLOP-ideal speed-up, KV bytes, memory."""
     from pruneopt.bench.cells import run_threads
-    from pruneopt.bench.prefill import run_prefill_bench, table
-    from pruneopt.cli.prefill import given_model
+    from pruneopt.bench.prefill import picture_inputs, run_prefill_bench, table
+    from pruneopt.eval.images import asked
+    from pruneopt.eval.records import prepare_file
 
+    machine = Machine(device, dtype, attention)
+    methods, keeps, batches = split(method), budgets(keep), counts(batch)
+    if methods is None:
+        raise InputError("--method names no method")
+    question = asked(model, image, prompt) if model else None
+    if out is not None:
+        prepare_file(out)
     run_threads(threads or os.cpu_count() or 1)
-    options = {} if model is None else given_model(model, image, prompt, device, dtype, attention)
+    options: dict[str, Any] = {}
+    if question is not None:
+        loaded, processor = machine.load(model)
+        options = {"model": loaded, "inputs_of": picture_inputs(processor, *question)}
     rows = run_prefill_bench(
         out,
-        preset if model is None else model,
-        split(method) or ["topv"],
-        fractions(keep),
-        numbers(batch),
+        model or preset,
+        methods,
+        keeps,
+        batches,
         device,
         dtype,
         attention,
@@ -154,4 +173,19 @@ def report(
     """Redo tables and pictures of a solver run from its records."""
     from pruneopt.bench.report import write_page
 
+    _marked(into, ("solvers", "subset", "targets"), all)
     write_page(out, into)
+
+
+def _marked(page: Path | None, names: Sequence[str], enough: Callable[[Iterable[bool]], bool]) -> None:
+    """Raise InputError unless `page` can be written and has marks for enough of these tables."""
+    from pruneopt.eval.records import prepare_file
+
+    if page is None:
+        return
+    if not page.is_file():
+        raise InputError(f"page {str(page)!r} does not exist")
+    prepare_file(page)
+    text = page.read_bytes()
+    if not enough(f"<!-- begin: {name} -->".encode() in text for name in names):
+        raise InputError(f"page {str(page)!r} lacks lines <!-- begin: NAME --> for {', '.join(names)}")

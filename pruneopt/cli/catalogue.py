@@ -86,9 +86,13 @@ def show_command(
     out.print(Text(OmegaConf.to_yaml(OmegaConf.create(body)).rstrip()))
     out.print(_signals(spec))
     out.print(_sources(spec))
+    deviations = meta.pop("deviations", None) or {}
     for key, value in meta.items():
         text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         out.print(Text.assemble((f"{key}: ", "bold"), " ".join(text.split())))
+    out.print(Text("deviations:" if deviations else "deviations: none known", "bold"))
+    for key, value in deviations.items():
+        out.print(Text.assemble((f"  {key}: ", "bold"), " ".join(str(value).split())))
 
 
 def _signals(spec: Spec) -> Table:

@@ -9,6 +9,7 @@ import typer
 
 from pruneopt.cli.catalogue import console
 from pruneopt.errors import SpecError
+from pruneopt.yamlfile import parse_value
 
 MARKS = {
     "passed": "[green]pass[/]",
@@ -54,11 +55,7 @@ def _pairs(given: list[str] | None, option: str, parse: bool) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise SpecError(f"{option} {text!r} is not of the form NAME=VALUE")
-        out[name] = value
-        if parse:
-            from omegaconf import OmegaConf
-
-            out[name] = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[index, call-overload]
+        out[name] = parse_value(value) if parse else value
     return out
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from pruneopt.cli.catalogue import console
+from pruneopt.cli.options import Attention, Device, Dtype, Machine, budgets, split
 from pruneopt.errors import InputError
 
+if TYPE_CHECKING:
+    from pruneopt.signals import Signals
+    from pruneopt.solution import Selection
+    from pruneopt.spec import Spec
+
 _Names = Annotated[str, typer.Option(help="names, separated by commas; all when not given")]
-
-
-def _split(names: str) -> list[str] | None:
-    return [name.strip() for name in names.split(",") if name.strip()] or None
 
 
 def cross_command(
@@ -26,31 +28,53 @@ def cross_command(
     solvers: _Names = "",
     readouts: _Names = "",
     insertions: _Names = "",
-    keep: Annotated[float, typer.Option(help="ratio up to 1, or a count of tokens")] = 0.25,
-    signals: Annotated[str, typer.Option(help="safetensors file of canonical signals, [B,N,...]")] = "",
+    keep: Annotated[str, typer.Option(help="ratio up to 1, or a count of tokens")] = "0.25",
+    signals: Annotated[
+        Path | None, typer.Option(help="safetensors file of canonical signals, [B,N,...]")
+    ] = None,
     model: Annotated[str, typer.Option(help="folder or hub id, or 'demo': run on live signals")] = "",
     image: Annotated[str, typer.Option(help="picture for --model; 'demo' has its own")] = "",
     prompt: Annotated[str, typer.Option(help="text for --model")] = "What is in the picture?",
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    attention: Attention = "sdpa",
     run: Annotated[bool, typer.Option(help="run the legal cells (random signals without a source)")] = True,
     illegal: Annotated[bool, typer.Option(help="list illegal cells with their reasons")] = True,
 ) -> None:
-    """Cross costs, scores and kernels with solvers, readouts and insertion points."""
+    """Cross costs, scores and kernels with solvers, readouts and insertion points.
+
+    Exit code 1 when a legal cell fails or misses its budget.
+    """
     from pruneopt.eval.cross import Outcome, cross, run_cells
 
-    if signals and model:
+    if signals is not None and model:
         raise InputError("give either --signals or --model, not both")
-    terms = [name for group in (costs, scores, kernels) for name in _split(group) or []] or None
-    select, available = _source(signals, model, image, prompt, run)
+    machine = Machine(device, dtype, attention)
+    if machine != Machine() and not model:
+        raise InputError("--device, --dtype and --attention are for --model; give it, or leave them out")
+    budget = budgets(keep)
+    if len(budget) > 1:
+        raise InputError(f"--keep is one ratio or count, got {keep!r}")
+    terms = [name for group in (costs, scores, kernels) for name in split(group) or []] or None
+    tensors = None if signals is None else _signals(signals)
     cells = cross(
         terms,
-        _split(solvers),
-        _split(insertions),
-        _split(readouts),
-        keep=int(keep) if keep > 1 else keep,
-        available=available,
+        split(solvers),
+        split(insertions),
+        split(readouts),
+        keep=budget[0],
+        available=None if tensors is None else [name.partition("@")[0] for name in tensors],
     )
+    if model:
+        from pruneopt.eval.cross_live import live_select
+        from pruneopt.eval.images import asked
+
+        question = asked(model, image, prompt)
+        select = live_select(*machine.load(model), *question) if run else None
+    else:
+        select = _on(tensors)
     outcomes: dict[int, Outcome] = {}
-    if run:
+    if run and select is not None:
         outcomes = {id(outcome.cell): outcome for outcome in run_cells(cells, select)}
     table = Table("term", "problem", "solver", "readout", "insertion", "kept", "ms", "result")
     for cell in cells:
@@ -73,34 +97,30 @@ def cross_command(
         raise typer.Exit(1)
 
 
-def _source(
-    path: str, model: str, image: str, prompt: str, run: bool
-) -> tuple[Callable, frozenset[str] | None]:
-    """How a spec becomes a selection, and the signals that are at hand (None: what the insertion gives)."""
-    if model:
-        from pruneopt.eval.cross_live import live_select
-
-        return live_select(model, image, prompt) if run else _nothing, None
-    from pruneopt.eval.cross import on_signals
-    from pruneopt.signals import Signals
-
-    if not path:
-        from pruneopt.insertion.provided import DECODER, ENCODER, ENTRY, GEOMETRY
-        from pruneopt.testing.cases import make_signals
-
-        last = {"cls_query@-1", "encoder_keys@-1", "cls_key@-1"}
-        return on_signals(make_signals(GEOMETRY | ENCODER | ENTRY | DECODER | last, tokens=16)), None
-    if not Path(path).is_file():
-        raise InputError(f"signals file {path!r} does not exist")
+def _signals(path: Path) -> Signals:
+    """Signals of a safetensors file; the tensor `mask` is their mask. Raises InputError, SignalError."""
     from safetensors.torch import load_file
 
+    from pruneopt.signals import Signals
+
+    if not path.is_file():
+        raise InputError(f"signals file {str(path)!r} does not exist")
     try:
         tensors = load_file(path)
     except Exception as error:
-        raise InputError(f"{path!r} is not a safetensors file: {error}") from error
+        raise InputError(f"{str(path)!r} is not a safetensors file: {error}") from error
     mask = tensors.pop("mask", None)
-    return on_signals(Signals(tensors, mask)), frozenset(name.partition("@")[0] for name in tensors)
+    return Signals(tensors, None if mask is None else mask.bool())
 
 
-def _nothing(spec: object) -> None:
-    return None
+def _on(signals: Signals | None) -> Callable[[Spec], Selection]:
+    """Selections on saved signals, or on random ones that have everything."""
+    from pruneopt.eval.cross import on_signals
+
+    if signals is not None:
+        return on_signals(signals)
+    from pruneopt.insertion.provided import DECODER, ENCODER, ENTRY, GEOMETRY
+    from pruneopt.testing.cases import make_signals
+
+    last = {"cls_query@-1", "encoder_keys@-1", "cls_key@-1"}
+    return on_signals(make_signals(GEOMETRY | ENCODER | ENTRY | DECODER | last, tokens=16))

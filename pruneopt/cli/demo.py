@@ -6,18 +6,20 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.table import Table
 from rich.text import Text
 
 from pruneopt.cli.catalogue import console
+from pruneopt.cli.options import Attention, Device, Dtype, Machine, Method, Overrides
 from pruneopt.cli.progress import progress
-from pruneopt.errors import InputError
 from pruneopt.eval.compare import Comparison, compare
-from pruneopt.eval.images import open_image
+from pruneopt.eval.images import asked, open_image
 from pruneopt.eval.metrics import mean_and_spread, paired, share
 from pruneopt.eval.picture import save_overlay
+from pruneopt.eval.records import prepare_folder
 from pruneopt.eval.survivors import survivor_panel
 from pruneopt.spec import Spec, load_spec
 
@@ -25,57 +27,40 @@ _RANDOM_SEEDS = range(5)
 
 
 def run_command(
-    source: str,
-    method: str,
-    image: str,
-    prompt: str,
-    overrides: Sequence[str],
-    out: str,
-    max_new_tokens: int,
-    dtype: str,
-    attention: str,
-    trust_remote_code: bool,
+    model: Annotated[
+        str, typer.Option(help="folder or hub id of a supported model; 'demo' is the embedded one")
+    ],
+    image: Annotated[str, typer.Option(help="picture file")],
+    prompt: Annotated[str, typer.Option(help="what to ask")],
+    overrides: Overrides = None,
+    method: Method = "topv",
+    out: Annotated[Path, typer.Option(help="folder for the picture")] = Path("out"),
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    attention: Attention = "sdpa",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="run code from the model's folder")
+    ] = False,
 ) -> None:
-    """Answer one prompt about one picture, dense and pruned, with any supported model."""
-    spec = load_spec(method, overrides)
-    if not prompt.strip():
-        raise InputError("the prompt is empty; ask something about the picture")
-    picture = open_image(image)
-    model, processor = _load(source, dtype, attention, trust_remote_code)
+    """Ask a model about a picture, dense and pruned side by side."""
+    spec = load_spec(method, overrides or [])
+    picture, text = asked(model, image, prompt)
+    machine = Machine(device, dtype, attention)
+    prepare_folder(out)
+    loaded, processor = machine.load(model, trust_remote_code)
     from pruneopt.models.load import build_inputs
 
-    if source == "demo":
-        from pruneopt.demo.assets import format_prompt
-
-        prompt = format_prompt(prompt)
-    inputs = build_inputs(processor, picture, prompt)
-    result = compare(model, processor, inputs, spec, max_new_tokens)
+    inputs = build_inputs(processor, picture, text).to(loaded.device, loaded.dtype)
+    result = compare(loaded, processor, inputs, spec, max_new_tokens)
     _show(result)
     name = f"{Path(image).stem}_{spec.name.replace('/', '-')}_{spec.hash}.png"
-    path = save_overlay(picture, [survivor_panel(result.run)], Path(out) / name, prompt)
+    path = save_overlay(picture, [survivor_panel(result.run)], out / name, prompt)
     console().print(Text(f"picture of the kept tokens: {path}"))
 
 
-def _quiet() -> None:
-    """No progress bars of transformers between our own lines."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-
-
-def _load(source: str, dtype: str, attention: str, trust_remote_code: bool) -> tuple[Any, Any]:
-    from pruneopt.models.load import dtype_of, load_model
-
-    _quiet()
-    if source == "demo":
-        from pruneopt.demo.assets import load_model as load_demo
-
-        return load_demo(dtype_of(dtype), attention)
-    return load_model(source, dtype, attention, trust_remote_code)
-
-
 def _show(result: Comparison, truth: str | None = None) -> None:
-    table = Table("", "dense", "pruned", title="side by side")
+    table = Table("", "dense", "pruned", title="side by side; times are medians of warm passes, in turns")
     table.add_row("answer", Text(result.dense.answer), Text(result.pruned.answer))
     if truth is not None:
         table.add_row("truth", Text(truth), "")
@@ -88,24 +73,32 @@ def _show(result: Comparison, truth: str | None = None) -> None:
     out.print(result.report)
 
 
-def demo_command(method: str, overrides: Sequence[str], out: str, questions: int) -> None:
-    """The main job on the embedded model."""
-    from pruneopt.demo.assets import format_prompt, load_model, load_questions, sample
+def demo_command(
+    overrides: Overrides = None,
+    method: Method = "topv",
+    out: Annotated[Path, typer.Option(help="folder for the picture")] = Path("out"),
+    questions: Annotated[int, typer.Option(min=0, help="questions to ask; 0 skips the evaluation")] = 100,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    attention: Attention = "sdpa",
+) -> None:
+    """The embedded model on a real picture: dense and pruned side by side, then accuracy."""
+    start = time.perf_counter()
+    spec = load_spec(method, overrides or [])
+    machine = Machine(device, dtype, attention)
+    prepare_folder(out)
+    from pruneopt.demo.assets import format_prompt, load_questions, sample
     from pruneopt.models.load import build_inputs
 
-    start = time.perf_counter()
-    spec = load_spec(method, overrides)
     show = console()
-    _quiet()
-    model, processor = load_model()
+    model, processor = machine.load("demo")
     question = sample()
     picture = open_image(question.image)
     show.print(Text(f"{question.image.name}: {question.question}", "bold"))
-    result = compare(
-        model, processor, build_inputs(processor, picture, format_prompt(question.question)), spec, 8
-    )
+    inputs = build_inputs(processor, picture, format_prompt(question.question))
+    result = compare(model, processor, inputs.to(model.device, model.dtype), spec, 8)
     _show(result, question.answer)
-    path = Path(out) / f"demo_{spec.name.replace('/', '-')}_{spec.hash}.png"
+    path = out / f"demo_{spec.name.replace('/', '-')}_{spec.hash}.png"
     heading = f"{question.question} (dense: {result.dense.answer}; pruned: {result.pruned.answer})"
     save_overlay(picture, [survivor_panel(result.run)], path, heading, question.box)
     show.print(Text(f"picture of the kept tokens: {path}"))

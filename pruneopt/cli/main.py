@@ -1,18 +1,21 @@
 """`pruneopt`: one application, one module per command.
 
-A refusal of pruneopt is one line on standard error and exit code 2.  Nothing heavy is imported before a
-command needs it.
+A refusal of pruneopt and wrong usage are one line on standard error and exit code 2.  Nothing heavy is
+imported before a command needs it.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
-from pruneopt.cli import bench, catalogue, check, cross, sweep
+from pruneopt import __version__
+from pruneopt.cli import bench, catalogue, check, cross, demo, sweep
 from pruneopt.errors import PruneoptError
+
+_UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]  # typer carries a click of its own
 
 app = typer.Typer(
     name="pruneopt",
@@ -22,12 +25,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="key.path=value, such as budget.keep=0.25", show_default=False)
-]
-Method = Annotated[str, typer.Option("--method", "-m", help="a method name or the path of a spec")]
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pruneopt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and leave")
+    ] = False,
+) -> None:
+    """Visual-token pruning as optimisation."""
+
 
 app.add_typer(bench.app, name="bench")
+app.command("demo")(demo.demo_command)
+app.command("run")(demo.run_command)
 app.command("list")(catalogue.list_command)
 app.command("show")(catalogue.show_command)
 app.command("plugins")(catalogue.plugins_command)
@@ -37,60 +53,26 @@ app.command("cross")(cross.cross_command)
 app.command("check")(check.check_command)
 
 
-@app.command("demo")
-def demo(
-    overrides: Overrides = None,
-    method: Method = "topv",
-    out: Annotated[str, typer.Option(help="folder for the picture")] = "out",
-    questions: Annotated[int, typer.Option(help="evaluation questions; 0 skips the evaluation")] = 100,
-) -> None:
-    """The embedded model on a real picture: dense and pruned side by side, then accuracy."""
-    from pruneopt.cli.demo import demo_command
-
-    demo_command(method, overrides or [], out, questions)
-
-
-@app.command("run")
-def run(
-    model: Annotated[
-        str, typer.Option(help="folder or hub id of a supported model; 'demo' is the embedded one")
-    ],
-    image: Annotated[str, typer.Option(help="picture file")],
-    prompt: Annotated[str, typer.Option(help="what to ask")],
-    overrides: Overrides = None,
-    method: Method = "topv",
-    out: Annotated[str, typer.Option(help="folder for the picture")] = "out",
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
-    attention: Annotated[str, typer.Option(help="the model's own attention setting")] = "sdpa",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="run code from the model's folder")
-    ] = False,
-) -> None:
-    """Ask a model about a picture, dense and pruned side by side."""
-    from pruneopt.cli.demo import run_command
-
-    run_command(
-        model,
-        method,
-        image,
-        prompt,
-        overrides or [],
-        out,
-        max_new_tokens,
-        dtype,
-        attention,
-        trust_remote_code,
-    )
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Entry point: exit code 0, 1 for a failed check, 2 for a refusal or wrong usage."""
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Entry point: exit code 0, 1 for a failed check or measurement, 2 for a refusal or wrong usage."""
     try:
-        app(arguments, prog_name="pruneopt")
+        code = app(arguments, prog_name="pruneopt", standalone_mode=False)
     except PruneoptError as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        sys.exit(2)
+        _refuse(str(error))
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+            typer.echo(error.format_message())
+            sys.exit(2)
+        command = error.ctx.command_path if error.ctx is not None else "pruneopt"
+        _refuse(f"{error.format_message()} (help: {command} --help)")
+    except typer.Abort:
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse(words: str) -> NoReturn:
+    typer.echo(f"error: {' '.join(words.split())}", err=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

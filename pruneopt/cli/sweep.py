@@ -1,81 +1,129 @@
-"""`sweep`: accuracy of the entries of a file over the embedded questions, resumable."""
+"""`sweep`: accuracy of the entries of a file over the embedded questions, resumable and shared."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from omegaconf import OmegaConf
 
 from pruneopt.cli.catalogue import console
+from pruneopt.cli.options import Attention, Device, Dtype, Machine
 from pruneopt.cli.progress import progress
-from pruneopt.errors import SpecError, nearest
-from pruneopt.spec import load_spec
+from pruneopt.errors import PruneoptError, SpecError, located, nearest
+from pruneopt.spec import Spec, load_spec, touches
+from pruneopt.yamlfile import read_yaml
+
+if TYPE_CHECKING:
+    from pruneopt.eval.sweep import Entry
 
 _KEYS = ("label", "method", "overrides", "seeds", "seed_key")
 
 
-def read_entries(path: Path) -> list[Any]:
+def read_entries(path: Path) -> list[Entry]:
     """Entries of a sweep file: `label`, `method` (or `dense`), `overrides`, and `seeds` with `seed_key`.
 
     An entry with `seeds: 5` becomes five, `label seed 0` to `label seed 4`, that set `seed_key`.
-    Raises SpecError for unknown keys, unknown methods and labels that occur twice.
+    Raises SpecError with file, line, column and entry for anything that is unknown, missing, of the wrong
+    kind, or labelled twice.
     """
-    from pruneopt.eval.sweep import Entry
-
     if not path.is_file():
         raise SpecError(f"sweep file {str(path)!r} does not exist")
-    try:
-        data = OmegaConf.to_container(OmegaConf.load(path))
-    except Exception as error:
-        raise SpecError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
-    rows = data.get("entries") if isinstance(data, dict) else None
+    file = read_yaml(path, str(path))
+    rows = file.data.get("entries") if isinstance(file.data, dict) else None
     if not isinstance(rows, list) or not rows:
         raise SpecError(f"{path} must have a list called `entries`")
+    for key in file.data:
+        if key != "entries":
+            raise SpecError(f"{file.place(str(key))}: unknown key {key}; a sweep file has `entries` only")
     found: list[Entry] = []
     for i, row in enumerate(rows):
-        for key in row:
-            if key not in _KEYS:
-                raise SpecError(f"{path}: entries.{i}.{key} is unknown{nearest(key, _KEYS)}")
-        label, method, overrides = row.get("label"), row.get("method"), list(row.get("overrides") or [])
-        if not label or not method:
-            raise SpecError(f"{path}: entries.{i} needs a label and a method")
-        if method == "dense":
-            found.append(Entry(label, None))
-        elif row.get("seeds"):
-            key = row.get("seed_key", "problem.scores.random.seed")
-            found += [
-                Entry(f"{label} seed {n}", load_spec(method, [*overrides, f"{key}={n}"]))
-                for n in range(int(row["seeds"]))
-            ]
-        else:
-            found.append(Entry(label, load_spec(method, overrides)))
-    labels = [entry.label for entry in found]
-    twice = sorted({x for x in labels if labels.count(x) > 1})
-    if twice:
-        raise SpecError(f"{path}: the label {twice[0]!r} occurs twice; labels name run folders")
+        name = f" ({row['label']!r})" if isinstance(row, dict) and row.get("label") else ""
+        try:
+            found += _entries(row, f"{file.place(f'entries.{i}')}: entry {i + 1}{name}")
+        except PruneoptError as error:
+            place = file.place(f"entries.{i}.{error.key}".rstrip("."))
+            raise located(error, f"{place}: entry {i + 1}{name}") from error
+    first: dict[str, Entry] = {}
+    for entry in found:
+        if entry.label in first:
+            raise SpecError(f"{entry.where}: the label {entry.label!r} occurs twice; labels name run folders")
+        first[entry.label] = entry
     return found
+
+
+def _entries(row: Any, where: str) -> list[Entry]:
+    """The entries of one row. Raises SpecError whose `key` is one of the row's."""
+    from pruneopt.eval.sweep import Entry
+
+    if not isinstance(row, dict):
+        raise SpecError(f"an entry is a mapping with a label and a method, got {row!r}")
+    for key in row:
+        if key not in _KEYS:
+            raise SpecError(f"unknown key {key}{nearest(str(key), _KEYS)}", key=str(key))
+    label, method, overrides = (row.get(key) for key in ("label", "method", "overrides"))
+    if not label or not method:
+        raise SpecError("an entry needs a label and a method")
+    for key in ("label", "method", "seed_key"):
+        if not isinstance(row.get(key, ""), str):
+            raise SpecError(f"{key} must be text, got {row[key]!r}", key=key)
+    if label.startswith("."):
+        raise SpecError(f"label {label!r} starts with a dot, which hides its run folder", key="label")
+    overrides = [] if overrides is None else overrides
+    if not isinstance(overrides, list) or not all(isinstance(each, str) for each in overrides):
+        raise SpecError(f"overrides must be a list of key.path=value, got {overrides!r}", key="overrides")
+    seeds = row.get("seeds")
+    if seeds is not None and (not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1):
+        raise SpecError(f"seeds must be a whole number from 1, got {seeds!r}", key="seeds")
+    if method == "dense":
+        if overrides or seeds:
+            raise SpecError(
+                "dense has neither overrides nor seeds", key="overrides" if overrides else "seeds"
+            )
+        return [Entry(label, None, where)]
+    if seeds is None:
+        return [Entry(label, _spec(method, overrides), where)]
+    seed = row.get("seed_key", "problem.scores.random.seed")
+    return [Entry(f"{label} seed {n}", _spec(method, overrides, f"{seed}={n}"), where) for n in range(seeds)]
+
+
+def _spec(method: str, overrides: list[str], *seed: str) -> Spec:
+    """The spec of an entry; a refusal says which of the entry's keys is to blame."""
+    try:
+        return load_spec(method, [*overrides, *seed])
+    except PruneoptError as error:
+        for key, given in (("overrides", overrides), ("seeds", seed)):
+            if any(touches(override, error.key) for override in given):
+                raise type(error)(str(error), key=key) from error
+        raise type(error)(str(error), key="method") from error
 
 
 def sweep_command(
     file: Annotated[Path, typer.Argument(help="a sweep file, such as experiments/accuracy.yaml")],
-    out: Annotated[Path, typer.Option(help="folder for run folders")] = Path("runs"),
-    questions: Annotated[int, typer.Option(help="questions to ask; 0 is all")] = 0,
-    batch: Annotated[int, typer.Option(min=1)] = 12,
+    out: Annotated[Path, typer.Option(help="folder for run folders; several processes may share it")] = Path(
+        "runs"
+    ),
+    questions: Annotated[int, typer.Option(min=0, help="questions to ask; 0 is all")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="questions per forward pass")] = 12,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    attention: Attention = "sdpa",
 ) -> None:
     """Run every entry of a file that is not finished yet, on the embedded model."""
     entries = read_entries(file)
-    from pruneopt.demo.assets import load_model, load_questions
+    machine = Machine(device, dtype, attention)
+    from pruneopt.demo.assets import load_questions
     from pruneopt.eval.accuracy import spread
+    from pruneopt.eval.records import prepare_folder
     from pruneopt.eval.sweep import run_sweep
 
+    prepare_folder(out)
     asked = load_questions()
     asked = spread(asked, questions) if questions else asked
-    model, processor = load_model()
+    model, processor = machine.load("demo")
     show = console()
     with progress(show, "questions", len(asked) * len(entries)) as step:
-        folders = run_sweep(model, processor, asked, entries, out, batch, step)
+        folders = run_sweep(model, processor, asked, entries, out, batch=batch, step=step)
     show.print(f"{len(folders)} runs in {out}; see them with: pruneopt table {out}")
 
 

@@ -30,21 +30,26 @@ def answer(
     spec: Spec | None = None,
     batch: int = 12,
     on_batch: Callable[[int], None] | None = None,
+    *,
+    tokens: int = 8,
 ) -> list[Outcome]:
-    """Greedy answers to `questions`, dense when `spec` is None; `on_batch(n)` reports n more done."""
+    """Greedy answers of at most `tokens` tokens to `questions`, dense when `spec` is None.
+
+    `on_batch(n)` reports n more done.
+    """
     from pruneopt.models.apply import prune
 
     outcomes: list[Outcome] = []
     for start in range(0, len(questions), batch):
         part = questions[start : start + batch]
-        inputs = load_inputs(part, processor)
+        inputs = load_inputs(part, processor).to(model.device, model.dtype)
         with torch.inference_mode(), nullcontext() if spec is None else prune(model, spec) as run:
-            tokens = model.generate(**inputs, do_sample=False, max_new_tokens=8)
+            said = model.generate(**inputs, do_sample=False, max_new_tokens=tokens)
             kept = [None] * len(part) if run is None else [len(row) for row in run.kept_visual[deepest(run)]]
-        said = processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        words = processor.batch_decode(said[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         outcomes += [
             Outcome(q, text.strip(), score(text, q.answer), k)
-            for q, text, k in zip(part, said, kept, strict=True)
+            for q, text, k in zip(part, words, kept, strict=True)
         ]
         if on_batch is not None:
             on_batch(len(part))

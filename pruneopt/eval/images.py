@@ -1,4 +1,4 @@
-"""Reading pictures that users hand in."""
+"""Pictures and prompts that users hand in."""
 
 from __future__ import annotations
 
@@ -33,3 +33,24 @@ def open_image(path: str | Path) -> Image:
     if 0 in picture.size:
         raise InputError(f"image {str(path)!r} has size {picture.size[0]}x{picture.size[1]}; it needs pixels")
     return picture
+
+
+def asked(source: str, image: str, prompt: str) -> tuple[Image, str]:
+    """The picture and the prompt for a model, known to be good before the model is loaded.
+
+    `source` is a folder, a hub id, or `demo`, whose own sample is used when no image is given.
+    Raises InputError without a picture or with an empty prompt.
+    """
+    if not prompt.strip():
+        raise InputError("the prompt is empty; ask something about the picture")
+    if source != "demo":
+        if not image:
+            raise InputError("--model needs --image, a picture file")
+        return open_image(image), prompt
+    from pruneopt.demo.assets import format_prompt, sample
+
+    if not image:
+        return open_image(sample().image), format_prompt(sample().question)
+    if "<image>" in prompt:
+        raise InputError("leave '<image>' out of the prompt; the picture is put in front of it")
+    return open_image(image), format_prompt(prompt)

@@ -128,13 +128,23 @@ def _facts(spec: Spec) -> list[str]:
         ("Positions", spec.positions),
         ("Supports", meta.get("supports")),
         ("Refuses", meta.get("refuses")),
-        ("Differs", meta.get("differs")),
         ("Uncertain", meta.get("uncertain")),
         ("Certainty", meta.get("certainty")),
         ("Code", ", ".join(x for x in (_text(meta.get("code")), _text(meta.get("licence"))) if x)),
         ("Note", meta.get("note")),
     ]
-    return [f"- {name}: {_text(value)}" for name, value in facts if value]
+    lines = [f"- {name}: {_text(value)}" for name, value in facts if value]
+    return [*lines, "", *_deviations(meta.get("deviations") or {})]
+
+
+def _deviations(deviations: Mapping[str, str]) -> list[str]:
+    if not deviations:
+        return ["No deviation from its source is known."]
+    return [
+        "Deviations from the paper or its code:",
+        "",
+        *(f"- **{key.replace('_', ' ')}** (`{key}`): {_text(text)}" for key, text in deviations.items()),
+    ]
 
 
 def _where(stage: StageSpec) -> str:

@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import pruneopt
 from pruneopt.errors import InputError
 
 _PACKAGES = ("torch", "transformers", "numpy", "scipy", "POT", "cvxpy", "highspy", "omegaconf")
@@ -34,7 +35,7 @@ def environment() -> dict[str, Any]:
             packages[name] = None
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {
-        "pruneopt": version("pruneopt"),
+        "pruneopt": pruneopt.__version__,
         "python": platform.python_version(),
         "packages": packages,
         "device": device,
@@ -59,9 +60,35 @@ def _commit() -> dict[str, Any]:
     return {"commit": commit, "dirty": bool(changed)}
 
 
+def prepare_folder(folder: Path) -> Path:
+    """Make a folder and try to write in it, before any work is done for it.
+
+    Raises InputError when that is not possible.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"cannot write in folder {str(folder)!r} ({error.strerror}); choose another one"
+        ) from error
+    return folder
+
+
+def prepare_file(path: Path) -> Path:
+    """Make the folder of a file and see that the file can be written. Raises InputError otherwise."""
+    if path.is_dir() or (path.exists() and not os.access(path, os.W_OK)):
+        raise InputError(f"cannot write file {str(path)!r}; choose another one")
+    prepare_folder(path.parent)
+    return path
+
+
 def finished(folder: Path) -> bool:
-    """Finished means present and complete."""
-    return all((folder / name).is_file() for name in ("spec.yaml", "record.json", "samples.parquet"))
+    """Finished means present and complete; names with a leading dot are of runs being written."""
+    return not folder.name.startswith(".") and all(
+        (folder / name).is_file() for name in ("spec.yaml", "record.json", "samples.parquet")
+    )
 
 
 def write_run(
@@ -93,5 +120,8 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
     if not finished(folder):
         raise InputError(f"{str(folder)!r} is not a finished run; run it again")
-    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-    return record, pq.read_table(folder / "samples.parquet").to_pylist()
+    try:
+        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        return record, pq.read_table(folder / "samples.parquet").to_pylist()
+    except (ValueError, OSError) as error:  # ArrowInvalid is a ValueError
+        raise InputError(f"run {str(folder)!r} is damaged ({error}); remove it and run it again") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -212,7 +213,7 @@ def test_greedyprune(tau: float, keep: int, wanted: list[int]) -> None:
 def test_todre_pivot_walk() -> None:
     attention = torch.zeros(1, 1, 6)
     attention[0, 0, 4] = 1
-    chosen = run("todre/diversity", {"features": V[None], "cls_attention": attention}, "budget.keep=4")
+    chosen = run("todre/diversity", {"features": V[None], "cls_attention@-1": attention}, "budget.keep=4")
     assert chosen.solution.order[0].tolist() == [4, 5, 3, 1]
 
 
@@ -278,6 +279,70 @@ def test_sparsevlm_counts_are_the_cards() -> None:
     assert kept_and_merged == [309, 204, 113]
     mean = (2 * 576 + 4 * 309 + 9 * 204 + 17 * 113) / 32
     assert mean == pytest.approx(192.03, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("method", "tokens", "wanted", "merged", "average"),
+    [
+        ("sparsevlm/release", 128, [303, 110, 36], [312, 117, 39], 128.63),
+        ("sparsevlm/release", 96, [238, 48, 26], [249, 55, 27], 96.94),
+        ("sparsevlm/release", 64, [66, 30, 17], [82, 32, 18], 64.81),
+        ("sparsevlm/plus", 128, [238, 108, 60], [238, 108, 60], None),
+        ("sparsevlm/plus", 96, [246, 54, 28], [246, 54, 28], None),
+        ("sparsevlm/plus", 64, [66, 34, 20], [66, 34, 20], None),
+    ],
+)
+def test_budgets_that_sparsevlm_declares_are_the_cards(
+    method: str, tokens: int, wanted: list[int], merged: list[int], average: float | None
+) -> None:
+    told = load_spec(method).meta["deviations"]["budgets"]
+    lists = re.findall(r"\[[\d.,]+\]", told)
+    assert len(lists) == 3
+    kept, alive, layers = [], 576, []
+    for stage in load_spec(method, [f"budget.keep={lists[[128, 96, 64].index(tokens)]}"]).stages:
+        plain = stage.budget.count(576, alive)
+        kept.append(plain)
+        alive = stage.steps[0].count(plain, alive) if stage.steps else plain
+        layers.append(alive)
+    assert kept == wanted and layers == merged
+    if average is not None:
+        mean = (2 * 576 + 4 * layers[0] + 9 * layers[1] + 17 * layers[2]) / 32
+        assert mean == pytest.approx(average, abs=0.01)
+
+
+def test_topv_for_internvl_differs_in_two_numbers() -> None:
+    ours, base = load_spec("topv/internvl").to_spec(), load_spec("topv").to_spec()
+    assert ours["problem"]["cost"]["centre"].pop("weight") == 0.1
+    assert base["problem"]["cost"]["centre"].pop("weight") == 0.01
+    assert ours["steps"][0].pop("interval") == 3 and base["steps"][0].pop("interval") == 4
+    assert {k: v for k, v in ours.items() if k not in ("name", "meta")} == {
+        k: v for k, v in base.items() if k not in ("name", "meta")
+    }
+
+
+def test_saint_hybrid_is_its_two_halves() -> None:
+    stages = load_spec("saint/hybrid").stages
+    encoder, inside = load_spec("saint/encoder_release").stages, load_spec("saint/release").stages
+    assert [s.to_spec() for s in stages] == [s.to_spec() for s in (*encoder, *inside)]
+    assert stages[0].budget.count(576, 576) == 375
+    assert [s.insertion.layer_index for s in stages[1:]] == list(range(8, 18))
+
+
+def test_globalcom2_without_cls_scores_by_the_mean() -> None:
+    part = load_spec("globalcom2/mean").stages[0].problem.scores[1].part
+    rows = signed(2, 1, 10, 4)
+    mask = torch.tensor([[True] * 6 + [False] * 4])
+    score = part(Signals({"encoder_features": rows}, mask))[0, :6]
+    mean = rows[0, :6].mean(0)
+    for i in range(6):
+        x = rows[0, i]
+        assert float(score[i]) == pytest.approx(-float(x @ mean / (x.norm() * mean.norm())), abs=1e-6)
+
+
+def test_the_pivot_of_todre_reads_the_last_encoder_layer() -> None:
+    for method in ("todre", "todre/v1", "todre/diversity"):
+        spec = load_spec(method)
+        assert "cls_attention@-1" in spec.needs and "cls_attention" not in spec.needs
 
 
 def test_pyramiddrop_counts_are_the_cards() -> None:

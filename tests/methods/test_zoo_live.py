@@ -19,6 +19,7 @@ ELSEWHERE = {
     "aim/llava": "block 23",
     "saint/encoder": "block 19",
     "saint/encoder_release": "block 19",
+    "saint/hybrid": "block 19",
     "cdpruner/clip": "clip_features",
     "cdpruner/release": "clip_features",
 }  # what a 6-layer tower without a text half must refuse, by a word of the reason

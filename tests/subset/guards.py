@@ -1,4 +1,4 @@
-"""Checks of what certificates promise; `test_certificates` runs them on the project, and on planted bugs."""
+"""Checks of what certificates promise; `test_certificates` runs them, and on planted bugs."""
 
 from __future__ import annotations
 

@@ -4,19 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
+import reports
 import torch
+import walks
 
 from pruneopt import compose, pruner, solution, subset_values
+from pruneopt.bench import select_gap, subset
 from pruneopt.costs.feature_sq_l2 import FeatureSquaredL2
 from pruneopt.solution import Status
-from pruneopt.solvers import bounds, branch_and_bound, exact, linear, objectives
+from pruneopt.solvers import (
+    bounds,
+    branch_and_bound,
+    exact,
+    farthest_point,
+    greedy_conflict,
+    linear,
+    objectives,
+    walk,
+)  # fmt: skip
 from pruneopt.solvers.linear import Program
 
 Bug = Callable[[], AbstractContextManager[Any]]
+
+
+def _all(patches: list[Any]) -> AbstractContextManager[Any]:
+    stack = ExitStack()
+    for patch in patches:
+        stack.enter_context(patch)
+    return stack
 
 
 def unscaled_milp() -> AbstractContextManager[Any]:
@@ -145,6 +165,109 @@ def quotas_unchecked() -> AbstractContextManager[Any]:
     return mock.patch.object(subset_values, "_check_quota", lambda problem: None)
 
 
+def one_gain_too_few() -> AbstractContextManager[Any]:
+    """The facility bound adds k - 1 gains."""
+    real = bounds.facility_bound
+
+    def bound(problem: Any, keep: torch.Tensor) -> torch.Tensor:
+        return real(replace(problem, k=problem.k - 1), keep)
+
+    return mock.patch.object(walks, "facility_bound", bound)
+
+
+def equal_is_a_conflict() -> AbstractContextManager[Any]:
+    """`>=` where the threshold says `>`."""
+    real = objectives.conflicts
+
+    def conflicts(problem: Any) -> torch.Tensor:
+        lower = torch.nextafter(torch.tensor(problem.threshold).to(problem.pairwise), torch.tensor(-math.inf))
+        return real(replace(problem, threshold=lower.item()))
+
+    patches = [mock.patch.object(m, "conflicts", conflicts) for m in (objectives, greedy_conflict, linear)]
+    return _all(patches)
+
+
+def compared_in_double() -> AbstractContextManager[Any]:
+    """float32 similarities against a threshold that was not rounded with them."""
+    real = objectives.conflicts
+
+    def conflicts(problem: Any) -> torch.Tensor:
+        return real(replace(problem, pairwise=problem.pairwise.double()))
+
+    return mock.patch.object(objectives, "conflicts", conflicts)
+
+
+def core_rounds_up() -> AbstractContextManager[Any]:
+    """The core counts to the next whole number."""
+    real = torch.Tensor.long
+    return mock.patch.object(torch.Tensor, "long", lambda self: real(self.ceil()))
+
+
+def seed_reads_padding() -> AbstractContextManager[Any]:
+    """The first token is looked for among what padding holds."""
+
+    def seed(rule: str, part: Any, problem: Any, pairwise: torch.Tensor) -> torch.Tensor:
+        return walk.seed_score(rule, part, problem, problem.pairwise)
+
+    return mock.patch.object(farthest_point, "seed_score", seed)
+
+
+def summary_clamps() -> AbstractContextManager[Any]:
+    """Gaps below zero count as zero."""
+    real = reports.summary
+
+    def summary(row: dict[str, Any]) -> dict[str, Any]:
+        pairs = zip(row["value"], row["best"], strict=True)
+        return real(row | {"value": [v if v is None or b is None else min(v, b) for v, b in pairs]})
+
+    return _all([mock.patch.object(m, "summary", summary) for m in (reports, select_gap)])
+
+
+def value_and_best_swapped() -> AbstractContextManager[Any]:
+    real = select_gap._gaps
+
+    def gaps(*args: Any) -> dict[str, Any]:
+        row = real(*args)
+        return row | {"value": row["best"], "best": row["value"]}
+
+    return mock.patch.object(select_gap, "_gaps", gaps)
+
+
+def optimum_lifted_to_greedy() -> AbstractContextManager[Any]:
+    real = select_gap._gaps
+
+    def gaps(*args: Any) -> dict[str, Any]:
+        row = real(*args)
+        return row | {"best": [max(v, b) for v, b in zip(row["value"], row["best"], strict=True)]}
+
+    return mock.patch.object(select_gap, "_gaps", gaps)
+
+
+def one_seed_for_all() -> AbstractContextManager[Any]:
+    real = select_gap._random_value
+    return mock.patch.object(select_gap, "_random_value", lambda problem, seed: real(problem, 0))
+
+
+def record_swapped() -> AbstractContextManager[Any]:
+    """Value and bound of a subset record change places."""
+    real = subset._measure
+
+    def measure(*args: Any) -> dict[str, Any]:
+        row = real(*args)
+        return row | {"value": row["bound"], "bound": row["value"]}
+
+    return mock.patch.object(subset, "_measure", measure)
+
+
+def loss_clamped() -> AbstractContextManager[Any]:
+    real = subset._loss
+
+    def loss(high: list[float], low: list[float], kind: str) -> str:
+        return real([max(h, x) for h, x in zip(high, low, strict=True)], low, kind)
+
+    return mock.patch.object(subset, "_loss", loss)
+
+
 PLANTED: dict[str, tuple[str, Bug]] = {
     f"{check}-{bug.__name__}": (check, bug)
     for check, bugs in {
@@ -161,6 +284,16 @@ PLANTED: dict[str, tuple[str, Bug]] = {
         "specs_of_asymmetric_terms_are_refused": (tag_on_any_cost, symmetrised_in_one_place),
         "indefinite_kernels_are_refused": (kernels_unchecked, exact_zero_asked),
         "values_are_refused_by_name": (anchors_unchecked, quotas_unchecked),
+        "facility_bound_counts_all_tokens": (one_gain_too_few,),
+        "threshold_at_equality": (equal_is_a_conflict, compared_in_double),
+        "core_counts": (core_rounds_up,),
+        "seeds_with_masks": (seed_reads_padding,),
+        "gap_tables_show_contradictions": (summary_clamps,),
+        "gap_rows_hold_value_and_best": (value_and_best_swapped, one_seed_for_all),
+        "a_false_proof_is_shown": (optimum_lifted_to_greedy,),
+        "random_sets_hold_what_is_protected": (one_seed_for_all,),
+        "subset_records_hold_value_and_bound": (record_swapped,),
+        "subset_tables_compare_like_with_like": (loss_clamped,),
     }.items()
     for bug in bugs
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import guards
 import pytest
 import refusals
+import reports
+import walks
 from guards import every_solver
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +15,7 @@ from subset_cases import KINDS
 
 CHECKS = {
     name.removeprefix("check_"): found
-    for module in (guards, refusals)
+    for module in (guards, refusals, walks, reports)
     for name, found in vars(module).items()
     if name.startswith("check_")
 }

@@ -1,0 +1,5 @@
+"""`python -m pruneopt` is `pruneopt`."""
+
+from pruneopt.cli.main import main
+
+main()
