@@ -136,6 +136,30 @@ def check_below_bound(solver: SubsetSolver) -> None:
                 )
 
 
+def check_scale(solver: SubsetSolver) -> None:
+    """The numbers of an objective times 1e-12 or 1e12: the same choice, and the same claim about it."""
+    for kind in _each_kind(solver):
+        problem = cases.subset(kind, tokens=10, k=4, seed=4)
+        scores = kind in ("top_k", "quota", "independent_set", "max_sum", "max_min")
+        pairs = kind not in ("top_k", "quota", "independent_set")
+        reference = solver.solve(problem)
+        for scale in (1e-12, 1e12):
+            values = {
+                "unary": problem.unary if scores else None,
+                "pairwise": problem.pairwise if pairs else None,
+            }
+            moved = changed(problem, **{n: scale * t for n, t in values.items() if t is not None})
+            solution = solver.solve(moved)
+            require(
+                torch.equal(solution.keep, reference.keep),
+                f"{kind}: another choice at scale {scale:g}; divide by the size of the objective first",
+            )
+            require(
+                solution.status == reference.status,
+                f"{kind}: {reference.status[0].name} becomes {solution.status[0].name} at scale {scale:g}",
+            )
+
+
 def check_optimal(solver: SubsetSolver) -> None:
     """Tagged `exact`: the value is that of enumeration, with status OPTIMAL and no gap."""
     from pruneopt.solvers.brute_force import BruteForce
@@ -403,5 +427,7 @@ def subset_checks(solver: SubsetSolver) -> Iterator[Check]:
     if "cost_blind" not in solver.tags:
         chosen.append(check_beats_random)
     chosen += [function for tag, function in tagged if tag in solver.tags]
+    if "chaotic" not in solver.tags:
+        chosen.append(check_scale)
     for function in chosen:
         yield Check(function.__name__, function)  # type: ignore[arg-type]

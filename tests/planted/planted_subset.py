@@ -194,6 +194,16 @@ class HalfDistances(Good):
 
 
 @dataclass(frozen=True)
+class AbsoluteTolerance(Good):
+    """Distances that differ by less than 1e-6 count as equal, whatever their size."""
+
+    name = "absolute_tolerance"
+
+    def next(self, distance, chosen):
+        return (distance[chosen].amin(0) * 1e6).floor()
+
+
+@dataclass(frozen=True)
 class AnyKind(Good):
     """Solves every kind as if it were max-min."""
 
