@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pruneopt.brief import Brief, want_tensor
 from pruneopt.errors import ProblemError, SpecError
 from pruneopt.subset_values import check_values
 
@@ -26,8 +27,8 @@ SYMMETRIC_KINDS = ("max_min", "max_sum", "log_det", "independent_set")  # of uno
 ANCHORED_KINDS = ("max_min", "max_sum")
 
 
-@dataclass(frozen=True, eq=False)
-class TransportProblem:
+@dataclass(frozen=True, eq=False, repr=False)
+class TransportProblem(Brief):
     """Move mass `a` onto mass `b` at least cost, one problem per batch entry.
 
     Parameters
@@ -60,6 +61,9 @@ class TransportProblem:
 
         `check=False` skips the value checks that would wait for a GPU; shapes are always checked.
         """
+        given = {"cost": cost, "a": a, "b": b, "row_mask": row_mask, "col_mask": col_mask}
+        for name, value in given.items():
+            want_tensor(name, value, ProblemError)
         if cost.dim() == 2:
             raise ProblemError("cost has shape [N,M]; add a batch axis: cost[None]")
         if cost.dim() != 3 or not cost.is_floating_point():
@@ -183,8 +187,8 @@ def _mass(
     return (mass / total).to(cost.dtype)
 
 
-@dataclass(frozen=True, eq=False)
-class SubsetProblem:
+@dataclass(frozen=True, eq=False, repr=False)
+class SubsetProblem(Brief):
     """Choose `k[b]` of the real tokens of every sample so that an objective is largest.
 
     Objectives over a chosen set S (always maximised):
@@ -252,6 +256,10 @@ class SubsetProblem:
         """
         if kind not in SUBSET_KINDS:
             raise ProblemError(f"unknown subset problem {kind!r}; known: {', '.join(SUBSET_KINDS)}")
+        given = {"unary": unary, "pairwise": pairwise, "mask": mask, "protected": protected}
+        given |= {"anchors": anchors, "group": group, "quota": quota, "anchor_strength": anchor_strength}
+        for name, value in given.items():
+            want_tensor(name, value, ProblemError)
         lead = unary if unary is not None else pairwise
         if lead is None:
             raise ProblemError(f"{kind} needs scores (unary) or a pairwise matrix; neither was given")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from pruneopt.brief import want_tensor
 from pruneopt.compose import (
     anchor_strength,
     combine,
@@ -247,7 +248,9 @@ class Pruner:
         return problem, k, counts
 
 
-def select(spec: str | Spec, signals: Signals, groups: Tensor | None = None, stage: int = 0) -> Selection:
+def select(
+    spec: str | Spec, signals: Signals | Mapping[str, Tensor], groups: Tensor | None = None, stage: int = 0
+) -> Selection:
     """Run one stage of a method on saved or live signals, without a model.
 
     Parameters
@@ -255,11 +258,21 @@ def select(spec: str | Spec, signals: Signals, groups: Tensor | None = None, sta
     spec: a method name, a path or a Spec.  signals: canonical names and shapes (see `docs/signals.md`).
     groups: `[B,N]` int64, the image, crop or frame of every token; overrides the signal `group`.
     stage: which stage of a method with several.
+
+    Raises SpecError for the spec or stage, SignalError for signals that are missing or no tensors.
     """
     spec = spec if isinstance(spec, Spec) else load_spec(spec)
     if not 0 <= stage < len(spec.stages):
         raise SpecError(f"{spec.name} has {len(spec.stages)} stages; there is no stage {stage}")
+    if not isinstance(signals, Signals):
+        if not isinstance(signals, Mapping):
+            raise SignalError(
+                f"signals must be pruneopt.Signals, or a mapping from names to tensors, got {type(signals)}; "
+                'give Signals({"features": tokens})'
+            )
+        signals = Signals(signals)
     if groups is not None:
+        want_tensor("groups", groups, SignalError)
         tensors = {name: signals[name] for name in signals}
         tensors["group"] = groups
         signals = Signals(tensors, signals.mask if signals.ragged else None)

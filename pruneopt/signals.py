@@ -16,6 +16,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from pruneopt.brief import describe, want_tensor
 from pruneopt.errors import SignalError, nearest
 
 
@@ -145,7 +146,10 @@ class Signals(Mapping[str, Tensor]):
         self, tensors: Mapping[str, Tensor], mask: Tensor | None = None, sample: Tensor | None = None
     ):
         sizes = {}
+        want_tensor("mask", mask, SignalError)
+        want_tensor("sample", sample, SignalError)
         for name, tensor in tensors.items():
+            want_tensor(f"signal {name!r}", tensor, SignalError)
             info = signal_info(name)
             rank = info.shape.count(",") + 1
             if tensor.dim() != rank:
@@ -186,6 +190,10 @@ class Signals(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._tensors)
 
+    def __repr__(self) -> str:
+        found = ", ".join(f"{name} {describe(self._tensors[name])}" for name in sorted(self._tensors))
+        return f"{type(self).__name__}({found}{'; ragged' if self.ragged else ''})"
+
     def view(self, needs: Iterable[str]) -> SignalView:
         """A guarded view for one part: reading anything outside `needs` raises."""
         return SignalView(self, frozenset(needs))
@@ -224,6 +232,9 @@ class SignalView(Signals):
             )
         self.reads.add(name)
         return self._signals[name]
+
+    def __repr__(self) -> str:
+        return f"SignalView(of {', '.join(sorted(self._needs)) or 'nothing'} in {self._signals!r})"
 
     def __contains__(self, name: object) -> bool:
         return name in self._needs and name in self._signals

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pruneopt.brief import Brief
 from pruneopt.gradients import envelope, refuse_gradient, refuses
 from pruneopt.problems import SubsetProblem, TransportProblem
 
@@ -59,8 +60,8 @@ PROVED = 1e-9  # gap over what the plan pays above the cheapest pair, and L1 mar
 NOISE = torch.finfo(torch.float64).eps
 
 
-@dataclass(frozen=True, eq=False)
-class Certificate:
+@dataclass(frozen=True, eq=False, repr=False)
+class Certificate(Brief):
     """Bounds that need no reference solver, per problem `[B]`, in units of the cost.
 
     `value` is the cost of the plan rounded onto the polytope, hence an upper bound of the optimum;
@@ -155,15 +156,15 @@ def certify(problem: TransportProblem, plan: Tensor, g: Tensor | None) -> Certif
     )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class Solution:
+@dataclass(frozen=True, eq=False, repr=False)
+class Solution(Brief):
     """Common part of every result: how it ended, what it cost, what else the solver reported."""
 
     seconds: float
     stats: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TransportSolution(Solution):
     """A transport plan with potentials; everything else is derived from them when first read.
 
@@ -269,7 +270,7 @@ class TransportSolution(Solution):
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SubsetSolution(Solution):
     """A chosen subset per sample; value and bound are derived from it when first read.
 
@@ -347,7 +348,7 @@ class SubsetSolution(Solution):
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Selection:
     """Which visual tokens survive, and what is merged into them.
 
@@ -372,6 +373,19 @@ class Selection:
     solution: Solution | None = None
     diagnostics: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """One line: counts, device, what is attached, how the solve ended, seconds; no tensor."""
+        counts = list(self.known_counts)
+        shown = f"{counts[:8]}".replace("]", ", ...]") if len(counts) > 8 else f"{counts}"
+        words = [f"keeps {shown} of {self.keep.shape[1]} tokens on {self.keep.device}"]
+        attached = ("importance", "merge", "size", "rank")
+        words += [", ".join(name for name in attached if getattr(self, name) is not None)]
+        ended = getattr(self.solution, "ended", ())
+        words += [" ".join([getattr(self.solution, "solver", ""), *dict.fromkeys(s.name for s in ended)])]
+        words += [f"{len(self.diagnostics)} diagnostics" if self.diagnostics else ""]
+        words += [f"{1000 * sum(self.seconds.values()):.1f} ms" if self.seconds else ""]
+        return f"Selection({'; '.join(word for word in words if word.strip())})"
 
     @property
     def known_counts(self) -> tuple[int, ...]:
