@@ -15,7 +15,7 @@ from pruneopt.spec import Spec, load_spec
 
 SPACE = {
     "stages.0.problem.scores.relevance.threshold": (0.0, 50.0),
-    "stages.0.steps.0.cell": (3.0, 24.0),
+    "stages.0.budget.rule.cell": (3.0, 24.0),
 }
 
 
@@ -88,7 +88,7 @@ def test_bad_spaces_are_refused() -> None:
     with pytest.raises(SpecError):
         tune("vflowopt", {}, bowl)
     with pytest.raises(SpecError):
-        tune("vflowopt", {"stages.0.steps.0.cell": (5.0, 5.0)}, bowl)
+        tune("vflowopt", {"stages.0.budget.rule.cell": (5.0, 5.0)}, bowl)
 
 
 @pytest.mark.parametrize(
