@@ -115,7 +115,7 @@ def check_log_det_of_low_rank() -> None:
     whatever sign rounding gives the eigenvalues that are zero.
     """
     for dtype in (torch.float32, torch.float64):
-        for seed in range(6):
+        for seed in range(3):
             for width, k in ((3, 3), (4, 4), (4, 6), (5, 5), (3, 5)):
                 quality = 0.1 + torch.rand(2, 9, generator=torch.Generator().manual_seed(seed)).to(dtype)
                 problem = SubsetProblem.build("log_det", k, quality, low_rank(seed, width, dtype))

@@ -87,6 +87,20 @@ def test_cvxpy_route_agrees_with_the_direct_one(kind):
     assert through.status == (Status.OPTIMAL,)
 
 
+def test_a_solver_that_reports_no_bound_proves_only_what_bounds_confirm():
+    """SciPy's route through cvxpy keeps its bound to itself: that of a relaxation must be met."""
+    pytest.importorskip("cvxpy")
+    part = solver("milp", backend="cvxpy", solver="SCIPY")
+    sorting = random_problem("top_k", 1)
+    assert part.solve(sorting).status == (Status.OPTIMAL, Status.OPTIMAL)
+    problem = random_problem("max_sum", 1)
+    solution = part.solve(problem)
+    for b in range(2):
+        assert solution.value[b].item() == pytest.approx(slow_best(problem, b)[0])
+        assert solution.upper_bound[b] > solution.value[b] * (1 + 1e-6)
+    assert solution.status == (Status.UNPROVED, Status.UNPROVED)
+
+
 def test_cvxpy_names_a_missing_solver():
     pytest.importorskip("cvxpy")
     with pytest.raises(ProblemError, match="installed"):
