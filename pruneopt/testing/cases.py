@@ -9,11 +9,13 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from pruneopt.grouping import gather_tokens
 from pruneopt.problems import SubsetProblem, TransportProblem
 from pruneopt.signals import Signals, signal_info
 
 GEOMETRY = frozenset({"xy", "grid", "group", "time", "tile", "visual_index", "text_index", "size"})
 MASKS = frozenset({"text_mask", "start_mask"})
+FILLS = ("below", "between", "above")
 STYLES = ("random", "zeros", "constant", "duplicates", "large")
 PREFIX = 3  # tokens before the visual ones
 
@@ -182,6 +184,41 @@ def garbage_in_padding(signals: Signals, seed: int = 5) -> Signals:
             out = torch.where(signals.mask.view(shape), out, noise)
         changed[name] = out
     return with_tensors(signals, changed)
+
+
+def spread(signals: Signals, fill: str, seed: int = 3) -> tuple[Signals, Tensor]:
+    """Ragged samples with padding between their tokens instead of after them.
+
+    Floating-point signals hold at padding numbers below, between or above all real ones (`fill`).  Returns
+    the new signals and `[B,N]` int64, the old place of every token, -1 at padding; tokens keep their order.
+    """
+    g = torch.Generator().manual_seed(seed)
+    old = torch.full(signals.mask.shape, -1)
+    for row, real in zip(old, signals.mask, strict=True):
+        tokens = real.nonzero().squeeze(1)
+        row[torch.randperm(len(row), generator=g)[: len(tokens)].sort().values] = tokens
+    moved = gather_tokens(signals, old, torch.arange(signals.batch))
+    return with_tensors(moved, {name: filled(name, moved, fill) for name in floating(moved)}), old
+
+
+def filled(name: str, signals: Signals, fill: str) -> Tensor:
+    """A floating-point signal with its padding below, between or above its real entries."""
+    tensor = signals[name]
+    real = torch.ones(tensor.shape, dtype=torch.bool)
+    for axis in signal_info(name).token_dims:
+        shape = [1] * tensor.dim()
+        shape[0], shape[axis] = signals.batch, signals.tokens
+        real = real & signals.mask.view(shape)
+    return fill_out(tensor, real, fill)
+
+
+def fill_out(values: Tensor, real: Tensor, fill: str) -> Tensor:
+    """`values` with entries that are not `real` below, between or above those that are."""
+    low, high = values[real].min(), values[real].max()
+    width = high - low + 1
+    return values.where(
+        real, {"below": low - width, "between": (low + high) / 2, "above": high + width}[fill]
+    )
 
 
 def floating(signals: Signals) -> list[str]:

@@ -12,9 +12,9 @@ from pruneopt.errors import PruneoptError
 from pruneopt.parts import Readout, TransportSolver
 from pruneopt.problems import TransportProblem
 from pruneopt.testing import cases
+from pruneopt.testing.calls import agree
 from pruneopt.testing.core import Check, CheckFailure, changed, require
 from pruneopt.testing.part_checks import part_checks, torch_rng_untouched
-from pruneopt.testing.signal_checks import agree
 
 
 def partners() -> list[TransportSolver]:

@@ -9,11 +9,18 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pruneopt.errors import PruneoptError, SignalError
+from pruneopt.errors import PruneoptError
 from pruneopt.parts import CostTerm, Kernel, Marginal, Part, Score
 from pruneopt.signals import Signals
 from pruneopt.testing import cases
+from pruneopt.testing.calls import agree, call, layout, real_entries, token_axes
 from pruneopt.testing.core import Check, CheckFailure, changed, require
+from pruneopt.testing.invariance_checks import (
+    check_batch_invariance,
+    check_padding_anywhere,
+    check_padding_invariance,
+    check_permutation,
+)
 from pruneopt.testing.part_checks import part_checks, torch_rng_untouched
 
 SIZES = (
@@ -22,60 +29,6 @@ SIZES = (
     (2, 7, 64, 2, 5),
     (1, 576, 8, 2, 3),
 )  # batch, tokens, width, heads, text
-
-
-def call(part: Part, signals: Signals) -> Tensor:
-    """The part's output on a guarded view. Raises CheckFailure when it reads what it did not declare."""
-    view = signals.view(part.needs)
-    try:
-        out = part(view)  # type: ignore[operator]
-    except SignalError as error:
-        if "without declaring it" in str(error):
-            raise CheckFailure(f"{error}; add it to `needs`") from error
-        raise
-    require(isinstance(out, Tensor), f"returned {type(out).__name__}, not a tensor")
-    return out
-
-
-def layout(part: Part) -> str:
-    """`[B,N]`, `[B,N,N]`, or `[B,A,N]`: what this part returns."""
-    if isinstance(part, CostTerm):
-        return {"pairwise": "[B,N,N]", "unary": "[B,N]", "anchor": "[B,A,N]"}.get(part.shape, part.shape)
-    return "[B,N,N]" if isinstance(part, Kernel) else "[B,N]"
-
-
-def token_axes(part: Part) -> tuple[int, ...]:
-    """Axes of the output that run over visual tokens."""
-    return {"[B,N]": (1,), "[B,N,N]": (1, 2), "[B,A,N]": (2,)}[layout(part)]
-
-
-def real_entries(part: Part, signals: Signals, out: Tensor) -> Tensor:
-    """Bool of the output's shape, True where every token involved is real."""
-    real = torch.ones(out.shape, dtype=torch.bool)
-    for axis in token_axes(part):
-        shape = [1] * out.dim()
-        shape[0], shape[axis] = signals.batch, signals.tokens
-        real = real & signals.mask.view(shape)
-    return real
-
-
-def alone(part: Part, out: Tensor, b: int, n: int) -> Tensor:
-    """Output of sample b at its first n tokens."""
-    out = out[b : b + 1]
-    for axis in token_axes(part):
-        out = out.narrow(axis, 0, n)
-    return out
-
-
-def agree(one: Tensor, two: Tensor, tolerance: float = 1e-4) -> float:
-    """Largest difference in units of the spread of `two`; equal infinities agree."""
-    require(one.shape == two.shape, f"shapes differ: {list(one.shape)} and {list(two.shape)}")
-    one, two = one.double(), two.double()
-    same = (one == two) | (one.isnan() & two.isnan())
-    finite = two[two.isfinite()]
-    scale = float(finite.abs().amax()) if finite.numel() else 1.0
-    difference = (one - two).abs().masked_fill(same, 0).nan_to_num(nan=torch.inf)
-    return float(difference.amax()) / max(scale, 1e-12) if difference.numel() else 0.0
 
 
 def _finite(part: Part, signals: Signals, out: Tensor) -> Tensor:
@@ -158,47 +111,6 @@ def check_nan_is_flagged(part: Part) -> None:
             not hidden or agree(out, call(part, signals)) == 0,
             f"NaN in {name!r} gives finite numbers; it was ranked or replaced (nan_to_num, argsort, clamp?)",
         )
-
-
-def check_permutation(part: Part) -> None:
-    """Permuting tokens together with their coordinates permutes the result and changes nothing else."""
-    signals = cases.make_signals(part.needs, tokens=12)
-    out = call(part, signals)
-    order = cases.shuffle(12, 3)
-    moved = call(part, cases.permuted(signals, order))
-    for axis in token_axes(part):
-        out = out.index_select(axis, order)
-    require(
-        agree(moved, out) < 1e-4,
-        "permuting the tokens changes more than the order; something depends on the index. "
-        "Read `xy` for places, or tag the part `uses_order`",
-    )
-
-
-def check_batch_invariance(part: Part) -> None:
-    """A sample gives in a batch, ragged or not, what it gives alone."""
-    for lengths in (None, (12, 7, 1)):
-        signals = cases.make_signals(part.needs, batch=3, lengths=lengths)
-        out = call(part, signals)
-        for b in range(3):
-            single = call(part, cases.sample_alone(signals, b))
-            n = int(signals.mask[b].sum())
-            require(
-                agree(alone(part, out, b, n), single) < 1e-4,
-                f"sample {b} of a {'ragged ' if lengths else ''}batch differs from itself alone; "
-                "reduce over dim=1 and over signals.mask only, never over the batch",
-            )
-
-
-def check_padding_invariance(part: Part) -> None:
-    """Other values at padded tokens change nothing at real ones, bit for bit."""
-    signals = cases.make_signals(part.needs, lengths=(12, 7))
-    out, other = call(part, signals), call(part, cases.garbage_in_padding(signals))
-    real = real_entries(part, signals, out)
-    same = (out == other) | (out.isnan() & other.isnan()) | ~real
-    require(
-        bool(same.all()), "values at padded tokens leak into real ones; mask before any sum, mean or maximum"
-    )
 
 
 def check_inputs_pure(part: Part) -> None:
@@ -427,6 +339,8 @@ def signal_checks(part: Part) -> Iterator[Check]:
     ]
     if "across_batch" not in part.tags:
         chosen.append(check_batch_invariance)
+    if "stochastic" not in part.tags:
+        chosen.append(check_padding_anywhere)
     if not part.tags & {"stochastic", "uses_order"}:
         chosen.append(check_permutation)
     if "stochastic" in part.tags:

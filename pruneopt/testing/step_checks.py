@@ -13,9 +13,9 @@ from pruneopt.problems import SubsetProblem
 from pruneopt.signals import Signals
 from pruneopt.solution import Selection
 from pruneopt.testing import cases
+from pruneopt.testing.calls import agree
 from pruneopt.testing.core import Check, require
 from pruneopt.testing.part_checks import part_checks, torch_rng_untouched
-from pruneopt.testing.signal_checks import agree
 
 
 def selection_on(
@@ -131,6 +131,30 @@ def _restricted(single: Signals, full: Selection, b: int) -> Selection:
     return _selected(single, full.importance[b : b + 1, :n], group[b : b + 1, :n], (full.counts[b],))
 
 
+def check_step_padding(step: Step) -> None:
+    """Padding may stand between tokens and hold numbers below, between or above all real ones."""
+    signals = cases.make_signals(step.needs, tokens=14, lengths=(12, 6))
+    whole = selection_on(signals)
+    assert whole.importance is not None and whole.counts is not None
+    group = whole.solution.problem.group  # type: ignore[union-attr]
+    for fill in cases.FILLS:
+        moved, old = cases.spread(signals, fill)
+        score = cases.fill_out(whole.importance.gather(1, old.clamp_min(0)), moved.mask, fill)
+        before = _selected(moved, score, group.gather(1, old.clamp_min(0)), whole.counts)
+        out = apply(step, before, moved)
+        for b in range(2):
+            single = cases.sample_alone(signals, b)
+            after = apply(step, _restricted(single, whole, b), single)
+            here = (old[b] >= 0).nonzero().squeeze(1)
+            where = f"a sample with padding between its tokens, {fill} all real values"
+            same = torch.equal(out.keep[b, here], after.keep[0]) and not bool((out.keep & ~moved.mask).any())
+            require(same, f"{where} keeps other tokens than alone; mind signals.mask")
+            if out.merge is None or after.merge is None:
+                continue
+            rows = out.merge[b][here][:, here][after.keep[0]]
+            require(agree(rows, after.merge[0][after.keep[0]]) < 1e-4, f"{where} is merged differently")
+
+
 def check_step_pure(step: Step) -> None:
     """Selection and signals are unchanged and two calls agree."""
     signals = cases.make_signals(step.needs)
@@ -177,7 +201,7 @@ def step_checks(step: Step) -> Iterator[Check]:
     yield from part_checks(step)
     chosen = [check_selection_is_sound, check_count_agrees, check_step_pure, check_step_rng]
     if "across_batch" not in step.tags:
-        chosen.append(check_step_batch)
+        chosen += [check_step_batch, check_step_padding]
     if "uses_order" not in step.tags:
         chosen.append(check_step_permutation)
     for function in chosen:
@@ -207,6 +231,25 @@ def check_counts_in_range(rule: BudgetRule) -> None:
                 )
 
 
+def check_rule_batch(rule: BudgetRule) -> None:
+    """A sample gets in a ragged batch the count it gets alone, wherever padding stands and whatever it is."""
+    g = torch.Generator().manual_seed(0)
+    signals = cases.make_signals(rule.needs, tokens=14, lengths=(12, 6))
+    importance, k = torch.rand(2, 14, generator=g), torch.tensor([7, 3])
+    for fill in cases.FILLS:
+        moved, old = cases.spread(signals, fill)
+        score = cases.fill_out(importance.gather(1, old.clamp_min(0)), moved.mask, fill)
+        out = rule(moved.view(rule.needs), k, score)
+        for b in range(2):
+            single = cases.sample_alone(signals, b)
+            alone = rule(single.view(rule.needs), k[b : b + 1], importance[b : b + 1, : single.tokens])
+            require(
+                out[b].tolist() == alone[0].tolist(),
+                f"sample {b} gets {int(out[b])} tokens in a batch with padding {fill} its values, and "
+                f"{int(alone[0])} alone; count signals.mask and nothing else",
+            )
+
+
 def check_rule_pure(rule: BudgetRule) -> None:
     """Counts and importance are unchanged and two calls agree."""
     signals = cases.make_signals(rule.needs)
@@ -220,5 +263,5 @@ def check_rule_pure(rule: BudgetRule) -> None:
 def budget_checks(rule: BudgetRule) -> Iterator[Check]:
     """Checks of a budget rule."""
     yield from part_checks(rule)
-    for function in (check_counts_in_range, check_rule_pure):
+    for function in (check_counts_in_range, check_rule_batch, check_rule_pure):
         yield Check(function.__name__, function)  # type: ignore[arg-type]

@@ -209,6 +209,17 @@ class IndexStep(GoodStep):
 
 
 @dataclass(frozen=True)
+class FirstSlots(GoodStep):
+    """Looks for its candidates in the first slots, wherever padding stands."""
+
+    name = "first_slots"
+
+    def candidates(self, selection, signals):
+        first = torch.arange(signals.tokens) < signals.mask.sum(1, keepdim=True)
+        return super().candidates(selection, signals) & first
+
+
+@dataclass(frozen=True)
 class GoodRule(BudgetRule):
     """Half of the asked count, at least one."""
 
@@ -226,6 +237,16 @@ class KeepsNothing(GoodRule):
 
     def __call__(self, signals, k, importance):
         return k // 2
+
+
+@dataclass(frozen=True)
+class BatchRule(GoodRule):
+    """Gives every sample the largest count of the batch that it can have."""
+
+    name = "batch_rule"
+
+    def __call__(self, signals, k, importance):
+        return k.amax().expand_as(k).minimum(signals.mask.sum(1))
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,33 @@ class Good(Score):
 
 
 @dataclass(frozen=True)
+class PaddingLast(Good):
+    """Takes the first slots of a sample for its tokens, wherever its padding stands."""
+
+    name = "padding_last"
+
+    def __call__(self, signals):
+        norms = self.norms(signals)
+        first = torch.arange(signals.tokens) < signals.mask.sum(1, keepdim=True)
+        return norms / norms.masked_fill(~first, 0).amax(1, keepdim=True).clamp_min(1e-12)
+
+
+@dataclass(frozen=True)
+class LowPaddingLeaks(Score):
+    """Sum of a token above the smallest sum of any slot: padding below all tokens moves every score."""
+
+    name: ClassVar[str] = "low_padding_leaks"
+
+    @property
+    def needs(self):
+        return frozenset({"features"})
+
+    def __call__(self, signals):
+        total = signals["features"].float().sum(2)
+        return total - total.amin(1, keepdim=True)
+
+
+@dataclass(frozen=True)
 class GoodKernel(Kernel):
     """Cosine similarity `[B,N,N]`."""
 
