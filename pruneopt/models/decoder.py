@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,11 +73,22 @@ class View:
 
 @dataclass
 class DecoderCapture:
-    """Captures of the layers named in `plan` (layer to signal names); cleared layer by layer."""
+    """Captures of the layers named in `plan` (layer to signal names), `raw[layer][slot]`.
+
+    A signal may run modules of a layer that has not run yet (`lookahead_*`); nothing is captured meanwhile.
+    """
 
     adapter: ModelAdapter
     plan: dict[int, set[str]]
-    raw: dict[str, Tensor] = field(default_factory=dict)
+    raw: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    listening: bool = True
+
+    def clear(self) -> None:
+        self.raw.clear()
+
+    def keep(self, layer: int, slot: str, value: Tensor) -> None:
+        if self.listening:
+            self.raw.setdefault(layer, {})[slot] = value.detach()
 
     def watch(self, add: Callable[[nn.Module, str, Callable[[Any], None]], None]) -> None:
         """Register captures through `add(module, what, callback)`."""
@@ -95,21 +106,21 @@ class DecoderCapture:
             }
             for slot in sorted({slot for base in bases for slot in _SLOTS[base]} - {"in", "out"}):
 
-                def keep(value: Any, slot: str = slot) -> None:
-                    value = value[0] if isinstance(value, tuple) else value
-                    self.raw[slot] = value.detach()
+                def keep(value: Any, layer: int = layer, slot: str = slot) -> None:
+                    self.keep(layer, slot, value[0] if isinstance(value, tuple) else value)
 
                 add(*modules[slot], keep)
 
     def compute(self, layer: int, view: View) -> dict[str, Tensor]:
-        """Every planned signal of `layer`, from its captures and `raw["in"]`, `raw["out"]`."""
-        with torch.no_grad():
-            out = {base: self._signal(base, layer, view) for base in sorted(self.plan.get(layer, ()))}
-        self.raw.clear()
-        return out
+        """Every planned signal of `layer`, from its captures, its input `in` and its output `out`."""
+        raw, self.listening = self.raw.pop(layer), False
+        try:
+            with torch.no_grad():
+                return {base: self._signal(base, layer, view, raw) for base in sorted(self.plan[layer])}
+        finally:
+            self.listening = True
 
-    def _signal(self, base: str, layer: int, view: View) -> Tensor:
-        raw = self.raw
+    def _signal(self, base: str, layer: int, view: View, raw: Mapping[str, Tensor]) -> Tensor:
         slot = {
             "hidden_in": "in",
             "attn_out": "attn_out",
@@ -186,7 +197,7 @@ class DecoderCapture:
         return weights.masked_fill((columns < 0)[:, None, :, None], 0)
 
 
-def _transition(raw: dict[str, Tensor], valid: Tensor, absolute: bool) -> Tensor:
+def _transition(raw: Mapping[str, Tensor], valid: Tensor, absolute: bool) -> Tensor:
     """`[B,W]` float32: |out|/|in| * softmax(1 - cos(in, out)) over the real tokens, both sublayers summed.
 
     Source: TransPrune (CVPR 2026), released code; `absolute` is the paper's 1 - |cos|.

@@ -21,6 +21,7 @@ from pruneopt.models.sequence import (
     CacheState,
     Segment,
     compact_positions,
+    emission,
     inverse,
     placed,
     survivors,
@@ -237,18 +238,19 @@ class Flow:
         self.valid = take_columns(self.valid, order) & inside
         full = all(n == self.width for n in used) and not any(prompt.inner)
 
+        places, chosen = emission(selection.keep, selection.rank, self.store["group", None], max(counts))
+        merged = self._merged(selection, chosen, hidden)
+        old_place, back = self.place.clamp_min(0), inverse(order, old)
+        back_rows = back if self.rows is None else back[self.rows]
+        self.place = back_rows.gather(1, old_place.gather(1, places))
+        self.mask = torch.arange(chosen.shape[1], device=device) < placed(counts, device)[:, None]
+        content = order
+        if selection.rank is not None:
+            content = self._reordered(order, old_place.gather(1, chosen))
+        hidden = take_columns(hidden, content)
         if self.visual is not None and self.feature is not None:
             self.visual = take_columns(self.visual, order) & inside
-            self.feature = take_columns(self.feature, order)
-        chosen = self._emission(selection, counts)
-        slots = selection.index() if selection.rank is not None else chosen
-        merged = self._merged(selection, chosen, hidden)
-        old_place, back = self.place, inverse(order, old)
-        hidden = take_columns(hidden, order)
-        back_rows = back if self.rows is None else back[self.rows]
-        sorted_slots = slots.sort(dim=1).values if selection.rank is not None else slots
-        self.place = back_rows.gather(1, old_place.clamp_min(0).gather(1, sorted_slots))
-        self.mask = torch.arange(chosen.shape[1], device=device) < placed(counts, device)[:, None]
+            self.feature = take_columns(self.feature, content)
         if merged is not None:
             hidden = self._write(hidden, merged, counts)
         self._carry(selection, chosen)
@@ -257,24 +259,22 @@ class Flow:
         self._positions(layer, order, full, hidden)
         return hidden
 
-    def _emission(self, selection: Selection, counts: list[int]) -> Tensor:
-        """`[B',K]`: kept tokens in the order in which they are emitted; a rank orders within its group."""
-        if selection.rank is None or self.prompt.groups == 1:
-            return selection.index()
-        rank = selection.rank.argsort(dim=1, stable=True).argsort(dim=1)
-        within = self.store["group", None] * rank.shape[1] + rank
-        dropped = (~selection.keep).long() * (self.prompt.groups * rank.shape[1])
-        return (within + dropped).argsort(dim=1, stable=True)[:, : max(counts)]
+    def _reordered(self, order: Tensor, source: Tensor) -> Tensor:
+        """`order` `[B,W]`, but the visual columns get what stood in the old columns `source` `[B',K]`."""
+        spare = torch.cat([order, order[:, :1]], 1)  # padding is written to a column that is cut off again
+        rows = spare if self.rows is None else spare[self.rows]
+        rows = rows.scatter(1, self.place.masked_fill(~self.mask, order.shape[1]), source)
+        if self.rows is not None:
+            rows = spare.index_copy(0, self.rows, rows)
+        return rows[:, :-1]
 
     def _merged(self, selection: Selection, chosen: Tensor, hidden: Tensor) -> Tensor | None:
-        """New values `[B',K,D]` of the kept tokens, where they differ from what the columns hold."""
-        if selection.merge is None and selection.rank is None:
+        """New values `[B',K,D]` of the kept tokens after a merge, in the order of emission."""
+        if selection.merge is None:
             return None
         values = self.view().visual(hidden)
-        if selection.merge is not None:
-            real = values.float().masked_fill(~self.mask[:, :, None], 0)
-            values = (selection.merge.float() @ real).to(hidden.dtype)
-        return take_columns(values, chosen)
+        real = values.float().masked_fill(~self.mask[:, :, None], 0)
+        return (take_columns(selection.merge, chosen).float() @ real).to(hidden.dtype)
 
     def _write(self, hidden: Tensor, values: Tensor, counts: list[int]) -> Tensor:
         owner = [row for row, n in enumerate(counts) for _ in range(n)]

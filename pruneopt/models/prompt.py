@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pruneopt.errors import InputError, ModelError
 from pruneopt.models.base import ModelAdapter, Picture
+from pruneopt.signals import signal_info
 
 _GEOMETRY = ("xy", "grid", "tile", "time")
 
@@ -24,7 +25,9 @@ class Prompt:
     ----------
     batch, columns: shape of the padded input.  lengths: real tokens per row.  leading: padding columns
     before the first real one.  inner: other padding columns.  started: free visual tokens per row of `rows`.
-    real `[B,L]`: no padding.  free `[B,L]`: visual and prunable.
+    real `[B,L]`: no padding, by the attention mask alone: a visual token that it hides is padding like any.
+    free `[B,L]`: visual and prunable.  The last real column of a row is not, whatever it holds: the logits of
+    the row are read there.
     place `[B',N]`: columns of the free tokens, -1 at padding.  text `[B',T]`: columns of the text after the
     first visual token, -1 at padding.  last `[B']`: column of the last real token.
     source `[B',N]`: index of the token among all packed encoder tokens (images first, then videos).
@@ -85,19 +88,24 @@ def read_prompt(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Prompt:
     images, videos = adapter.pictures(inputs)
     times = _repeats(kinds, sum(map(len, images)) + sum(map(len, videos)))
     owner = _assign(kinds[::times], images, videos).repeat_interleave(times, dim=0)
-    free, group, crop_count = _free(kinds, owner, images + videos)
+    last = [int(row.nonzero().max()) if row.any() else 0 for row in real]
+    may_go = real.clone()
+    may_go[range(len(real)), last] = False
+    free, group, crop_count = _free(may_go, owner, images + videos)
     rows = [b for b in range(len(kinds)) if free[b].any()]
     if not rows:
-        raise InputError("no visual token in the prompt can be pruned: the picture gave only separators")
+        raise InputError(
+            "no visual token in the prompt can be pruned: the pictures gave only separators, padding, or the "
+            "last token of the prompt, which always stays"
+        )
     flat = _concatenate(images + videos)
     places = [free[b].nonzero().squeeze(1) for b in rows]
     source = [owner[b][place] for b, place in zip(rows, places, strict=True)]
-    text, last = [], []
+    text = []
     for b in rows:
-        visual = (kinds[b] > 0).nonzero().squeeze(1)
+        visual = (real[b] & (kinds[b] > 0)).nonzero().squeeze(1)
         after = torch.arange(kinds.shape[1]) > visual[0]
         text.append((real[b] & (kinds[b] == 0) & after).nonzero().squeeze(1))
-        last.append(int(real[b].nonzero().max()))
     geometry = {name: _pad([flat[name][s] for s in source]).to(device) for name in _GEOMETRY}
     geometry["group"] = _pad([group[b][p] for b, p in zip(rows, places, strict=True)]).to(device)
     lengths = real.sum(1).tolist()
@@ -115,11 +123,23 @@ def read_prompt(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Prompt:
         free.to(device),
         _pad(places, -1).to(device),
         _pad(text, -1).to(device),
-        torch.tensor(last, device=device),
+        torch.tensor([last[b] for b in rows], device=device),
         _pad(source).to(device),
         geometry,
         max(crop_count[b] for b in rows),
     )
+
+
+def refuse_without_text(prompt: Prompt, names: Iterable[str]) -> None:
+    """Raise InputError where a row has no text after its picture and a signal of `names` reads that text."""
+    reads = sorted(name for name in names if "T" in signal_info(name).shape)
+    silent = (prompt.text >= 0).sum(1) == 0 if prompt.text.numel() else torch.ones(len(prompt.rows)).bool()
+    if reads and silent.any():
+        sample = prompt.rows[int(silent.nonzero()[0])]
+        raise InputError(
+            f"sample {sample} has no text after its picture, which {', '.join(reads)} is made of; put the "
+            "question after the picture, or choose a method that reads no text"
+        )
 
 
 def _pad(rows: list[Tensor], value: int = 0) -> Tensor:
@@ -153,20 +173,19 @@ def _assign(kinds: Tensor, images: list[Picture], videos: list[Picture]) -> Tens
     return owner
 
 
-def _free(kinds: Tensor, owner: Tensor, pictures: list[Picture]) -> tuple[Tensor, Tensor, list[int]]:
-    """Prunable columns, and the group number of each within its row (crops and frames counted up)."""
+def _free(may_go: Tensor, owner: Tensor, pictures: list[Picture]) -> tuple[Tensor, Tensor, list[int]]:
+    """Prunable columns among `may_go` `[B,L]`, and the group of each (crops, frames of a row counted up)."""
     flat = _concatenate(pictures)
     crop = flat["crop"]
     number = torch.cat([torch.full((len(p),), i) for i, p in enumerate(pictures)])
-    free = torch.zeros_like(kinds, dtype=torch.bool)
-    free[owner >= 0] = flat["free"][owner[owner >= 0]]
-    group = torch.zeros_like(kinds)
+    free = (owner >= 0) & may_go & flat["free"][owner.clamp_min(0)]
+    group = torch.zeros_like(owner)
     counts = []
-    for b in range(len(kinds)):
+    for b in range(len(owner)):
         columns = free[b].nonzero().squeeze(1)
         key = number[owner[b][columns]] * (int(crop.max()) + 1) + crop[owner[b][columns]]
         unique, first_seen = key.unique(return_inverse=True)
-        order = torch.full((len(unique),), len(kinds[b])).scatter_reduce(
+        order = torch.full((len(unique),), len(owner[b])).scatter_reduce(
             0, first_seen, torch.arange(len(key)), "amin", include_self=True
         )
         group[b][columns] = order.argsort().argsort()[first_seen]

@@ -19,7 +19,7 @@ from pruneopt.models.encoder_signals import EncoderCapture
 from pruneopt.models.flow import Flow, rotary_of, segment_mask
 from pruneopt.models.hooks import Attachments
 from pruneopt.models.plan import plan_captures
-from pruneopt.models.prompt import read_prompt
+from pruneopt.models.prompt import read_prompt, refuse_without_text
 from pruneopt.models.refuse import refuse_call
 from pruneopt.models.report import Report, measure
 from pruneopt.models.sequence import CacheState
@@ -156,7 +156,7 @@ class Run:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.flow, self._step, self._masks, self._lost = None, None, {}, (0, None)
-        self.capture.raw.clear()
+        self.capture.clear()
         inputs = self.adapter.bind(args, kwargs)
         if has_pixels(inputs) or not self._encoded:
             self.forget_pictures()
@@ -173,9 +173,10 @@ class Run:
             self._continue(inputs, cache, past)
             return
         prompt = read_prompt(self.adapter, inputs)
+        refuse_without_text(prompt, self.spec.needs)
         device = prompt.place.device
         self._inputs = inputs
-        self.flow = Flow(self.adapter, self.spec, prompt, self.clock, device.type != "cuda")
+        self.flow = Flow(self.adapter, self.spec, prompt, self.clock, checks_each_cut(device))
 
     def _continue(self, inputs: Mapping[str, Any], cache: Any, past: int) -> None:
         """A step on a cache that is not empty: decoding, or more text after a pruned prompt."""
@@ -259,7 +260,7 @@ class Run:
                 for stage in stages:
                     hidden = flow.cut(stage, hidden)
                 if index in self.capture.plan:
-                    self.capture.raw["in"] = hidden.detach()
+                    self.capture.keep(index, "in", hidden)
                 segment, past, tail, masks = flow.state.at(index), 0, None, flow.masks
                 if segment is not None:
                     changed["position_embeddings"] = segment.rotary
@@ -313,7 +314,7 @@ class Run:
                 output = flow.add_deepstack(index, output)
             if self.capture.plan.get(index):
                 start = time.perf_counter()
-                self.capture.raw["out"] = output.detach()
+                self.capture.keep(index, "out", output)
                 for base, tensor in self.capture.compute(index, flow.view()).items():
                     flow.store[base, index] = tensor
                 flow.timed("signals", start)
@@ -324,7 +325,7 @@ class Run:
     def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """After a prefill: the deferred NaN check, then the report; after an error only tidy up."""
         flow, self.flow, self._inputs = self.flow, None, {}
-        self.capture.raw.clear()
+        self.capture.clear()
         self.forget_pictures()
         if flow is None or output is None or len(flow.cuts) != len(self.spec.stages):
             return
@@ -340,6 +341,11 @@ class Run:
         self.prompts += 1
         self._last = flow
         self._report = measure(self.adapter, flow, getattr(output, "past_key_values", None))
+
+
+def checks_each_cut(device: torch.device) -> bool:
+    """Whether NaN is looked for before a cut: where looking waits for the device it is left to the end."""
+    return device.type != "cuda"
 
 
 def has_pixels(inputs: Mapping[str, Any]) -> bool:

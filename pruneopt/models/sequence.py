@@ -77,6 +77,26 @@ def inverse(order: Tensor, columns: int) -> Tensor:
     )
 
 
+def emission(keep: Tensor, rank: Tensor | None, group: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """`[B,width]` twice: the places of the kept tokens in order, and which kept token goes to each.
+
+    Both index the tokens of `keep` `[B,N]`; rows that keep fewer than `width` end in dropped ones.  The
+    places that a group (`group` `[B,N]`) holds are filled with its own tokens by ascending `rank` `[B,N]`,
+    then index; without a rank every token stays in its place.
+    """
+    places = (~keep).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
+    if rank is None:
+        return places, places
+    number = group.masked_fill(~keep, int(torch.iinfo(group.dtype).max))
+
+    def by_group(order: Tensor) -> Tensor:
+        return order.gather(1, number.gather(1, order).argsort(dim=1, stable=True))[:, :width]
+
+    every = torch.arange(keep.shape[1], device=keep.device).expand_as(number)
+    token = every.scatter(1, by_group(every), by_group(rank.argsort(dim=1, stable=True)))
+    return places, token.gather(1, places)
+
+
 def take_columns(values: Tensor, order: Tensor, dim: int = 1) -> Tensor:
     """Gather `values` `[B or 1, ..., L, ...]` along `dim` by `order` `[B,W]`."""
     shape = [1] * values.dim()
