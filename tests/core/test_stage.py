@@ -268,10 +268,9 @@ def test_transport_keeps_the_best_of_the_readout_which_is_the_importance() -> No
 
 
 def test_a_readout_that_cannot_see_the_cost_warns_and_leaves_a_note() -> None:
-    with pytest.warns(CostBlindReadoutWarning, match="cannot see it") as caught:
+    with pytest.warns(CostBlindReadoutWarning, match="cannot see it"):
         chosen, _, _ = moved(FixedReadout(SCORES, blind="cannot see it"))
     assert chosen.diagnostics == ("cannot see it",)
-    assert caught[0].filename == pruner_module.__file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         moved(FixedReadout(SCORES))
