@@ -57,7 +57,7 @@ def resolve(data: Mapping[str, Any]) -> Spec:
         where = f"stages.{i}." if data.get("stages") else ""
         with blame(where.rstrip(".")):
             _keys(part, STAGE_KEYS, where)
-            stages += [_stage(each, where) for each in _spread({**base, **_merged(base, part)}, where)]
+            stages += [_stage(each, where) for each in _spread(mixed(base, part), where)]
     depth = [stage.insertion.layer_index for stage in stages]
     if depth != sorted(depth):
         raise SpecError(f"stages must be in order of depth, got layers {depth}", key="stages")
@@ -84,16 +84,18 @@ def _deviations(data: Any) -> None:
         )
 
 
-def _merged(base: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage says only what differs; a mapping of another `kind` replaces instead of mixing."""
-    out: dict[str, Any] = {}
-    for key, value in part.items():
-        old = base.get(key)
-        mixes = isinstance(old, Mapping) and isinstance(value, Mapping)
-        if mixes and old is not None and value.get("kind", old.get("kind")) == old.get("kind"):
-            out[key] = {**old, **_merged(old, value)}
-        else:
-            out[key] = value
+def mixed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """`old` with what `new` says instead, for stages and overrides alike.
+
+    Mappings mix key by key.  One of another `kind` replaces, so that no parameter of the old kind reaches the
+    new one; only `weight` and `normalize`, which belong to the summand and not to its part, stay.
+    """
+    if new.get("kind", old.get("kind")) != old.get("kind"):
+        return {**{key: old[key] for key in ("weight", "normalize") if key in old}, **new}
+    out = dict(old)
+    for key, value in new.items():
+        both = isinstance(value, Mapping) and isinstance(old.get(key), Mapping)
+        out[key] = mixed(old[key], value) if both else value
     return out
 
 

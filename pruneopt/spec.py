@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pruneopt.errors import PruneoptError, SpecError, blame, located, nearest
-from pruneopt.resolve import STAGE_KEYS, resolve
+from pruneopt.resolve import STAGE_KEYS, mixed, resolve
 from pruneopt.schema import ProblemSpec, Protect, Spec, StageSpec, Weighted
 from pruneopt.yamlfile import Document, parse_value, read_yaml
 
@@ -115,16 +115,15 @@ def _override(config: DictConfig, override: str) -> DictConfig:
     except SpecError as error:
         raise located(error, f"override {override!r}") from error
     _refuse_code({key.rpartition(".")[2]: new}, key.rpartition(".")[0] + ".")
-    if _part_path(key) and isinstance(new, str):
-        key, new = f"{key}.kind", new
-    merge = not key.endswith(("solver", "readout", "insertion"))
     if key.endswith(".kind"):
-        old = OmegaConf.select(config, key[: -len(".kind")])
-        if isinstance(old, DictConfig) and old.get("kind") != new:
-            kept = {k: old[k] for k in ("weight", "normalize") if k in old}
-            key, new, merge = key[: -len(".kind")], {"kind": new, **kept}, False
+        key, new = key.removesuffix(".kind"), {"kind": new}
+    elif _part_path(key) and isinstance(new, str):
+        new = {"kind": new}
     try:
-        OmegaConf.update(config, key, new, merge=merge)
+        old = OmegaConf.select(config, key)
+        if isinstance(old, DictConfig) and isinstance(new, dict):
+            new = mixed(cast("dict[str, Any]", OmegaConf.to_container(old, resolve=False)), new)
+        OmegaConf.update(config, key, new, merge=False)
     except Exception as error:
         first = str(error).splitlines()[0]
         raise SpecError(f"override {override!r} does not fit the spec: {first}") from error

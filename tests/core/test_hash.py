@@ -175,10 +175,10 @@ def test_a_spec_says_everything_with_its_defaults() -> None:
     }  # fmt: skip
 
 
-def params(score: str) -> dict[str, Any]:
+def params(name: str, group: str = "scores") -> dict[str, Any]:
     from pruneopt.registry import registry
 
-    return {f.name: f.default for f in dataclasses.fields(registry("scores").get(score))}
+    return {f.name: f.default for f in dataclasses.fields(registry(group).get(name))}
 
 
 FULL = {
@@ -232,7 +232,7 @@ def test_what_a_full_spec_says() -> None:
     assert moved["problem"]["marginals"] == {
         "source": {
             "kind": "token_norm",
-            **{k: v for k, v in moved["problem"]["marginals"]["source"].items()},
+            **params("token_norm", "marginals"),
         },
         "target": {"kind": "uniform"},
     }
