@@ -303,6 +303,21 @@ def test_protect_ranks_by_its_own_scores_first() -> None:
     assert str(caught.value) == "problem.protect ranks by scores, but every score has weight 0"
 
 
+def test_protect_where_takes_the_real_tokens_above_zero_and_refuses_more_than_the_budget() -> None:
+    values = torch.tensor([[1.0, 0.0, -1.0, 2.0], [0.5, 0.5, 0.5, -0.5]])
+    mask = torch.tensor([[T, T, T, F], [T, T, T, T]])
+    part = FixedScore(values)
+    signals = bare(2, 4, mask, xy=torch.zeros(2, 4, 2))
+    out = protected_tokens(Protect(where=part), signals, torch.tensor([1, 3]), None)
+    assert out.tolist() == [[T, F, F, F], [T, T, T, F]] and list(part.seen[0]) == ["features"]
+    with pytest.raises(ProblemError) as caught:
+        protected_tokens(Protect(where=part), signals, torch.tensor([1, 2]), None)
+    assert str(caught.value) == (
+        "problem.protect.where (fixed_score) keeps 3 tokens of problem 1, but the budget is 2; "
+        "keep more, or cut again in a second stage"
+    )
+
+
 def largest_remainder(sizes: list[int], k: int) -> list[int]:
     exact = [size / sum(sizes) * k for size in sizes]
     base = [math.floor(e) for e in exact]

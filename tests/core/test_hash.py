@@ -49,6 +49,8 @@ def single_changes(thing: Any) -> Iterator[tuple[str, Any]]:
         path = f"{type(thing).__name__}.{item.name}"
         if isinstance(thing, Spec) and item.name in ("name", "meta"):
             continue
+        if isinstance(thing, Protect) and thing.where is not None and item.name != "where":
+            continue  # `where` names the tokens by itself
         if isinstance(value, OBJECTS):
             yield from (
                 (f"{path}/{p}", with_field(thing, item.name, new)) for p, new in single_changes(value)

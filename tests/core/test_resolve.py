@@ -44,6 +44,12 @@ ALIKE: dict[str, Any] = {
     "solver": "greedy_conflict",
 }
 
+LOG_DET: dict[str, Any] = {
+    "insertion": "post_encoder",
+    "problem": {"kind": "log_det", "pairwise": {"k": "cosine"}},
+    "solver": "greedy_log_det",
+}
+
 
 def put(data: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """A deep copy with `a__b=value` set at data["a"]["b"]; `...` removes the key."""
@@ -206,7 +212,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
             f"problem.{key} belongs to subset problems, not to transport",
             f"problem.{key}",
         )
-        for key in ("scores", "pairwise", "anchors", "threshold", "quota", "protect")
+        for key in ("scores", "pairwise", "anchors", "threshold", "quota", "protect", "symmetric", "ridge")
     ),
     (
         put(MOVE, problem__cost=None),
@@ -232,8 +238,8 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     (put(TOP, solver="emd"), "solver 'emd' does not solve top_k problems", "solver"),
     (put(MOVE, solver="stable_top_k"), "solver 'stable_top_k' does not solve transport problems", "solver"),
     (
-        put(SPREAD, solver="strided"),
-        "solver 'strided' does not solve max_min; it solves top_k",
+        put(SPREAD, solver="stable_top_k"),
+        "solver 'stable_top_k' does not solve max_min; it solves top_k",
         "solver",
     ),
     (
@@ -295,6 +301,50 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
         "stages.0",
     ),
     (put(TOP, problem__scores__norm={"kind": "emd"}), "unknown score 'emd'", "problem.scores.norm"),
+    (
+        put(ALIKE, problem__anchors={"k": "cosine"}),
+        "problem.anchors have no meaning for independent_set; max_min, max_sum take them",
+        "problem",
+    ),
+    (
+        put(SPREAD, problem__pairwise__c="feature_sq_l2"),
+        "problem.pairwise.c: feature_sq_l2 is not symmetric, and max_min knows unordered pairs only; "
+        "set problem.symmetric=mean to average both directions",
+        "problem",
+    ),
+    *(
+        (
+            put(data, problem__symmetric=how),
+            "problem.symmetric can be mean, for max_min, max_sum, log_det, independent_set; "
+            f"got {how!r} for {data['problem']['kind']}",
+            "problem",
+        )
+        for data, how in ((SPREAD, "max"), (TOP, "mean"))
+    ),
+    *(
+        (
+            put(data, problem__ridge=bad),
+            f"problem.ridge must be a number above 0 and belongs to log_det, got {bad!r} for {kind}",
+            "problem",
+        )
+        for data, kind, bad in (
+            (TOP, "top_k", 1.0),
+            *((LOG_DET, "log_det", bad) for bad in (0, -1, True, "x", float("inf"), float("nan"))),
+        )
+    ),
+    (
+        put(TOP, problem__protect={"where": "token_norm", "share": 0.5, "count": None}),
+        "problem.protect.where names the tokens by itself; remove share",
+        "problem",
+    ),
+    *(
+        (
+            put(TOP, meta__deviations=bad),
+            f"meta.deviations must map short names to sentences, got {bad!r}",
+            "meta.deviations",
+        )
+        for bad in (["x"], "x", {"two words": "x"}, {"name": " "}, {"name": 3}, {"a": "fine", "b": ""})
+    ),
 ]
 
 
@@ -373,9 +423,9 @@ def test_every_key_reaches_its_place() -> None:
 
 
 def test_problems_of_all_kinds_take_their_parts() -> None:
-    alike = resolve(put(ALIKE, problem__anchors={"k": "cosine"})).stages[0].problem
+    alike = resolve(ALIKE).stages[0].problem
     assert alike.kind == "independent_set" and alike.threshold == 0.5
-    assert alike.pairwise[0].part.name == "cosine" and alike.anchors[0].part.name == "cosine"
+    assert alike.pairwise[0].part.name == "cosine" and alike.anchors == ()
     spread = resolve(put(SPREAD, problem__anchors={"t": "text_pivots"}, problem__scores={"s": "token_norm"}))
     assert spread.stages[0].problem.anchors[0].part.name == "text_pivots"
     assert spread.stages[0].problem.scores[0].label == "s"
@@ -395,6 +445,18 @@ def test_problems_of_all_kinds_take_their_parts() -> None:
         resolve(put(MOVE, problem__marginals={"target": "token_norm"})).stages[0].problem.source.name
         == "uniform"
     )
+    mean = resolve(put(SPREAD, problem__pairwise__c="feature_sq_l2", problem__symmetric="mean"))
+    assert (mean.stages[0].problem.symmetric, mean.stages[0].problem.ridge) == ("mean", None)
+    off = put(SPREAD, problem__pairwise__d={"kind": "feature_sq_l2", "weight": 0})
+    assert resolve(off).stages[0].problem.symmetric is None
+    raised = resolve(put(LOG_DET, problem__ridge=2)).stages[0].problem
+    assert raised.ridge == 2.0 and isinstance(raised.ridge, float)
+    protect = (
+        resolve(put(TOP, problem__protect={"where": "token_norm", "share": None})).stages[0].problem.protect
+    )
+    assert protect == Protect(where=TokenNormScore())
+    told = put(TOP, meta__deviations={"order": "reads backwards", "b_2": "too"})
+    assert resolve(told).meta["deviations"]["order"] == "reads backwards"
     ends = [resolve(put(TOP, problem__protect={"share": s})).stages[0].problem.protect for s in (0, 1)]
     assert [p.share for p in ends] == [0.0, 1.0]
 
@@ -516,7 +578,7 @@ def test_changing_the_kind_of_a_solver_drops_the_parameters_of_the_old_one() -> 
         (MOVE, "problem.cost.new=cosine_distance", ("problem", "cost", "new")),
         (MOVE, "problem.marginals.source=token_norm", ("problem", "marginals", "source")),
         (TOP, "problem.scores.norm=random", ("problem", "scores", "norm")),
-        (SPREAD, "problem.pairwise.c=feature_sq_l2", ("problem", "pairwise", "c")),
+        (SPREAD, "problem.pairwise.c=spatial_gaussian", ("problem", "pairwise", "c")),
         (SPREAD, "problem.anchors.a=text_pivots", ("problem", "anchors", "a")),
         (put(TOP, **PROTECT), "problem.protect.scores.s=random", ("problem", "protect", "scores", "s")),
     ],

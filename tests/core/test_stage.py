@@ -286,13 +286,12 @@ def test_a_rule_beside_transport_is_asked_without_scores_and_changes_the_counts(
 
 def test_everything_a_subset_problem_states_reaches_the_solver() -> None:
     spy = SpySolver(rank=SCORES)
-    pairwise, rows = torch.rand(2, 6, 6), torch.rand(2, 3, 6)
-    point = FixedCost(rows, strong=torch.rand(2, 3))
+    pairwise = torch.rand(2, 6, 6)
+    pairwise = pairwise + pairwise.transpose(1, 2)
     spec = ProblemSpec(
         "independent_set",
         scores=(scored(SCORES, 2.0),),
         pairwise=(Weighted("k", FixedKernel(pairwise), 3.0),),
-        anchors=(Weighted("a", point, 0.5),),
         threshold=0.75,
         protect=Protect(count=2),
     )
@@ -300,9 +299,25 @@ def test_everything_a_subset_problem_states_reaches_the_solver() -> None:
     (problem,) = spy.seen
     assert problem.kind == "independent_set" and problem.threshold == 0.75
     assert torch.equal(problem.unary, 2 * SCORES) and torch.equal(problem.pairwise, 3 * pairwise)
-    assert torch.equal(problem.anchors, 0.5 * rows) and torch.equal(problem.anchor_strength, point.strong)
     assert torch.equal(problem.mask, MASK) and problem.group is None and problem.quota is None
     assert [row.nonzero().squeeze(1).tolist() for row in problem.protected] == [[2, 4], [1, 2]]
+
+
+def test_anchors_and_the_repairs_of_the_pairwise_term_reach_the_solver() -> None:
+    spy, other = SpySolver(rank=SCORES), SpySolver(rank=SCORES)
+    skew, rows = torch.rand(2, 6, 6), torch.rand(2, 3, 6)
+    point = FixedCost(rows, strong=torch.rand(2, 3))
+    spec = ProblemSpec(
+        "max_min", pairwise=(priced(skew),), anchors=(Weighted("a", point, 0.5),), symmetric="mean"
+    )
+    Pruner(stage(spec, solver=spy)).select(bare(2, 6))
+    (problem,) = spy.seen
+    assert torch.equal(problem.anchors, 0.5 * rows) and torch.equal(problem.anchor_strength, point.strong)
+    assert torch.equal(problem.pairwise, (skew + skew.transpose(1, 2)) / 2)
+    flat = torch.ones(2, 6, 6)
+    low = ProblemSpec("log_det", pairwise=(Weighted("k", FixedKernel(flat)),), ridge=0.25)
+    Pruner(stage(low, solver=other)).select(bare(2, 6))
+    assert torch.equal(other.seen[0].pairwise, flat + 0.25 * torch.eye(6))
 
 
 def test_a_problem_without_extras_has_none() -> None:
