@@ -317,7 +317,7 @@ def test_prumerge(case: GoldenCase) -> None:
             compare_without_repeats(book, variant, chosen, x, want)
             continue
         if len(want) == tokens:  # nothing is dropped, and the release adds a token of zeros all the same
-            assert options["plus"] and "one token more" in load_spec(method).meta["differs"]
+            assert "one_more_than_n" in load_spec(method).meta["deviations"]
             assert int(chosen.keep.sum()) == tokens
             order, rows = chosen.index()[0], book.want(variant, "tokens")[:, :-1]
             off = np.abs(emitted(chosen, x).numpy() - rows).max(-1)
@@ -335,7 +335,7 @@ def test_prumerge(case: GoldenCase) -> None:
 
 def compare_without_repeats(book: Ledger, variant: str, chosen: Selection, x: torch.Tensor, want) -> None:
     """The release lists tokens of the grid twice where they are important too; a selection is a set."""
-    assert "twice" in load_spec("prumerge/plus_release").meta["differs"]
+    assert "repeats" in load_spec("prumerge/plus_release").meta["deviations"]
     np.testing.assert_array_equal(chosen.index()[0, :-1].sort().values, want.unique())
     rows = tensor(book.want(variant, "tokens"))[0, :-1]
     off = ((chosen.merge @ x)[0][want] - rows).abs().amax(1)
