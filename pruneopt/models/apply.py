@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from pruneopt.errors import ModelError
 from pruneopt.models.base import adapter_for
+from pruneopt.models.guard import Guard
 from pruneopt.models.hooks import Attachments
-from pruneopt.models.refuse import refuse_generation
 from pruneopt.models.run import Run
 from pruneopt.pruner import Clock
 from pruneopt.spec import Spec, load_spec
@@ -58,15 +57,13 @@ def apply(
             "context, or call remove() on its handle, first (several cuts belong into the stages of one "
             "spec)"
         )
-    run = Run(adapter, resolved, clock)
+    run, guard = Run(adapter, resolved, clock), Guard(adapter, resolved)
     attachments = Attachments()
     handle = Handle(attachments, run)
     try:
         attachments.attribute(adapter.base, _MARK, handle)
         run.attach(attachments)
-        if hasattr(adapter.model, "generate"):
-            generate: Any = adapter.model.generate
-            attachments.attribute(adapter.model, "generate", _guarded(generate, run))
+        guard.attach(attachments, run.forget_pictures)
     except BaseException:
         attachments.remove()
         raise
@@ -86,18 +83,6 @@ def prune(
         yield handle.run
     finally:
         handle.remove()
-
-
-def _guarded(generate: Callable[..., Any], run: Run) -> Callable[..., Any]:
-    """`generate` that refuses up front what pruning would make wrong."""
-
-    @wraps(generate)
-    def guarded(*args: Any, **kwargs: Any) -> Any:
-        refuse_generation(run.adapter.model, kwargs)
-        run.forget_pictures()
-        return generate(*args, **kwargs)
-
-    return guarded
 
 
 __all__ = ["Handle", "apply", "prune"]

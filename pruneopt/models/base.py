@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pruneopt.errors import InputError, ModelError, nearest
+from pruneopt.errors import InputError, ModelError
 from pruneopt.models.encoder import Encoder
 from pruneopt.registry import registry
 
@@ -83,6 +83,12 @@ class ModelAdapter(ABC):
             self._find(self.layers[0], part)
         self._find(self.text, "rotary_emb")
         self._find(self.text, "norm")
+        if not isinstance(self.layers[0].self_attn.k_proj.weight, Tensor):
+            raise ModelError(
+                "the linear layers of this model are quantised dynamically: activations are scaled by what "
+                "else is in the batch, so removal would change every token; quantise weights only, or use "
+                "the plain model"
+            )
         self._signature = inspect.signature(type(self.base).forward)
 
     def _find(self, owner: Any, path: str) -> Any:
@@ -156,30 +162,41 @@ class ModelAdapter(ABC):
 def adapter_for(model: Any) -> ModelAdapter:
     """The adapter of a model.
 
-    Raises ModelError for compiled models, models without visual tokens, and unknown families.
+    Raises ModelError for wrapped models, models without a language head, and unknown families.
     """
     from pruneopt.models.compat import check_transformers
 
     check_transformers()
+    name = type(model).__name__
     if hasattr(model, "_orig_mod"):
         raise ModelError(
             "the model is wrapped by torch.compile, which ignores hooks added later; prune the plain model "
             "(model._orig_mod)"
         )
+    if hasattr(model, "get_base_model"):
+        raise ModelError(
+            f"a {name} cannot be pruned, but the model inside it can, adapters included: prune "
+            "model.get_base_model()"
+        )
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
-        raise ModelError(f"a {type(model).__name__} cannot be pruned; give a transformers model")
-    for name, module in model.named_modules():
-        if getattr(module, "_compiled_call_impl", None) is not None:
-            raise ModelError(
-                f"{name or 'the model'} was compiled in place, which ignores hooks added later; load the "
-                "model again and prune it uncompiled"
-            )
+        raise ModelError(f"a {name} cannot be pruned; give a transformers model")
     kind = str(getattr(model.config, "model_type", ""))
     families = registry("models")
     if kind not in families:
+        raise unsupported(name, kind)
+    if not hasattr(model, "generate"):
         raise ModelError(
-            f"{type(model).__name__} (model_type {kind!r}) has no visual tokens that pruneopt knows"
-            f"{nearest(kind, families)}"
+            f"a {name} is the inside of a model: calls of the whole one, which has the language head, could "
+            "not be checked; prune the model that has generate"
         )
     adapter: ModelAdapter = families.get(kind)(model)
     return adapter
+
+
+def unsupported(what: str, kind: str) -> ModelError:
+    """The error for something of a `model_type` that no adapter serves."""
+    known = ", ".join(sorted(registry("models")))
+    return ModelError(
+        f"{what} is of model_type {kind!r}, which pruneopt has no adapter for; supported are {known}. "
+        'Another family takes one file: see "Adding a family" in docs/models.md'
+    )

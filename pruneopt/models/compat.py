@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +22,38 @@ def check_transformers() -> None:
             f"transformers {transformers.__version__} is not supported: the adapters look for the layer and "
             "mask interfaces of 5.17 up to 5.x; install a version in that range"
         )
+
+
+def effective_generation(model: Any, given: Mapping[str, Any]) -> Any:
+    """The generation config that `generate` will use: keywords, then the config given, then the model's own.
+
+    given: arguments of the call by name.
+    """
+    settings = {name: value for name, value in given.items() if name != "generation_config"}
+    found, _ = model._prepare_generation_config(given.get("generation_config"), **settings)
+    return found
+
+
+def reach(config: Any, attention: Any, layer: int) -> int | None:
+    """How many columns back a decoder layer looks, itself included; None for all of them.
+
+    Attention modules that know their own window say it (Qwen2, Qwen3); others take it from the config for
+    every layer (Mistral), whatever `layer_types` says.  Raises ModelError for layers of another kind.
+    """
+    kinds = getattr(config, "layer_types", None)
+    kind = kinds[layer] if kinds else "full_attention"
+    if kind == "chunked_attention":
+        return int(config.attention_chunk_size)
+    if kind not in ("full_attention", "sliding_attention"):
+        raise ModelError(
+            f"decoder layer {layer} is of type {kind!r}; only full and sliding attention can be cut. Cut "
+            "after it, or use another model"
+        )
+    if kind == "sliding_attention":
+        found = config.sliding_window
+    else:
+        found = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
+    return None if found is None else int(found)
 
 
 class CacheLengths:

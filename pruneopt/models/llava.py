@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pruneopt.errors import ModelError
 from pruneopt.models.base import ModelAdapter, Picture
 from pruneopt.models.encoder import Encoder, feature_block
 
@@ -28,6 +29,15 @@ class LlavaAdapter(ModelAdapter):
     family: ClassVar[str] = "LLaVA-1.5"
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
     encoder_signals: ClassVar[tuple[str, ...]] = TOWER_SIGNALS
+
+    def __init__(self, model: nn.Module):
+        super().__init__(model)
+        vision = self.config.vision_config
+        if not hasattr(vision, "image_size") or vision.model_type == "pixtral":
+            raise ModelError(
+                f"a {vision.model_type} tower gives every picture a grid of its own size, which the "
+                f"{self.family} adapter does not know; CLIP and SigLIP towers are supported"
+            )
 
     @property
     def side(self) -> int:

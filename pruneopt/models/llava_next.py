@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pruneopt.errors import ModelError
 from pruneopt.models.base import Picture
 from pruneopt.models.llava import LlavaAdapter
 
@@ -24,6 +25,14 @@ class LlavaNextAdapter(LlavaAdapter):
 
     family: ClassVar[str] = "LLaVA-NeXT"
     model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
+
+    def __init__(self, model: nn.Module):
+        super().__init__(model)
+        if self.lead:
+            raise ModelError(
+                f"{self.family} with a CLIP tower and vision_feature_select_strategy='full' cannot be used: "
+                "the model's own packing of tiles has no place for the CLS row; use 'default'"
+            )
 
     def crops(self, inputs: Mapping[str, Any]) -> list[int]:
         """Crops of each image, base crop included."""

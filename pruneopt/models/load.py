@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pruneopt.errors import InputError, ModelError, nearest
+from pruneopt.models.base import unsupported
 from pruneopt.registry import registry
 
 if TYPE_CHECKING:
@@ -69,12 +70,8 @@ def load_model(
             f"model {source!r} cannot be loaded ({_first_line(error)}); give a folder with a config.json, "
             "a hub id that this machine can reach, or 'demo'"
         ) from error
-    families = registry("models")
-    if config.model_type not in families:
-        raise ModelError(
-            f"model {source!r} is of type {config.model_type!r}, which has no visual tokens that pruneopt "
-            f"knows; supported types: {', '.join(families)}"
-        )
+    if config.model_type not in registry("models"):
+        raise unsupported(f"model {source!r}", config.model_type)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             source, dtype=kind, attn_implementation=attention, use_safetensors=True, **options

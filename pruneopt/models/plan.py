@@ -25,7 +25,6 @@ def plan_captures(
                 f"insertion.layer={cut} does not exist: this model has {depth} decoder layers, so tokens "
                 f"can be removed before layers 0 to {depth - 1}"
             )
-        check_layer_types(adapter, cut)
         for name in sorted(stage.needs):
             base, _, at = name.partition("@")
             if base not in stage.insertion.provides:
@@ -48,13 +47,3 @@ def plan_captures(
             elif base not in ENTRY | GEOMETRY:
                 raise ModelError(f"signal {name!r} is not known to the adapters")
     return plan, encoder
-
-
-def check_layer_types(adapter: ModelAdapter, cut: int) -> None:
-    """Refuse cuts below layers with a sliding window, whose reach would change with the removal."""
-    types = getattr(adapter.text_config, "layer_types", None) or []
-    if any(kind != "full_attention" for kind in types[cut:]):
-        raise ModelError(
-            "this language model has sliding-window layers after the cut; removal would change what their "
-            "window holds. Use a configuration with full attention"
-        )

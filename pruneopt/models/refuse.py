@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pruneopt.errors import ModelError
 
@@ -14,12 +14,20 @@ def _given(value: Any) -> bool:
     return value is not None
 
 
+_GUESSED = "guessed tokens would take part in the choice"
+
 # generation setting, when it is refused, why and what to do instead
 _REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("prefill_chunk_size", _given, "a chunk does not hold the whole prompt; pass prefill_chunk_size=None"),
-    ("assistant_model", _given, "guessed tokens would take part in the choice; decode without an assistant"),
-    ("prompt_lookup_num_tokens", _given, "guessed tokens would take part in the choice; leave it out"),
-    ("assistant_early_exit", _given, "guessed tokens would take part in the choice; leave it out"),
+    ("assistant_model", _given, f"{_GUESSED}; decode without an assistant"),
+    ("prompt_lookup_num_tokens", _given, f"{_GUESSED}; leave it out"),
+    ("assistant_early_exit", _given, f"{_GUESSED}; leave it out"),
+    ("use_mtp", bool, f"{_GUESSED}; leave it out"),
+    (
+        "guidance_scale",
+        lambda value: value not in (None, 1),
+        "its second prompt has no picture to prune; leave it out",
+    ),
     (
         "cache_implementation",
         lambda value: value not in (None, "dynamic", "dynamic_full", "offloaded"),
@@ -33,24 +41,33 @@ _REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 )
 
 
-def refuse_generation(model: Any, kwargs: Mapping[str, Any]) -> None:
-    """Raise ModelError for a `generate` call in a mode that cannot be used, naming the alternative."""
-    config = kwargs.get("generation_config")
-    config = config if config is not None else getattr(model, "generation_config", None)
+def refuse_generation(settings: Any, given: Mapping[str, Any]) -> None:
+    """Raise ModelError for a `generate` call in a mode that cannot be used, naming the alternative.
+
+    settings: the generation config that counts, from wherever it came.  given: arguments of the call by name.
+    """
     for name, bad, cure in _REFUSED:
-        value = kwargs[name] if name in kwargs else getattr(config, name, None)
-        if bad(value):
+        if bad(getattr(settings, name, given.get(name))):
             raise ModelError(f"generate({name}=...) cannot be used while pruning: {cure}")
 
 
-def refuse_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Pre-hook of the model: raise ModelError for arguments that assume the unpruned length."""
-    if kwargs.get("labels") is not None:
+def refuse_batches(*_: Any, **__: Any) -> NoReturn:
+    """Stands in for continuous batching, whose paged cache packs prompts into one row."""
+    raise ModelError(
+        "continuous batching (generate_batch) cannot be used while pruning: its paged cache packs prompts "
+        "into one row; use generate with a padded batch"
+    )
+
+
+def refuse_call(named: Mapping[str, Any]) -> None:
+    """Raise ModelError for arguments of the model, by name, that assume the unpruned length."""
+    if named.get("labels") is not None:
         raise ModelError(
             "labels cannot be used while pruning: logits no longer line up with the prompt; compute the loss "
             "from run.kept yourself, or train without pruning"
         )
-    if isinstance(kwargs.get("logits_to_keep"), Tensor) and kwargs["logits_to_keep"].dim() > 0:
+    positions = named.get("logits_to_keep")
+    if isinstance(positions, Tensor) and positions.dim() > 0:
         raise ModelError(
             "logits_to_keep as a tensor of positions cannot be used while pruning; give a number of last "
             "positions instead"

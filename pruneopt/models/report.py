@@ -46,9 +46,8 @@ class Shape:
 
 
 def shape_of(adapter: ModelAdapter) -> Shape:
-    attention = adapter.layers[0].self_attn
+    attention, norm = adapter.layers[0].self_attn, adapter.layers[0].input_layernorm
     config = adapter.text_config
-    weight = attention.k_proj.weight
     heads = config.num_key_value_heads * attention.head_dim
     return Shape(
         len(adapter.layers),
@@ -56,7 +55,7 @@ def shape_of(adapter: ModelAdapter) -> Shape:
         config.num_attention_heads * attention.head_dim,
         heads,
         config.intermediate_size,
-        weight.element_size() if weight.is_floating_point() else 2,
+        norm.weight.element_size(),  # norms keep the dtype of activations where other weights are quantised
     )
 
 

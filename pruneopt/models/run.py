@@ -20,7 +20,6 @@ from pruneopt.models.flow import Flow, rotary_of, segment_mask
 from pruneopt.models.hooks import Attachments
 from pruneopt.models.plan import plan_captures
 from pruneopt.models.prompt import read_prompt, refuse_without_text
-from pruneopt.models.refuse import refuse_call
 from pruneopt.models.report import Report, measure
 from pruneopt.models.sequence import CacheState
 from pruneopt.pruner import Clock
@@ -104,8 +103,6 @@ class Run:
 
     def attach(self, attachments: Attachments) -> None:
         adapter = self.adapter
-        if adapter.model is not adapter.base:
-            attachments.before(adapter.model, refuse_call)
         attachments.before(adapter.base, self._begin)
         attachments.after(adapter.base, self._end, always=True)
         for name in ("get_image_features", "get_video_features"):
