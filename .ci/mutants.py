@@ -45,13 +45,15 @@ def change(mutant: str) -> str:
 def report(found: dict[str, dict[str, str]]) -> bool:
     """Write the table and the survivors; True when the goal is met."""
     reasons = tomllib.loads((FOLDER / "equivalent.toml").read_text())["reason"]
-    known = {line: i for i, r in enumerate(reasons) for line in r["mutants"].strip().splitlines()}
+    known = {line: i for i, r in enumerate(reasons) for line in r.get("mutants", "").strip().splitlines()}
+    forms = [(re.compile(form), i) for i, r in enumerate(reasons) for form in r.get("forms", ())]
     rows, equal, alive, good = [], Counter[int](), [], True
     for module, states in found.items():
         changes = [change(name) for name, status in states.items() if status not in KILLED]
-        same = [text for text in changes if text in known]
-        equal.update(known[text] for text in same)
-        alive += [text for text in changes if text not in known]
+        why = {text: known.get(text, next((i for f, i in forms if f.search(text)), None)) for text in changes}
+        same = [text for text in changes if why[text] is not None]
+        equal.update(why[text] for text in same)
+        alive += [text for text in changes if why[text] is None]
         killed, total = len(states) - len(changes), len(states)
         good &= killed >= GOAL * total
         rows.append((module, killed, total, f"{killed / total:.1%}", len(same), len(changes) - len(same)))

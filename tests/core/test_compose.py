@@ -178,6 +178,11 @@ def test_unary_cost_terms_are_broadcast_over_targets() -> None:
     assert wide is not None and wide.shape == (1, 2, 5)
 
 
+def test_a_unary_cost_alone_is_spread_over_every_sample() -> None:
+    out = combine([priced(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))], bare(2, 2), pairwise=True)
+    assert out is not None and out.tolist() == [[[1, 1], [2, 2]], [[3, 3], [4, 4]]]
+
+
 def test_a_kernel_without_a_shape_is_pairwise() -> None:
     from fixed_parts import FixedKernel
 
@@ -255,6 +260,13 @@ def test_keep_top_never_keeps_padding_even_when_k_is_too_large_or_scores_are_min
     values = torch.tensor([[5.0, -torch.inf, 1.0, 5.0]])
     assert keep_top(values, torch.tensor([4]), mask).tolist() == mask.tolist()
     assert keep_top(values, torch.tensor([1]), mask).tolist() == [[F, F, T, F]]
+
+
+def test_results_stay_on_the_device_of_their_inputs() -> None:
+    """The meta device stands in for a GPU: it has shapes and places, but no values."""
+    mask = torch.ones(2, 4, dtype=torch.bool, device="meta")
+    out = keep_top(torch.ones(2, 4, device="meta"), torch.ones(2, dtype=torch.int64, device="meta"), mask)
+    assert out.device.type == "meta"
 
 
 def protected(protect: Protect, k: list[int], unary: Tensor) -> list[int]:

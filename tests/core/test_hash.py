@@ -240,6 +240,9 @@ def test_what_a_full_spec_says() -> None:
     }
     assert moved["readout"]["kind"] == "row_cost"
     assert load_spec(QUOTA).to_spec()["problem"]["quota"] == "time"
+    by_score = {**QUOTA, "problem": {**QUOTA["problem"], "quota": {"kind": "random"}}}
+    said = load_spec(by_score).to_spec()["problem"]["quota"]
+    assert said == {"kind": "random", **params("random")}
 
 
 def test_needs_are_those_of_all_parts_and_of_the_quota() -> None:

@@ -113,6 +113,14 @@ def test_sizes_mask_and_samples_have_the_defaults_that_are_documented() -> None:
     assert split.sample.tolist() == [4, 4] and not split.ragged
 
 
+def test_masks_samples_and_findings_stay_on_the_device_of_the_signals() -> None:
+    """The meta device stands in for a GPU: it has shapes and places, but no values."""
+    far = Signals({"xy": torch.zeros(2, 3, 2, device="meta")})
+    for tensor in (far.mask, far.sample, far.bad_values(["xy"])):
+        assert tensor.device.type == "meta"
+    assert far.device.type == "meta" and far.view(["xy"]).device.type == "meta"
+
+
 def test_a_view_has_the_sizes_of_its_signals_and_only_the_declared_names() -> None:
     mask = torch.tensor([[True, False, True]])
     signals = Signals({"xy": torch.ones(1, 3, 2), "grid": torch.ones(1, 3, 2)}, mask, torch.tensor([7]))

@@ -30,6 +30,7 @@ from pruneopt.problems import Budget
 from pruneopt.pruner import Clock, Pruner, select
 from pruneopt.schema import ProblemSpec, Protect, Spec, StageSpec, Weighted
 from pruneopt.signals import Signals
+from pruneopt.spec import load_spec
 
 SCORES = torch.tensor([[3.0, 1, 4, 1, 5, 9], [2.0, 6, 5, 3, 5, 8]])
 MASK = torch.tensor([[1, 1, 1, 1, 1, 0], [0, 1, 1, 1, 1, 0]]).bool()
@@ -376,6 +377,12 @@ def test_problems_are_checked_unless_the_caller_looks_itself() -> None:
     with pytest.raises(ProblemError, match="a sums to 2"):
         Pruner(given).select(bare(1, 2))
     Pruner(given).select(bare(1, 2), check=False)
+
+
+def test_select_finds_a_method_by_its_name() -> None:
+    rows = torch.randn(1, 8, 4, generator=torch.Generator().manual_seed(0))
+    by_name = select("divprune", Signals({"features": rows}))
+    assert kept(by_name) == kept(select(load_spec("divprune"), Signals({"features": rows})))
 
 
 def spec_of(*stages: StageSpec) -> Spec:
