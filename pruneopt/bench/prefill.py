@@ -25,6 +25,7 @@ from torch import nn
 import pruneopt
 from pruneopt.bench.presets import build, prompt
 from pruneopt.models.base import adapter_for
+from pruneopt.models.report import mebibytes
 from pruneopt.pruner import Clock
 from pruneopt.spec import Spec, load_spec
 
@@ -306,7 +307,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Any:
         return f"{1000 * seconds:.2f}"
 
     def peak(count: int | None) -> str:
-        return "" if count is None else f"{count / 2**20:.0f} MB"
+        return "" if count is None else mebibytes(count)
 
     for row in rows:
         dense, pruned = row["dense"], row["pruned"]

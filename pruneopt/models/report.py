@@ -196,9 +196,7 @@ class Report:
             f"{self.flops_pruned / 1e9:.3f} G",
             f"{self.flops_share:.1%}",
         )
-        table.add_row(
-            "KV cache", f"{self.cache_dense / 1e6:.3f} MB", f"{found / 1e6:.3f} MB", f"{self.cache_share:.1%}"
-        )
+        table.add_row("KV cache", mebibytes(self.cache_dense), mebibytes(found), f"{self.cache_share:.1%}")
         yield table
         cuts = ", ".join(f"before layer {layer}: {kept} kept" for layer, kept in self.cuts)
         yield Text(f"visual tokens per sample {self.visual_tokens}; {cuts}")
@@ -217,6 +215,11 @@ class Report:
         out = StringIO()
         Console(file=out, width=120, color_system=None).print(self)
         return out.getvalue().rstrip()
+
+
+def mebibytes(count: float) -> str:
+    """Bytes in MiB, the one unit of memory in everything that is printed."""
+    return f"{count / 2**20:.3f} MiB"
 
 
 def _certificate(selection: Selection) -> dict[str, Any]:
