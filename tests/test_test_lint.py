@@ -2,88 +2,8 @@
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
-
-ROOT = Path(__file__).parent
-FILES = sorted([*ROOT.rglob("*.py"), *(ROOT.parent / "plugins").rglob("tests/*.py")])
-HELPERS = {path.stem: path for path in FILES if not path.stem.startswith("test_")}
-COMPARING = {"allclose", "equal", "array_equal", "array_equiv", "isclose"}
-ASSERTING = {"raises", "warns", "fail", "xfail", "check"}
-Function = (ast.FunctionDef, ast.AsyncFunctionDef)
-
-
-def called(node: ast.AST) -> str:
-    """Last name of what a call calls."""
-    if not isinstance(node, ast.Call):
-        return ""
-    function = node.func
-    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-
-
-def own(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[ast.AST]:
-    """Nodes of a function in order of lines, without those of functions inside it."""
-    stack: list[ast.AST] = list(reversed(function.body))
-    while stack:
-        node = stack.pop()
-        yield node
-        if not isinstance(node, (*Function, ast.Lambda)):
-            stack += reversed(list(ast.iter_child_nodes(node)))
-
-
-def asserts(node: ast.AST, helpers: set[str]) -> bool:
-    """Whether a node can make a test fail: assert, raise, pytest.raises, assert_*, or a helper that does."""
-    name = called(node)
-    return isinstance(node, (ast.Assert, ast.Raise)) or bool(
-        name and (name in ASSERTING or name.startswith("assert") or name in helpers)
-    )
-
-
-def asserting_helpers(tree: ast.Module) -> set[str]:
-    """Functions of a module that assert, directly, through each other, or imported from a file beside it."""
-    functions = {n.name: n for n in ast.walk(tree) if isinstance(n, Function)}
-    imported: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module in HELPERS:
-            there = ast.parse(HELPERS[node.module].read_text(encoding="utf-8"))
-            beside, names = asserting_helpers(there), {alias.name for alias in node.names}
-            imported |= {alias.asname or alias.name for alias in node.names if alias.name in beside}
-            classes = (c for c in there.body if isinstance(c, ast.ClassDef) and c.name in names)
-            imported |= {
-                f.name for c in classes for f in c.body if isinstance(f, Function) and f.name in beside
-            }
-    found: set[str] = set(imported)
-    for _ in functions:
-        more = {name for name, f in functions.items() if any(asserts(n, found) for n in ast.walk(f))}
-        more |= imported
-        if more == found:
-            break
-        found = more
-    return {name for name in found if not name.startswith("test")}
-
-
-def problems(source: str) -> list[str]:
-    """What is wrong in a test file, as `line: rule`."""
-    tree = ast.parse(source)
-    helpers = asserting_helpers(tree)
-    out = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and called(node.value) in COMPARING:
-            out.append(f"{node.lineno}: the result of {called(node.value)}() is thrown away")
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Compare):
-            out.append(f"{node.lineno}: a comparison without assert")
-        if isinstance(node, Function) and node.name.startswith("test"):
-            first = next((n.lineno for n in ast.walk(node) if asserts(n, helpers)), None)
-            if first is None:
-                out.append(f"{node.lineno}: {node.name} has nothing that can fail")
-                continue
-            for inner in own(node):
-                if isinstance(inner, ast.Return) and inner.lineno < first:
-                    out.append(f"{inner.lineno}: {node.name} returns before its first assert")
-    return sorted(out, key=lambda line: int(line.split(":")[0]))
+from lint_rules import FILES, ROOT, problems
 
 
 @pytest.mark.parametrize("path", FILES, ids=[str(p.relative_to(ROOT.parent)) for p in FILES])
@@ -101,6 +21,36 @@ PLANTED = {
     "def test_a():\n    run() == 3\n    assert 1": "without assert",
     "class TestA:\n    def test_b(self):\n        self.run()": "nothing that can fail",
     "def check_it(x):\n    return x == 1\n\ndef test_a():\n    check_it(2)": "nothing that can fail",
+    "def test_a():\n    assert run(x) == run(x)": "with itself",
+    "def test_a():\n    assert a < x.y <= x.y": "with itself",
+    "def test_a():\n    np.testing.assert_allclose(x, x)": "with itself",
+    "def test_a():\n    assert x.equal(x)": "with itself",
+    "def test_a():\n    assert torch.equal(f(2), f(2))": "with itself",
+    "def test_a(book):\n    book.same(v, 'raw', book.want(v, 'raw'))\n    assert book": "with itself",
+    "def test_a():\n    assert True": "constant",
+    "def test_a():\n    assert (x == 1, 'says')": "constant",
+    "def test_a():\n    assert x == 1 or True": "true constant",
+    "def test_a():\n    assert isinstance(x, str) or x > 3": "a type is enough",
+    "def test_a():\n    assert len(x) >= 0": "never negative",
+    "def test_a():\n    assert 0 <= float(x.abs().sum())": "never negative",
+    "def test_a():\n    assert 0.0 <= x.norm() < 5": "never negative",
+    "def test_a():\n    assert -1 <= found.value <= 1 + 1e-6": "range of a cosine",
+    "def test_a():\n    least = 0.0 if hard else 0.9\n    assert share >= least": "bound of 0",
+    "def test_a():\n    assert x == pytest.approx(0.5, abs=0.5)": "as large as the value",
+    "def test_a():\n    assert x == pytest.approx(y, rel=1.0)": "as large as the value",
+    "def test_a():\n    assert abs(x - 3) < 4": "as large as the value",
+    "def test_a():\n    torch.testing.assert_close(x, 2.0, atol=2, rtol=0)": "as large as the value",
+    "def test_a():\n    with pytest.raises(Exception):\n        run()": "any exception",
+    "def test_a():\n    with pytest.raises((KeyError, BaseException)):\n        run()": "any exception",
+    "def test_a():\n    try:\n        assert run()\n    except AssertionError:\n        pass": "swallowed",
+    "def test_a():\n    with suppress(KeyError):\n        assert run()['x']": "swallowed",
+    "def check(x):\n    if x is None:\n        return\n    assert x\n\ndef test_a():\n    check(1)": "nothing is",
+    "def test_a():\n    assert x\n    if not y:\n        return\n    assert y.z": "where there is nothing",
+    "def test_a():\n    for x in [y for y in f() if y]:\n        assert x.good": "may be empty",
+    "def test_a():\n    few = [y for y in f() if y]\n    for x in few:\n        assert x.y": "may be empty",
+    "def test_a():\n    for path in sorted(folder.glob('*')):\n        assert path.good": "may be empty",
+    "def test_a():\n    assert all(x.good for x in f() if x)": "true of nothing",
+    "def test_a():\n    if f():\n        assert f() == 3": "under a condition",
 }
 
 
@@ -117,6 +67,22 @@ def test_the_lint_finds_planted_cases(source):
         "def helper(x):\n    assert x\n\ndef test_a():\n    helper(run())\n    return",
         "def test_a():\n    def inner():\n        return 1\n    assert inner() == 1",
         "def test_a():\n    torch.testing.assert_close(x, y)",
+        "def test_a():\n    first, second = (run(x) for _ in range(2))\n    assert first == second",
+        "def test_a():\n    assert x == x.clone() and 1 == 1.0",
+        "def test_a(book):\n    book.same(v, 'idx', book.want(v, 'other'))\n    assert book",
+        "def test_a():\n    assert x or y",
+        "def test_a():\n    assert len(x) > 0 and x.mean() >= 0 and -1 <= x <= 0.5",
+        "def test_a():\n    least = 0.5 if hard else 0.9\n    assert share >= least",
+        "def test_a():\n    first = 3 if prompt else 0\n    assert [i for i in x if first <= i] == [1]",
+        "def test_a():\n    assert x == pytest.approx(0.0, abs=1) and y == pytest.approx(5, abs=0.1)",
+        "def test_a():\n    assert abs(x - 3) < 0.4 and abs(x - y) < 1",
+        "def test_a():\n    with pytest.raises(Exception, match='out of ink'):\n        run()",
+        "def test_a():\n    try:\n        run()\n    except KeyError as error:\n        assert 'x' in error",
+        "def test_a():\n    few = [y for y in f() if y]\n    assert few\n    for x in few:\n        assert x.y",
+        "def test_a():\n    for x in [y + 1 for y in range(3)]:\n        assert x.good",
+        "def test_a():\n    assert good and all(x.good for x in good)",
+        "def test_a():\n    if f():\n        assert f() == 3\n    else:\n        assert g()",
+        "def find(x):\n    if x is None:\n        return\n\ndef test_a():\n    assert find(1) is None",
     ],
 )
 def test_the_lint_leaves_good_tests_alone(source):

@@ -231,9 +231,10 @@ def test_constant_input_keeps_the_first_tokens(kind):
     problem = SubsetProblem.build(
         kind, 3, torch.ones(1, 6), pairwise, threshold=2.0, group=group, quota=torch.tensor([[3]])
     )
-    for name in names(kind):
-        if name not in ("milp", "branch_and_bound", "pivot"):
-            assert kept(solver(name).solve(problem)) == [0, 1, 2], name
+    walks = set(names(kind)) - {"milp", "branch_and_bound", "pivot"}
+    assert len(walks) > 1
+    for name in walks:
+        assert kept(solver(name).solve(problem)) == [0, 1, 2], name
 
 
 @pytest.mark.parametrize("kind", KINDS)
