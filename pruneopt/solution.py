@@ -98,7 +98,7 @@ def round_to_polytope(plan: Tensor, a: Tensor, b: Tensor) -> Tensor:
     Mass at the level of rounding is dropped and not put elsewhere: next to a cost of 1e15 it would decide.
     Source: Altschuler, Weed, Rigollet 2017, Algorithm 2.
     """
-    plan = plan.masked_fill(plan <= NOISE * a[:, :, None], 0)
+    plan = plan.masked_fill(plan < NOISE * a[:, :, None], 0)
     rows = plan.sum(2)
     plan = plan * torch.where(rows > a, a / rows.clamp_min(1e-300), torch.ones_like(rows))[:, :, None]
     cols = plan.sum(1)

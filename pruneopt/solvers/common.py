@@ -88,21 +88,15 @@ def each(
     rows, cols = a > 0, b > 0
 
     def run(i: int) -> Answer:
-        r, c = rows[i], cols[i]
-        seen = cost[i] if r.all() and c.all() else cost[i][np.ix_(r, c)]
-        p, q = a[i][r], b[i][c]
-        fine = seen.size > 0 and np.isfinite(cost[i]).all() and np.isfinite(p.sum() + q.sum())
-        low = float(seen.min()) if fine else 0.0
-        unit = float(seen.max()) - low if fine else np.inf
-        if not np.isfinite(unit):
-            nothing = np.full((len(r), len(c)), np.nan)
+        found = _atoms(cost[i], a[i], b[i], i)
+        if found is None:
+            nothing = np.full(cost[i].shape, np.nan)
             return Answer(nothing, nothing[:, 0], nothing[0], 0, Status.NON_FINITE, {})
-        unit = unit or 1.0
-        atoms = Atoms(np.ascontiguousarray((seen - low) / unit), p / p.sum(), q / q.sum(), i, unit)
+        atoms, low = found
         answer = _finer(solve_one, atoms, solve_one(atoms)) if exact else solve_one(atoms)
         if answer.f is None or answer.g is None:
             return answer
-        return replace(answer, f=answer.f * unit + low, g=answer.g * unit)
+        return replace(answer, f=answer.f * atoms.unit + low, g=answer.g * atoms.unit)
 
     batch = range(len(cost))
     if threads > 1 and len(cost) > 1:
@@ -128,6 +122,23 @@ def each(
         order="both" if exact else "source",
         solver=solver,
     )
+
+
+def _solvable(cost: np.ndarray, a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether a library may see it: some of them crash on an empty problem, or on NaN."""
+    return bool(a.any() and b.any() and np.isfinite(cost).all() and np.isfinite(a.sum() + b.sum()))
+
+
+def _atoms(cost: np.ndarray, a: np.ndarray, b: np.ndarray, index: int) -> tuple[Atoms, float] | None:
+    """What a host solver sees of one problem, and the cost that its 0 stands for; None to keep it away."""
+    if not _solvable(cost, a, b):
+        return None
+    rows, cols = a > 0, b > 0
+    seen = cost if rows.all() and cols.all() else cost[np.ix_(rows, cols)]
+    low = float(seen.min(initial=np.inf))
+    unit = (float(seen.max(initial=-np.inf)) - low) or 1.0
+    scaled, p, q = np.ascontiguousarray((seen - low) / unit), a[rows], b[cols]
+    return (Atoms(scaled, p / p.sum(), q / q.sum(), index, unit), low) if np.isfinite(unit) else None
 
 
 def _finer(solve_one: SolveOne, atoms: Atoms, first: Answer) -> Answer:

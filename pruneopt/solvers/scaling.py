@@ -116,8 +116,10 @@ def plain(
         kernel = kernel.masked_fill_(~problem.pair_mask, 0)
     kernel = kernel.div_(eps[:, None, None].to(cost.dtype)).exp_()
     u, v = _run(products(kernel), a, b, (a > 0).to(a.dtype), torch.ones_like(b), rounds, None)
-    f = eps[:, None] * u.double().log() + middle[:, None].double()
-    g = eps[:, None] * v.double().log()
+    f = (
+        eps[:, None] * u.double().log()
+    )  # from 0, as `iterate` begins, so that all roads agree on the constant
+    g = eps[:, None] * v.double().log() + middle[:, None].double()
     return f, g, kernel.mul_(u[:, :, None]).mul_(v[:, None, :])
 
 

@@ -139,7 +139,8 @@ class Sinkhorn(TransportSolver):
         few = self.anneal_rounds
         stages = [unrolled.Stage(eps * x, few, torch.full_like(fast.rounds, few)) for x in self._stages()]
         taken = fast.rounds - few * len(stages)
-        stages.append(unrolled.Stage(eps, int(taken.max()), taken))
+        most = self.rounds if self.tolerance is None else int(taken.max())
+        stages.append(unrolled.Stage(eps, most, taken))
         f, g, plan = unrolled.repeat(oriented, first, stages)
         if flip:
             f, g, plan = g, f, plan.transpose(1, 2)

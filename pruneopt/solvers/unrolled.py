@@ -47,8 +47,8 @@ def repeat(problem: TransportProblem, start: Tensor, stages: list[Stage]) -> tup
         potential = h + eps[:, None] * _log(weight)
     g = k + eps[:, None] * _log(b)
     exponent = (h[:, :, None] + k[:, None, :] - cost) / eps[:, None, None]
-    massless = (weight == 0)[:, :, None] | (b == 0)[:, None, :]
-    plan = weight[:, :, None] * b[:, None, :] * torch.where(massless, exponent.clamp_max(0), exponent).exp()
+    mass = weight[:, :, None] * b[:, None, :]  # the exponent is at most -log of it, and free where it is zero
+    plan = mass * torch.where(mass == 0, exponent.clamp_max(600), exponent).exp()
     return potential, g, plan.to(problem.cost.dtype)
 
 

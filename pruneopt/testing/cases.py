@@ -294,8 +294,10 @@ def _witness(
     each_col = kron(np.ones((1, rows)), eye_array(cols))
     matrix = vstack([each_row, each_col]).tocsr()[:-1]
     mass = np.concatenate([np.array(a) / sum(a), np.array(b) / sum(b)])[:-1]
-    result = linprog(np.array(cost), A_eq=matrix, b_eq=mass, bounds=(0, None), method="highs")
-    return float(result.fun)
+    low, unit = min(cost), max(cost) - min(cost) or 1.0  # the tolerances of HiGHS are absolute
+    scaled = (np.array(cost) - low) / unit
+    result = linprog(scaled, A_eq=matrix, b_eq=mass, bounds=(0, None), method="highs")
+    return float(result.fun) * unit + low
 
 
 # -- subsets --------------------------------------------------------------------------------------------

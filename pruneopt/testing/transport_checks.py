@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pruneopt.errors import ProblemError
+from pruneopt.errors import ProblemError, PruneoptError
 from pruneopt.parts import TransportSolver
 from pruneopt.problems import TransportProblem
 from pruneopt.solution import Status, TransportSolution
@@ -208,17 +208,66 @@ def check_potential_shift(solver: TransportSolver) -> None:
 
 
 def check_scale(solver: TransportSolver) -> None:
-    """Multiplying the cost by 100 or by 0.01 changes nothing."""
+    """Multiplying the cost by anything from 1e-12 to 1e12 changes nothing."""
     problem = instance(solver, seed=8)
     plan = solver.solve(problem).plan
-    for factor in (100.0, 0.01):
+    for factor in (100.0, 0.01, 1e12, 1e-12):
         scaled = TransportProblem.build(problem.cost * factor, problem.a, problem.b)
         difference = float((plan - solver.solve(scaled).plan).abs().amax())
         require(
             difference < 1e-4,
-            f"multiplying the cost by {factor:g} moves mass by {difference:.2g}: tie epsilon and step sizes "
-            "to the cost range",
+            f"multiplying the cost by {factor:g} moves mass by {difference:.2g}: tie epsilon, step sizes and "
+            "the tolerances of a library to the cost range",
         )
+
+
+def check_optimum_proved(solver: TransportSolver) -> None:
+    """A solver that calls itself exact is confirmed by its certificate, whatever the unit of the cost."""
+    for family, factor in (("random", 1.0), ("clustered", 1e-9), ("ties", 1e9), ("zero_mass", 1.0)):
+        problem = instance(solver, family, seed=15)
+        problem = replace(problem, cost=problem.cost * factor)
+        status = solver.solve(problem).status
+        require(
+            all(s.proved for s in status),
+            f"status {status[0].name} on a {family} instance with costs times {factor:g}: the gap is wide, "
+            "so the plan is not optimal or the potentials do not prove it",
+        )
+
+
+def check_gradient(solver: TransportSolver) -> None:
+    """Gradients of value and plan in cost and marginals agree with finite differences, or refuse by name."""
+    problem = instance(solver, seed=14, rows=8, cols=8)
+    inputs = tuple(x.clone().requires_grad_() for x in problem.inputs)
+    g = torch.Generator().manual_seed(0)
+    weights = {
+        "value": torch.randn(2, generator=g).double(),
+        "plan": torch.randn(2, 8, 8, generator=g).double(),
+    }
+    moves = [torch.randn(x.shape, generator=g).double() for x in problem.inputs]
+    moves[1:] = [(m - m.mean(1, keepdim=True)) / 20 for m in moves[1:]]  # mass is kept
+    sides = range(1 if "uniform_square" in solver.tags else 3)
+    solution = solver.solve(TransportProblem.build(inputs[0], inputs[1], inputs[2]))
+    for name, weight in weights.items():
+        try:
+            read = (getattr(solution, name).double() * weight).sum()
+            grads = torch.autograd.grad(read, inputs, retain_graph=True, allow_unused=True)
+        except PruneoptError:
+            continue
+
+        def at(side: int, step: float, name: str = name, weight: Tensor = weight) -> Tensor:
+            cost, a, b = (x + step * moves[i] if i == side else x for i, x in enumerate(problem.inputs))
+            moved = solver.solve(TransportProblem.build(cost, a, b))
+            return (getattr(moved, name).double() * weight).sum()
+
+        for side in sides:
+            grad = grads[side]
+            along = 0.0 if grad is None else float((grad * moves[side]).sum())
+            slope = float(at(side, 1e-4) - at(side, -1e-4)) / 2e-4
+            require(
+                abs(along - slope) <= 0.05 * abs(slope) + 1e-3,
+                f"the gradient of `{name}` in {('cost', 'a', 'b')[side]} is {along:.3g} along a direction in "
+                f"which it changes by {slope:.3g}; solve `problem.detached()` if autograd cannot follow",
+            )
 
 
 def check_transpose(solver: TransportSolver) -> None:
@@ -371,7 +420,10 @@ def transport_checks(solver: TransportSolver) -> Iterator[Check]:
     """Checks of a transport solver, according to its tags."""
     yield from part_checks(solver)
     chosen = [check_runs, check_stats, check_marginals, check_shift, check_scale, check_inputs_pure,
-              check_global_rng, check_batch, check_degenerate, check_dtype, check_status_honest]  # fmt: skip
+              check_global_rng, check_batch, check_degenerate, check_dtype, check_status_honest,
+              check_gradient]  # fmt: skip
+    if "exact" in solver.tags:
+        chosen.append(check_optimum_proved)
     if "uniform_square" not in solver.tags:
         chosen.append(check_rectangular)
     blind = "cost_blind" in solver.tags

@@ -158,12 +158,13 @@ KILLS: dict[str, list[str]] = {
         "check_transpose",
     ],
     "transport.Underflow": ["check_degenerate", "check_marginals", "check_offset", "check_shift"],
-    "transport.MutatesCost": ["check_inputs_pure"],
+    "transport.MutatesCost": ["check_gradient", "check_inputs_pure"],
     "transport.CostBlind": ["check_gap", "check_offset", "check_permutation", "check_potential_shift"],
     "transport.GlobalNoise": [
         "check_batch",
         "check_dtype",
         "check_global_rng",
+        "check_gradient",
         "check_inputs_pure",
         "check_permutation",
         "check_scale",
@@ -173,7 +174,7 @@ KILLS: dict[str, list[str]] = {
     ],
     "transport.AbsoluteCost": ["check_gap", "check_shift"],
     "transport.EpsilonTooLarge": ["check_gap", "check_offset", "check_potential_shift"],
-    "transport.HalfPrecisionCost": ["check_offset", "check_shift"],
+    "transport.HalfPrecisionCost": ["check_gradient", "check_offset", "check_scale", "check_shift"],
     "transport.DropsARow": [
         "check_batch",
         "check_degenerate",
@@ -205,4 +206,7 @@ KILLS: dict[str, list[str]] = {
     "transport.EpsilonUpsideDown": ["check_smaller_epsilon_is_closer"],
     "transport.AnyWarmStart": ["check_warm_start"],
     "transport.ClampsCost": ["check_gap", "check_offset", "check_scale", "check_shift"],
+    "transport.WrongSignOfGradient": ["check_gradient"],
+    "transport.UnscaledPot": ["check_optimum_proved", "check_scale"],
+    "transport.ClaimsOptimal": ["check_optimum_proved"],
 }

@@ -78,7 +78,7 @@ class Good(TransportSolver):
             f=f,
             g=g,
             rounds=torch.full((len(a),), count),
-            ended=tuple(self.status(float(e)) for e in error),
+            ended=tuple(self.status(float(e)) for e in error.detach()),
             order="source",
             solver=self.name,
         )
@@ -96,7 +96,8 @@ class GoodLP(TransportSolver):
         plan = torch.zeros(problem.cost.shape, dtype=torch.float64)
         f, g = torch.zeros(problem.a.shape).double(), torch.zeros(problem.b.shape).double()
         ended = []
-        for i, (c, a, b) in enumerate(zip(problem.cost, problem.a, problem.b, strict=True)):
+        here = problem.detached()
+        for i, (c, a, b) in enumerate(zip(*here.inputs, strict=True)):
             if not c.isfinite().all():
                 plan[i] = torch.nan
                 ended.append(Status.NON_FINITE)
@@ -107,15 +108,16 @@ class GoodLP(TransportSolver):
             )
             a, b = a.double() / a.double().sum(), b.double() / b.double().sum()
             mass = np.concatenate([a.numpy(), b.numpy()])
+            unit = problem.cost_range()[i].item()  # the tolerances of HiGHS are absolute
             result = linprog(
-                c.double().flatten().numpy(),
+                c.double().flatten().numpy() / unit,
                 A_eq=matrix[:-1],
                 b_eq=mass[:-1],
                 bounds=(0, None),
                 method="highs",
             )
             plan[i] = torch.from_numpy(result.x).view(rows, cols)
-            dual = torch.from_numpy(np.append(result.eqlin.marginals, 0.0))
+            dual = torch.from_numpy(np.append(result.eqlin.marginals, 0.0) * unit)
             f[i], g[i] = dual[:rows], dual[rows:]
             ended.append(Status.OPTIMAL)
         return TransportSolution(
@@ -194,7 +196,7 @@ class MutatesCost(Good):
     name = "mutates_cost"
 
     def inputs(self, problem):
-        problem.cost.sub_(problem.cost.amin((1, 2), keepdim=True))
+        problem.cost.detach().sub_(problem.cost.detach().amin((1, 2), keepdim=True))
         return problem.cost, problem.a, problem.b
 
 
@@ -408,3 +410,61 @@ class ClampsCost(Good):
 
     def inputs(self, problem):
         return problem.cost.clamp(max=1.0), problem.a, problem.b
+
+
+@dataclass(frozen=True)
+class WrongSignOfGradient(Good):
+    """Differentiates backwards."""
+
+    name = "wrong_sign_of_gradient"
+
+    def finish(self, problem, plan):
+        return 2 * plan.detach() - plan
+
+
+@dataclass(frozen=True)
+class UnscaledPot(TransportSolver):
+    """Hands the user's cost to POT as it is, whose pivot tolerance is absolute."""
+
+    name: ClassVar[str] = "unscaled_pot"
+    tags: ClassVar[frozenset[str]] = frozenset({"exact"})
+
+    def ended(self):
+        return Status.OPTIMAL
+
+    def solve(self, problem: TransportProblem) -> TransportSolution:
+        import ot
+
+        begin = time.perf_counter()
+        answers = []
+        for c, a, b in zip(*problem.detached().inputs, strict=True):
+            if not c.isfinite().all():
+                answers.append((c * torch.nan, a * torch.nan, b * torch.nan))
+                continue
+            a, b = (x.double() / x.double().sum() for x in (a, b))
+            plan, log = ot.lp.emd(a.numpy(), b.numpy(), c.double().numpy(), log=True, check_marginals=False)
+            answers.append(tuple(torch.from_numpy(x) for x in (plan, log["u"], log["v"])))
+        plan, f, g = (torch.stack(x).double() for x in zip(*answers, strict=True))
+        return TransportSolution(
+            time.perf_counter() - begin,
+            problem=problem,
+            plan=plan,
+            f=f,
+            g=g,
+            rounds=torch.zeros(len(plan), dtype=torch.int64),
+            ended=(self.ended(),) * len(plan),
+            order="both",
+            solver=self.name,
+        )
+
+
+@dataclass(frozen=True)
+class ClaimsOptimal(Good):
+    """Calls a good entropic plan an optimum."""
+
+    name: ClassVar[str] = "claims_optimal"
+    tags: ClassVar[frozenset[str]] = frozenset({"exact"})
+    accuracy: ClassVar[float] = 0.1
+
+    def status(self, error):
+        return Status.OPTIMAL if error < self.tolerance else Status.MAX_ROUNDS

@@ -65,7 +65,8 @@ def test_failures_are_raised_with_their_cause():
 
 def test_expected_failures_are_strict():
     part = PLANTED["transport.MutatesCost"]
-    reason = {"check_inputs_pure": "documented: works in place"}
+    why = "documented: works in place"
+    reason = {"check_inputs_pure": why, "check_gradient": why}
     assert check_part(part, expected_failures=reason).ok
     surprise = {**reason, "check_gap": "never happens"}
     verdict = check_part(part, expected_failures=surprise, on_fail="report")
