@@ -46,6 +46,22 @@ class FixedScore(Score):
         return self.values
 
 
+@dataclass(frozen=True, eq=False)
+class FeatureScore(Score):
+    """The last column of the features, so that it follows tokens through groups; `seen` as above."""
+
+    name: ClassVar[str] = "feature_score"
+    seen: Any = field(default_factory=list)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"features"})
+
+    def __call__(self, signals: Signals) -> Tensor:
+        self.seen.append(signals)
+        return signals["features"][:, :, -1]
+
+
 class FixedKernel(FixedScore, Kernel):
     name: ClassVar[str] = "fixed_kernel"
 

@@ -340,14 +340,23 @@ def largest_remainder(sizes: list[int], k: int) -> list[int]:
 
 
 def test_quotas_ignore_padding_and_ties_go_to_the_lower_group() -> None:
-    group = torch.tensor([[0, 0, 1, 1, 2, 2, 2, 2], [2, 2, 2, 1, 0, 1, 1, -1], [0, 1, 2, 0, 1, 2, 0, 1]])
-    mask = torch.tensor([[T] * 8, [T, T, F, T, T, T, F, F], [T, T, T, T, T, T, F, F]])
-    sizes = [[2, 2, 4], [1, 2, 2], [2, 2, 2]]
+    group = torch.tensor(
+        [
+            [0, 0, 1, 1, 2, 2, 2, 2],
+            [2, 2, 2, 1, 0, 1, 1, -1],
+            [0, 1, 2, 0, 1, 2, 0, 1],
+            [0, 0, 0, 0, 1, 2, 2, 2],
+        ]
+    )
+    mask = torch.tensor(
+        [[T] * 8, [T, T, F, T, T, T, F, F], [T, T, T, T, T, T, F, F], [F, T, F, F, T, T, T, T]]
+    )
+    sizes = [[2, 2, 4], [1, 2, 2], [2, 2, 2], [1, 1, 3]]
     for k in range(1, 6):
-        back, quota = equal_quotas(group, mask, torch.tensor([k, k, k]))
+        back, quota = equal_quotas(group, mask, torch.tensor([k] * 4))
         assert back is group and quota.dtype == torch.int64
         assert quota.tolist() == [largest_remainder(s, k) for s in sizes]
-    _, tie = equal_quotas(group[2:], mask[2:], torch.tensor([4]))
+    _, tie = equal_quotas(group[2:3], mask[2:3], torch.tensor([4]))
     assert tie.tolist() == [[2, 1, 1]]
 
 

@@ -98,6 +98,7 @@ def test_selections_come_back_in_place_with_all_that_they_carry() -> None:
         diagnostics=("note",),
     )
     back = joined(chosen)
+    assert back.size is not None and back.rank is not None
     want: dict[str, dict[tuple[int, int], float]] = {"keep": {}, "importance": {}}
     for (owner, row), kept, given in zip(PLACES, KEPT, GIVEN, strict=True):
         for n, k, v in zip(row, kept, given, strict=True):

@@ -75,7 +75,7 @@ def test_every_value_of_every_shipped_method_decides_its_hash() -> None:
     leaves = {path.rpartition("/")[2] for path in paths}
     for cls in (Budget, Protect, Weighted):
         missing = {f"{cls.__name__}.{f.name}" for f in dataclasses.fields(cls)} - leaves
-        assert missing <= {"Protect.count", "Protect.scores", "Weighted.part"}, missing
+        assert missing <= {"Protect.count", "Protect.scores", "Protect.where", "Weighted.part"}, missing
 
 
 def test_every_field_of_protect_decides_the_hash() -> None:
@@ -270,6 +270,7 @@ def test_needs_are_those_of_all_parts_and_of_the_quota() -> None:
         "row_cost",
     ]
     both = load_spec(
-        {**TOP_K, "stages": [{"solver": "stable_top_k"}, {"problem": {"scores": {"a": "random"}}}]}
+        {**TOP_K, "stages": [{"solver": "stable_top_k"}, {"problem": {"scores": {"a": "key_norm"}}}]}
     )
+    assert both.stages[0].needs != both.stages[1].needs
     assert both.needs == both.stages[0].needs | both.stages[1].needs

@@ -14,7 +14,7 @@ from pruneopt.problems import Budget
 from pruneopt.resolve import _spread, mixed, resolve
 from pruneopt.schema import Protect, Weighted
 from pruneopt.scores.token_norm import TokenNormScore
-from pruneopt.spec import list_methods, load_spec
+from pruneopt.spec import list_methods, load_spec, touches
 
 TOP: dict[str, Any] = {
     "insertion": {"kind": "prefill_layer", "layer": 2},
@@ -449,6 +449,7 @@ def test_problems_of_all_kinds_take_their_parts() -> None:
     assert (mean.stages[0].problem.symmetric, mean.stages[0].problem.ridge) == ("mean", None)
     off = put(SPREAD, problem__pairwise__d={"kind": "feature_sq_l2", "weight": 0})
     assert resolve(off).stages[0].problem.symmetric is None
+    assert resolve(put(LOG_DET, problem__ridge=0.5)).stages[0].problem.ridge == 0.5
     raised = resolve(put(LOG_DET, problem__ridge=2)).stages[0].problem
     assert raised.ridge == 2.0 and isinstance(raised.ridge, float)
     protect = (
@@ -669,3 +670,38 @@ def test_methods_are_listed_by_name_and_folder() -> None:
     names = {str(p.relative_to(root))[:-5] for p in root.rglob("*.yaml")}
     assert list_methods() == sorted(n for n in names if not n.startswith("_")) and len(names) > 20
     assert any("/" in name for name in names) and any("/" not in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "sets"),
+    [
+        ("a.b=1", "a.b", True),
+        ("a.b=1", "a.b.c", True),
+        ("a.b.c=1", "a.b", True),
+        ("a.b=1", "a.bc", False),
+        ("a.bc=1", "a.b", False),
+        ("a.b=1", "a.c", False),
+        (" a.b = 1", "a.b", True),
+        ("a[0].b=1", "a.0.b", True),
+        ("a[1]=1", "a.0", False),
+        ("[a].b=1", "a.b", True),
+        ("a.b=c.d=e", "a.b", True),
+        ("a=x.b", "x.b", False),
+        ("a.b", "a.b", True),
+    ],
+)
+def test_an_override_touches_its_key_and_all_above_and_below(override: str, key: str, sets: bool) -> None:
+    assert touches(override, key) is sets
+
+
+def test_a_refusal_says_where_in_the_file_unless_an_override_is_to_blame(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("insertion: post_encoder\nbudget:\n  keep: nothing\nsolver: emd\n")
+    for overrides in ([], ["budget.scope=sample"], ["problem.kind=top_k"]):
+        with pytest.raises(SpecError) as caught:
+            load_spec(str(file), ["problem={kind: top_k, scores: {s: random}}", *overrides])
+        said_there = str(caught.value)
+        assert said_there.startswith(f"{file}:3:") and said_there.endswith("or a count, got 'nothing'")
+    with pytest.raises(SpecError) as caught:
+        load_spec(str(file), ["problem={kind: top_k, scores: {s: random}}", "budget.keep=all"])
+    assert str(caught.value) == "budget.keep must be a ratio or a count, got 'all'"

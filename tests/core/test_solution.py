@@ -178,12 +178,15 @@ def test_a_potential_of_minus_infinity_is_a_failure_only_where_there_is_mass() -
 
 
 def test_a_solution_reports_its_own_certificate() -> None:
-    plan = torch.tensor([[[0.5, 0.0], [0.0, 0.25]], [[0.5, 0.5], [0.0, 0.5]]])
-    solution = TransportSolution(0.0, {}, problem(), plan, g=torch.tensor([[0.0, 2.0], [0.0, 4.0]]))
-    wanted = certify(problem(), plan, torch.tensor([[0.0, 2.0], [0.0, 4.0]]))
-    for name in ("value", "lower_bound", "gap", "row_error", "col_error"):
-        assert torch.equal(getattr(solution, name), getattr(wanted, name)), name
-    assert solution.lower_bound.tolist() == [0.75, 2.5]
+    plan = torch.tensor([[[0.75, 0.0], [0.0, 0.25]], [[0.25, 0.25], [0.0, 0.25]]])
+    solution = TransportSolution(0.0, {}, problem(), plan, g=torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
+    wanted = certify(problem(), plan, torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
+    found = {
+        name: getattr(solution, name) for name in ("value", "lower_bound", "gap", "row_error", "col_error")
+    }
+    for name, tensor in found.items():
+        assert torch.equal(tensor, getattr(wanted, name)), name
+        assert all(not torch.equal(tensor, other) for key, other in found.items() if key != name), name
     assert solution.dtype == torch.float32
 
 
