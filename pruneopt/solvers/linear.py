@@ -17,6 +17,7 @@ from pruneopt.solvers.objectives import anchor_sum, conflicts, symmetric_pairwis
 
 # What HiGHS calls optimal: its gap and its feasibility, once the largest coefficient of an objective is 1.
 TOLERANCE = 1e-6
+ROUNDING = 1e-7  # and by how much of that coefficient a reduced cost of HiGHS, hence its bound, may be off
 
 
 @dataclass
@@ -40,8 +41,8 @@ class Program:
 
     @property
     def unit(self) -> float:
-        """Largest coefficient of the objective, 1 where it is constant: what solvers get divided by."""
-        return float(np.abs(self.c).max(initial=0.0)) or 1.0
+        """Largest coefficient of the objective, 0 where all choices are worth the same."""
+        return float(np.abs(self.c).max(initial=0.0))
 
     def centre(self, where: slice, times: float) -> None:
         """Take the middle of a block of the objective away from it, where its entries of x sum to `times`.
@@ -90,7 +91,12 @@ def formulate(problem: SubsetProblem, sample: int) -> tuple[Program, np.ndarray]
     facility_location (tokens assigned to one chosen token each).  `max_min` has its own bisection.
     Offsets that all choices share are in `Program.constant`.
     """
-    place = np.flatnonzero(problem.real[sample].cpu().numpy())
+    usable = problem.real[sample]
+    if problem.kind == "quota":  # no token of an empty group, however large its score
+        assert problem.group is not None and problem.quota is not None
+        group = problem.group[sample].masked_fill(~usable, 0)
+        usable = usable & (problem.quota[sample][group] > 0)
+    place = np.flatnonzero(usable.cpu().numpy())
     n, k = len(place), int(problem.k[sample])
     unary = unary_or(problem, 0.0)[sample].cpu().numpy()[place]
     floor = np.zeros(n)
@@ -102,16 +108,15 @@ def formulate(problem: SubsetProblem, sample: int) -> tuple[Program, np.ndarray]
     program.add(0, every, 1.0, 1 if at_most else k, k)
     if problem.kind == "quota":
         assert problem.group is not None and problem.quota is not None
-        group = problem.group[sample].cpu().numpy()[place]
         quota = problem.quota[sample].cpu().numpy()
-        program.add(group, every, 1.0, quota, quota)
+        program.add(problem.group[sample].cpu().numpy()[place], every, 1.0, quota, quota)
     elif problem.kind == "independent_set":
         pairs = conflicts(problem)[sample].cpu().numpy()[np.ix_(place, place)]
         add_conflicts(program, pairs)
     elif problem.kind == "max_sum":
         distance = symmetric_pairwise(problem)[sample].cpu().numpy()[np.ix_(place, place)]
         program.c = unary + anchor_sum(problem)[sample].cpu().numpy()[place]
-        if n > 1:
+        if k > 1:
             _add_pairs(program, distance, k)
     elif problem.kind == "facility_location":
         assert problem.pairwise is not None
@@ -205,13 +210,14 @@ def run(program: Program, backend: str, solver: str, time_limit: float, relaxed:
     """Solve with HiGHS directly (`highs`) or through cvxpy with any solver it has (`cvxpy`).
 
     Solvers work with absolute tolerances, so they get the objective divided by its largest coefficient.  The
-    bound comes back in the original units, raised by the rounding of the way there; it is +inf where a solver
-    proves none, whatever it calls its answer.
+    bound comes back in the original units, raised by what their tolerances may have cost it; it is +inf where
+    a solver proves none, whatever it calls its answer.
     """
-    scaled = replace(program, c=program.c / program.unit)
+    unit = program.unit
+    scaled = replace(program, c=program.c / (unit or 1.0))
     outcome = (_run_highs if backend == "highs" else _run_cvxpy)(scaled, solver, time_limit, relaxed)
-    raised = outcome.bound + 1e-3 * TOLERANCE
-    return replace(outcome, bound=program.unit * raised + program.constant)
+    spread = unit * (outcome.bound + ROUNDING) if unit else 0.0
+    return replace(outcome, bound=spread + program.constant)
 
 
 def _run_highs(program: Program, solver: str, time_limit: float, relaxed: bool) -> Outcome:

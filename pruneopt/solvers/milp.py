@@ -30,13 +30,17 @@ class Milp(SubsetSolver):
     `max_min` is a bisection over the occurring distances, each step asking whether k tokens fit pairwise at
     least that far apart (Sayah and Irnich 2017); the others are one program (see `linear.py`).
     `backend="highs"` calls HiGHS through SciPy; `"cvxpy"` hands the same program to cvxpy with the solver
-    named in `solver`, which is slower to set up.  Objectives are centred and divided by their largest
-    coefficient first, so that a solver's absolute tolerances mean the same at every scale; OPTIMAL says that
-    the bound it proved is within 1e-6 of the size of the objective.  `time_limit` seconds hold per sample;
-    when they run out the status is TIME_LIMIT, the choice the best one found (`stats["first"]`: a greedy one
-    where the solver has none), and the bound the best one proved.  Solvers other than HiGHS tell cvxpy no
-    bound, so that of `bounds.py` is used, and an optimum that it cannot confirm is UNPROVED.  Works on the
-    host, one sample after another.
+    named in `solver`, which is slower to set up.
+
+    Objectives are centred and divided by their largest coefficient first, so that a solver's absolute
+    tolerances mean the same at every scale.  The bound is the smaller of that of `bounds.py` and of the one
+    that the solver proved, raised by 1e-7 of that coefficient; OPTIMAL says that it is within 1e-6 of the
+    size of the objective.  Terms that differ by more than 1e7 in one objective may end as UNPROVED, and so
+    may solvers other than HiGHS under cvxpy, which tell it no bound.
+
+    `time_limit` seconds hold per sample; when they run out the status is TIME_LIMIT and the choice the best
+    one found (`stats["first"]`: a greedy one where the solver has none).  Works on the host, one sample after
+    another.
     """
 
     name: ClassVar[str] = "milp"
@@ -64,10 +68,7 @@ class Milp(SubsetSolver):
             if outcome.status is Status.INFEASIBLE or outcome.status is Status.FAILED:
                 return Answer([], np.inf if outcome.status is Status.FAILED else -np.inf, outcome.status)
             chosen = first_answer(single)[0] if outcome.chosen is None else _picked(outcome.chosen, place)
-            bound = outcome.bound
-            if outcome.status is not Status.OPTIMAL or bound == np.inf:
-                bound = min(bound, generic_bound(single, chosen))
-            return Answer(chosen, bound, outcome.status)
+            return Answer(chosen, min(outcome.bound, generic_bound(single, chosen)), outcome.status)
 
         return solve_samples(self, problem, one, tolerance=TOLERANCE, words=words, first=first)
 

@@ -103,6 +103,24 @@ def check_milp_on_a_common_offset() -> None:
         assert solution.keep[0].nonzero()[:, 0].tolist() == sorted(small[0].topk(9).indices.tolist())
 
 
+def check_milp_on_odd_objectives() -> None:
+    """What no choice can change, and what no choice can contain, must not blur the bound."""
+    flat = SubsetProblem.build("top_k", 2, torch.full((1, 5), 3e-12, dtype=torch.float64))
+    far = 1e9 * unit(1, 5, 3, torch.Generator().manual_seed(0))[0]
+    far = far @ far.T
+    scores = torch.tensor([[1e-6, 3e-6, 2e-6, 5e-6, 4e-6]], dtype=torch.float64)
+    single = SubsetProblem.build("max_sum", 1, scores, far[None])
+    closed = SubsetProblem.build(
+        "quota", 1, scores + torch.tensor([0.0, 0.0, 0.0, 1e9, 1e9]), group=torch.tensor([[0, 0, 0, 1, 1]]),
+        quota=torch.tensor([[1, 0]]),
+    )  # fmt: skip
+    for problem, best in ((flat, 6e-12), (single, 5e-6), (closed, 3e-6)):
+        found = solver("milp").solve(problem)
+        assert found.status == (Status.OPTIMAL,), (problem.kind, found.status)
+        assert math.isclose(found.value.item(), best, rel_tol=LOOSE)
+        assert best * (1 - 1e-9) <= found.upper_bound.item() <= best * (1 + LOOSE)
+
+
 def low_rank(seed: int, width: int, dtype: torch.dtype) -> torch.Tensor:
     x = unit(2, 9, width, torch.Generator().manual_seed(seed)).to(dtype)
     return x @ x.transpose(1, 2)

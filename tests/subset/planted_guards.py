@@ -44,6 +44,11 @@ def unscaled_milp() -> AbstractContextManager[Any]:
     return mock.patch.object(Program, "unit", 1.0)
 
 
+def unreachable_terms_set_the_unit() -> AbstractContextManager[Any]:
+    """The objective is divided by what no choice can contain."""
+    return mock.patch.object(Program, "unit", 1e9)
+
+
 def offsets_stay() -> AbstractContextManager[Any]:
     """What all choices share stays in the objective."""
     return mock.patch.object(Program, "centre", lambda self, where, times: None)
@@ -274,6 +279,7 @@ PLANTED: dict[str, tuple[str, Bug]] = {
         "scales": (bound_not_scaled_back, offset_forgotten, spectral_bound_without_the_last),
         "milp_on_small_scores": (unscaled_milp,),
         "milp_on_a_common_offset": (offsets_stay,),
+        "milp_on_odd_objectives": (unreachable_terms_set_the_unit,),
         "log_det_of_low_rank": (rounding_counts_as_rank,),
         "branch_and_bound_searches": (node_bound_too_low,),
         "log_det_counts_definite_blocks": (any_positive_determinant,),

@@ -8,7 +8,7 @@ import refusals
 import reports
 import walks
 from guards import every_solver
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from planted_guards import PLANTED
 from subset_cases import KINDS
@@ -39,7 +39,6 @@ def test_every_guard_catches_something():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=8)
 @given(
     seed=st.integers(0, 10_000),
     exponent=st.integers(-15, 15),

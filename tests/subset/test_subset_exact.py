@@ -39,7 +39,7 @@ def test_exact_solvers_find_the_enumerated_optimum(name, kind, seed, shape):
         best, where = slow_best(problem, b)
         assert solution.value[b].item() == pytest.approx(best, abs=1e-9)
         assert slow_value(problem, b, tuple(solution.keep[b].nonzero()[:, 0].tolist())) == pytest.approx(best)
-        assert solution.gap[b].item() == pytest.approx(0, abs=1e-7)
+        assert solution.gap[b].item() == pytest.approx(0, abs=1e-6 if name == "milp" else 1e-9)
         assert solution.status[b] is Status.OPTIMAL
         if name == "brute_force" and kind != "independent_set":
             assert tuple(solution.keep[b].nonzero()[:, 0].tolist()) == where
