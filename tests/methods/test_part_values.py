@@ -292,6 +292,8 @@ def test_terms_are_their_formulas(
         params = {**params, "codebook": codebook}
     part = registry(group).get(name).from_spec(params)
     signals = cases.make_signals(part.needs, tokens=14, text=5, lengths=LENGTHS, seed=11)
+    if "group" in signals:
+        signals = cases.with_tensors(signals, {"group": (torch.arange(14) % 2).expand(2, -1).clone()})
     wanted = [formula(arrays(cases.sample_alone(signals, b))) for b in range(len(LENGTHS))]
     for fill in cases.FILLS:
         moved, old = cases.spread(signals, fill)
@@ -323,6 +325,36 @@ def test_random_ranks_follow_the_seed_and_nothing_else() -> None:
         assert torch.equal(make(seed=seed)(signals)[1], want)
     short = cases.make_signals({"features"}, batch=1, tokens=25)
     assert torch.equal(make(seed=7)(short)[0], make(seed=7)(signals)[0, :25])
+
+
+def test_raters_at_the_mean_and_text_that_is_not_there() -> None:
+    """Equal words are all at the mean, which strictness excludes; a padded word must not move the mean."""
+    make = registry("scores").get("rater_attention")
+    signals = cases.make_signals(make().needs, batch=1, text=4, seed=1000)
+    real = signals["text_mask"][0]
+    assert real.tolist() == [True, True, True, False]
+    same = torch.zeros_like(signals["text_embeddings"])
+    same[:, 3] = 5.0
+    equal = cases.with_tensors(signals, {"text_embeddings": same})
+    for strict, wanted in ((False, [True, True, True, False]), (True, [False] * 4)):
+        chosen, weight = make(strict=strict).raters(equal)
+        assert chosen[0].tolist() == wanted
+        torch.testing.assert_close(weight[0], torch.tensor([1, 1, 1, 0]) / 3)
+
+
+def test_the_strength_of_a_text_pivot_is_its_key_norm() -> None:
+    make = registry("costs").get("text_pivots")
+    signals = cases.make_signals(make().needs, batch=2, text=5)
+    keys = signals["text_keys"].transpose(1, 2).flatten(2).numpy()
+    for p in (1.0, 2.0, 3.0):
+        got = make(p=p).strength(signals)
+        np.testing.assert_allclose(got, (np.abs(keys) ** p).sum(2) ** (1 / p), rtol=1e-5)
+    spiky = torch.zeros(1, 1, 2, 4)
+    spiky[0, 0, 0, 0], spiky[0, 0, 1] = 3.0, 1.0  # the larger L2 norm, and the larger L1 norm
+    two = cases.make_signals(make().needs, batch=1, text=2)
+    two = cases.with_tensors(two, {"text_keys": spiky, "text_mask": torch.ones(1, 2, dtype=torch.bool)})
+    for p, pivot in ((1.0, 1), (2.0, 0)):
+        assert make(count=1, p=p)(two).isfinite().any(2)[0].tolist() == [pivot == 0, pivot == 1]
 
 
 # -- budget rules ---------------------------------------------------------------------------------------
@@ -392,6 +424,16 @@ def test_rules_are_their_formulas(name: str, params: dict, formula: Callable, as
             for b, n in enumerate(LENGTHS)
         ]
         assert got == want, fill
+
+
+def test_a_score_at_the_fence_is_no_outlier() -> None:
+    rule = registry("budgets").get("iqr_outliers")()
+    signals = cases.make_signals({"features"}, batch=2, tokens=6)
+    score = torch.tensor([[1.0] * 6, [1.0] * 5 + [1.5]])
+    assert rule(signals, torch.tensor([3, 3]), score).tolist() == [1, 1]
+    assert rule(signals, torch.tensor([3, 3]), score.flip(0)).tolist() == [1, 1]
+    two = torch.tensor([[1.0] * 10 + [2.0, 3.0]])
+    assert rule(cases.make_signals({"features"}, batch=1), torch.tensor([3]), two).tolist() == [2]
 
 
 def test_a_pooled_vote_is_the_mean_over_the_crops_of_a_sample() -> None:
