@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from pruneopt.errors import ProblemError
 from pruneopt.problems import SubsetProblem, TransportProblem
 from pruneopt.solution import (
     Selection,
@@ -120,6 +121,110 @@ def test_masked_pairs_neither_cost_nor_bound() -> None:
     plan = torch.tensor([[[0.5, 0.25, 0.0], [0.0, 0.25, 0.0], [0.0, 0.0, 0.0]]])
     found = certify(masked, plan, torch.tensor([[0.0, 2.0, 0.0]]))
     assert (found.value.item(), found.lower_bound.item(), found.gap.item()) == (0.75, 0.75, 0)
+
+
+def by_loops(cost: list, a: list, b: list, g: list) -> dict[str, float]:
+    """Bound, potentials and price of the independent plan of one problem, one number after another."""
+    rows, cols = range(len(a)), range(len(b))
+    f = [min(cost[i][j] - g[j] for j in cols) for i in rows]
+    tight = [min(cost[i][j] - f[i] for i in rows) for j in cols]
+    low = min(min(row) for row in cost)
+    bound = sum(x * y for x, y in zip(a, f, strict=True)) + sum(x * y for x, y in zip(b, tight, strict=True))
+    paid = sum(a[i] * b[j] * cost[i][j] for i in rows for j in cols)
+    return {"value": paid, "lower_bound": max(low, bound), "tolerance": 1e-9 * (paid - low)}
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0, -10.0])
+def test_certificates_are_those_of_loops_over_the_real_atoms(offset: float) -> None:
+    """Masked atoms stand anywhere and hold anything; the certificate is that of the problem without them."""
+    generator = torch.Generator().manual_seed(3)
+
+    def rand(*sizes: int) -> torch.Tensor:
+        return torch.rand(*sizes, generator=generator, dtype=torch.float64)
+
+    rows = torch.tensor([[T, T, F, T], [T, T, T, T], [F, T, T, F]])
+    cols = torch.tensor([[F, T, T, T, T], [T, F, T, T, F], [T, T, T, T, T]])
+    real = rows[:, :, None] & cols[:, None, :]
+    cost = torch.where(real, rand(3, 4, 5) + offset, -1e6)
+    a, b = (rand(*m.shape).masked_fill(~m, 0) for m in (rows, cols))
+    a, b = a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True)
+    g = rand(3, 5).masked_fill(~cols, 50.0)
+    stated = TransportProblem.build(cost, a, b, rows, cols)
+    found = certify(stated, a[:, :, None] * b[:, None, :], g)
+    for s in range(3):
+        r, c = rows[s], cols[s]
+        wanted = by_loops(cost[s][r][:, c].tolist(), a[s, r].tolist(), b[s, c].tolist(), g[s, c].tolist())
+        for name, value in wanted.items():
+            assert getattr(found, name)[s].item() == pytest.approx(value, abs=1e-12), name
+        f, tight = found.f[s, r], found.g[s, c]
+        assert (f[:, None] + tight[None, :] <= cost[s][r][:, c] + 1e-12).all()
+        dual = (a[s, r] * f).sum() + (b[s, c] * tight).sum()
+        assert dual.item() <= found.lower_bound[s].item() + 1e-12
+    assert torch.allclose(found.gap, found.value - found.lower_bound, atol=1e-12)
+    assert found.row_error.tolist() == pytest.approx([0] * 3) == found.col_error.tolist()
+    far = certify(stated, a[:, :, None] * b[:, None, :], None)
+    near = [by_loops(cost[s][rows[s]][:, cols[s]].tolist(), a[s, rows[s]].tolist(), b[s, cols[s]].tolist(),
+                     [0.0] * int(cols[s].sum()))["lower_bound"] for s in range(3)]  # fmt: skip
+    assert far.lower_bound.tolist() == pytest.approx(near)
+
+
+def test_potentials_far_from_zero_do_not_blur_the_bound() -> None:
+    """Everything is a multiple of 2^-6, so that a shift by 2^40 loses nothing before the bound is summed."""
+    cost = torch.tensor([[[1, 9], [8, 3], [5, 6]], [[4, 2], [7, 7], [1, 0]]], dtype=torch.float64) / 64
+    a, b = f64([[1 / 3, 1 / 3, 1 / 3]] * 2), f64([[0.3, 0.7]] * 2)
+    stated = TransportProblem.build(cost, a, b)
+    g = f64([[0.0, 2 / 64], [1 / 64, 0.0]])
+    plan = a[:, :, None] * b[:, None, :]
+    shifted = certify(stated, plan, g + f64([[2.0**40], [-(2.0**41)]]))
+    assert (shifted.lower_bound - certify(stated, plan, g).lower_bound).abs().max() < 1e-9
+
+
+def test_masses_are_compared_after_division_by_their_sums() -> None:
+    a, b = f64([[0.25, 0.75]]) * 1.0001, f64([[0.5, 0.5]]) * 0.9999
+    stated = TransportProblem(f64([[[0.0, 2.0], [3.0, 1.0]]]), a, b)
+    even = f64([[[0.125, 0.125], [0.375, 0.375]]])
+    found = certify(stated, even, None)
+    assert found.row_error.item() < 1e-12 and found.col_error.item() < 1e-12
+    assert found.value.item() == pytest.approx(0.25 + 1.125 + 0.375, abs=1e-12)
+
+
+def test_mass_at_the_level_of_rounding_is_dropped_and_not_moved() -> None:
+    """Beside a cost of 1e15 a speck of 1e-17 would decide."""
+    half = f64([[0.5, 0.5]])
+    for speck, kept in ((1e-17, F), (1e-12, T)):
+        plan = f64([[[0.5, speck], [0.0, 0.5]]])
+        out = round_to_polytope(plan, half, half)
+        assert (out[0, 0, 1].item() > 0) is kept
+        assert torch.allclose(out.sum(2), half, atol=1e-15)
+    short = f64([[[0.5 - 1e-16, 0.0], [0.0, 0.5]]])
+    assert round_to_polytope(short, half, half)[0, 0, 1] == 0
+    short[0, 0, 0] -= 1e-10
+    assert round_to_polytope(short, half, half)[0, 0, 0] == pytest.approx(0.5, abs=1e-15)
+
+
+@pytest.mark.parametrize("name", ["plan", "f", "g"])
+def test_what_autograd_did_not_follow_refuses_by_name(name: str) -> None:
+    stated = TransportProblem.build(torch.tensor(COST).requires_grad_(), torch.tensor(A), torch.tensor(B))
+    given = {"plan": torch.full((2, 2, 2), 0.25), "f": torch.zeros(2, 2), "g": torch.zeros(2, 2)}
+    for solver, called in (("", "this solver"), ("mine", "mine")):
+        solution = TransportSolution(0.0, {}, stated, **given, solver=solver)
+        assert torch.equal(getattr(solution, name), given[name])
+        with pytest.raises(ProblemError) as caught:
+            getattr(solution, name).sum().backward()
+        assert str(caught.value) == (
+            f"{called} has no gradient of `{name}`; sinkhorn (with omega=1) and one_sided differentiate in "
+            "full, and `value` of a proved optimum (exact, emd, lp) in the cost and the marginals. "
+            "Or take the result out of autograd with detach()"
+        )
+    followed = {key: tensor.clone().requires_grad_() for key, tensor in given.items()}
+    kept = TransportSolution(0.0, {}, stated, **followed)
+    assert getattr(kept, name) is followed[name]
+    bare = TransportSolution(0.0, {}, stated, given["plan"])
+    assert bare.f is None and bare.g is None
+    plain = TransportSolution(0.0, {}, problem(), **given)
+    assert getattr(plain, name) is given[name]
+    with torch.no_grad():
+        assert getattr(TransportSolution(0.0, {}, stated, **given), name) is given[name]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -262,6 +367,22 @@ def test_emission_order_is_that_of_sorted_lists(ranks: list | None, rows: list[i
     assert index.dtype == torch.int64
     rows_ranks = rank or [None] * len(rows)
     assert index.tolist() == [emitted(k, r, max(counts)) for k, r in zip(keep, rows_ranks, strict=True)]
+
+
+def test_a_selection_is_described_in_one_line() -> None:
+    keep = torch.tensor([[T, F]])
+    assert repr(Selection(keep)) == "Selection(keeps [1] of 2 tokens on cpu)"
+    for rows, shown in ((8, "1, 1, 1, 1, 1, 1, 1, 1"), (9, "1, 1, 1, 1, 1, 1, 1, 1, ...")):
+        assert repr(Selection(keep.expand(rows, 2))) == f"Selection(keeps [{shown}] of 2 tokens on cpu)"
+    full = Selection(
+        keep, (1,), torch.ones(1, 2), size=torch.ones(1, 2), rank=torch.ones(1, 2),
+        solution=subset([[1.0, 3.0], [5.0, 2.0]], [[T, F], [T, F]], solver="mine"),
+        diagnostics=("a", "b", "c"), seconds={"x": 0.25, "y": 0.5},
+    )  # fmt: skip
+    assert repr(full) == (
+        "Selection(keeps [1] of 2 tokens on cpu; importance, size, rank; mine CONVERGED OPTIMAL; "
+        "3 diagnostics; 750.0 ms)"
+    )
 
 
 def test_diagnostics_are_added_and_nothing_else_changes() -> None:
