@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pruneopt.certificate import c_transform
 from pruneopt.errors import ProblemError
 from pruneopt.problems import TransportProblem
-from pruneopt.solution import TransportSolution, c_transform
+from pruneopt.solution import TransportSolution
 
 
 def epsilon_of(solution: TransportSolution, readout: str) -> Tensor:

@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pruneopt.certificate import certify
 from pruneopt.parts import TransportSolver, param
 from pruneopt.problems import TransportProblem
-from pruneopt.solution import Status, TransportSolution, certify
+from pruneopt.solution import Status, TransportSolution
 from pruneopt.solvers.scaling import CHECK, products, rows
 
 _TINY = 1e-300

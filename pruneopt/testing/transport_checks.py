@@ -6,79 +6,23 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from pruneopt.errors import ProblemError, PruneoptError
+from pruneopt.errors import ProblemError
 from pruneopt.parts import TransportSolver
 from pruneopt.problems import TransportProblem
 from pruneopt.solution import Status, TransportSolution
 from pruneopt.testing import cases
 from pruneopt.testing.core import Check, changed, require
 from pruneopt.testing.part_checks import part_checks, torch_rng_untouched
+from pruneopt.testing.transport_instances import accuracy, excess, instance, marginals_hold
+from pruneopt.testing.transport_proofs import (
+    check_certificate,
+    check_gradient,
+    check_optimum_proved,
+    check_status_honest,
+)
 
-LOOSE = 0.05  # L1 marginal violation allowed to a plan that claims no convergence
 ORDERS = ("source", "target", "both", "neither")
-
-
-def accuracy(solver: TransportSolver) -> float:
-    """Excess over the optimum, in units of the cost range, that the solver declares for these instances.
-
-    The class attribute `accuracy`; 1e-6 for exact solvers and 0.1 for others that say nothing.
-    """
-    declared = getattr(solver, "accuracy", None)
-    return float(declared) if declared is not None else 1e-6 if "exact" in solver.tags else 0.1
-
-
-def instance(solver: TransportSolver, family: str = "random", **shape: int) -> TransportProblem:
-    """An instance that the solver accepts: square and uniform where it takes nothing else."""
-    if "uniform_square" in solver.tags:
-        shape["cols"] = shape.get("rows", 12)
-        return cases.transport(family, uniform=True, **shape)  # type: ignore[arg-type]
-    return cases.transport(family, **shape)  # type: ignore[arg-type]
-
-
-def excess(problem: TransportProblem, solution: TransportSolution) -> Tensor:
-    """`[B]` value minus the optimum of the witness, in units of the cost range."""
-    return (solution.value - cases.transport_optimum(problem)) / problem.cost_range().double()
-
-
-def marginals_hold(solver: TransportSolver, problem: TransportProblem, solution: TransportSolution) -> None:
-    """Fail unless the plan is non-negative and meets the marginals that status and order promise."""
-    plan = solution.plan.double()
-    require(
-        plan.shape == problem.cost.shape,
-        f"the plan has shape {list(plan.shape)}, cost {list(problem.cost.shape)}",
-    )
-    require(
-        bool(plan.isfinite().all()),
-        f"the plan is not finite, status {solution.status[0].name}; work in the log domain",
-    )
-    require(float(plan.amin()) >= -1e-9, f"the plan has negative mass {float(plan.amin()):.2g}")
-    row = (plan.sum(2) - problem.a.double()).abs().sum(1)
-    col = (plan.sum(1) - problem.b.double()).abs().sum(1)
-    fine = 1e-5 if problem.cost.dtype == torch.float64 else 1e-3
-    tolerance = max(fine, 2 * float(getattr(solver, "tolerance", None) or 0))
-    if solution.order in ("source", "both"):
-        require(
-            float(row.amax()) <= fine,
-            f"order is {solution.order!r}, yet rows miss `a` by {float(row.amax()):.2g}",
-        )
-    if solution.order in ("target", "both"):
-        require(
-            float(col.amax()) <= fine,
-            f"order is {solution.order!r}, yet columns miss `b` by {float(col.amax()):.2g}",
-        )
-    for i, status in enumerate(solution.status):
-        error = max(float(row[i]), float(col[i]))
-        if "relaxed" in solver.tags:
-            continue
-        if status in (Status.CONVERGED, Status.OPTIMAL):
-            require(
-                error <= tolerance,
-                f"status {status.name}, yet the marginals are missed by {error:.2g}: not converged?",
-            )
-        elif status.ok:
-            require(error <= LOOSE, f"the marginals are missed by {error:.2g} (L1); are `a` and `b` used?")
 
 
 def check_runs(solver: TransportSolver) -> None:
@@ -149,26 +93,6 @@ def check_offset(solver: TransportSolver) -> None:
     )
 
 
-def check_certificate(solver: TransportSolver) -> None:
-    """The certified gap is never negative, bounds the true excess, and is as small as declared."""
-    for family in ("random", "clustered"):
-        problem = instance(solver, family, seed=5)
-        solution = solver.solve(problem)
-        span = problem.cost_range().double()
-        gap, true = solution.gap / span, excess(problem, solution)
-        require(
-            bool((gap >= true - 1e-6).all()),
-            "the certified gap is below the true excess: lower_bound is no bound",
-        )
-        allowed = 5 * float(true.amax().clamp_min(0)) + 0.2 * accuracy(solver) + 1e-6
-        require(
-            float(gap.amax()) <= allowed,
-            f"the certified gap is {float(gap.amax()):.2g} of the range although the plan is "
-            f"{float(true.amax()):.2g} above the optimum: `g` has the wrong sign or unit (cost units, "
-            "f + g <= cost), or is missing",
-        )
-
-
 def check_permutation(solver: TransportSolver) -> None:
     """Permuting sources and targets permutes the plan."""
     problem = instance(solver, seed=6)
@@ -219,55 +143,6 @@ def check_scale(solver: TransportSolver) -> None:
             f"multiplying the cost by {factor:g} moves mass by {difference:.2g}: tie epsilon, step sizes and "
             "the tolerances of a library to the cost range",
         )
-
-
-def check_optimum_proved(solver: TransportSolver) -> None:
-    """A solver that calls itself exact is confirmed by its certificate, whatever the unit of the cost."""
-    for family, factor in (("random", 1.0), ("clustered", 1e-9), ("ties", 1e9), ("zero_mass", 1.0)):
-        problem = instance(solver, family, seed=15)
-        problem = replace(problem, cost=problem.cost * factor)
-        status = solver.solve(problem).status
-        require(
-            all(s.proved for s in status),
-            f"status {status[0].name} on a {family} instance with costs times {factor:g}: the gap is wide, "
-            "so the plan is not optimal or the potentials do not prove it",
-        )
-
-
-def check_gradient(solver: TransportSolver) -> None:
-    """Gradients of value and plan in cost and marginals agree with finite differences, or refuse by name."""
-    problem = instance(solver, seed=14, rows=8, cols=8)
-    inputs = tuple(x.clone().requires_grad_() for x in problem.inputs)
-    g = torch.Generator().manual_seed(0)
-    weights = {
-        "value": torch.randn(2, generator=g).double(),
-        "plan": torch.randn(2, 8, 8, generator=g).double(),
-    }
-    moves = [torch.randn(x.shape, generator=g).double() for x in problem.inputs]
-    moves[1:] = [(m - m.mean(1, keepdim=True)) / 20 for m in moves[1:]]  # mass is kept
-    sides = range(1 if "uniform_square" in solver.tags else 3)
-    solution = solver.solve(TransportProblem.build(inputs[0], inputs[1], inputs[2]))
-    for name, weight in weights.items():
-        try:
-            read = (getattr(solution, name).double() * weight).sum()
-            grads = torch.autograd.grad(read, inputs, retain_graph=True, allow_unused=True)
-        except PruneoptError:
-            continue
-
-        def at(side: int, step: float, name: str = name, weight: Tensor = weight) -> Tensor:
-            cost, a, b = (x + step * moves[i] if i == side else x for i, x in enumerate(problem.inputs))
-            moved = solver.solve(TransportProblem.build(cost, a, b))
-            return (getattr(moved, name).double() * weight).sum()
-
-        for side in sides:
-            grad = grads[side]
-            along = 0.0 if grad is None else float((grad * moves[side]).sum())
-            slope = float(at(side, 1e-4) - at(side, -1e-4)) / 2e-4
-            require(
-                abs(along - slope) <= 0.05 * abs(slope) + 1e-3,
-                f"the gradient of `{name}` in {('cost', 'a', 'b')[side]} is {along:.3g} along a direction in "
-                f"which it changes by {slope:.3g}; solve `problem.detached()` if autograd cannot follow",
-            )
 
 
 def check_transpose(solver: TransportSolver) -> None:
@@ -350,33 +225,6 @@ def check_dtype(solver: TransportSolver) -> None:
         require(good, f"the plan is {solution.plan.dtype} for {dtype} cost")
         difference = float((solution.value - reference).abs().amax() / exact.cost_range().amax())
         require(difference < tolerance, f"{dtype} cost changes the value by {difference:.2g} of the range")
-
-
-def check_status_honest(solver: TransportSolver) -> None:
-    """One round never claims success, and a result that is not finite is never a usable one."""
-    fields = set(type(solver).__dataclass_fields__)
-    if "rounds" in fields and "exact" not in solver.tags:
-        few = {"rounds": 1} | {name: 1 for name in ("inner", "steps", "warmup") if name in fields}
-        if "tolerance" in fields:
-            few["tolerance"] = 1e-12  # type: ignore[assignment]
-        once = changed(solver, **few).solve(instance(solver, "clustered"))
-        claimed = [s.name for s in once.status if s in (Status.CONVERGED, Status.OPTIMAL)]
-        require(
-            not claimed, f"one round claims {claimed[:1]}; test convergence on the marginals after the round"
-        )
-    problem = instance(solver)
-    cost = problem.cost.clone()
-    cost[1, 2, 3] = torch.nan
-    broken = TransportProblem.build(cost, problem.a, problem.b, check=False)
-    try:
-        solution = solver.solve(broken)
-    except ProblemError:
-        return
-    require(
-        not solution.status[1].ok,
-        f"NaN in the cost gives status {solution.status[1].name}; report NON_FINITE",
-    )
-    require(solution.status[0].ok, "NaN in one problem spoils its batch mate")
 
 
 def check_smaller_epsilon_is_closer(solver: TransportSolver) -> None:

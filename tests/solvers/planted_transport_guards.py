@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from pruneopt import gradients, problems, solution
+from pruneopt import certificate, gradients, problems, solution
 from pruneopt.readouts import common as readout_common
 from pruneopt.solution import Certificate, TransportSolution
 from pruneopt.solvers import assignment, common, exact_transport, scaling, unrolled
@@ -71,17 +71,17 @@ def tolerance_of_the_range() -> AbstractContextManager[Any]:
 
 def sentinel() -> AbstractContextManager[Any]:
     """An atom without mass has the potential -1e30."""
-    real = solution.c_transform
+    real = certificate.c_transform
 
     def numbered(cost: Any, g: Any, real_pairs: Any, rows: bool) -> Any:
         return real(cost, torch.where(g.isfinite(), g, torch.full_like(g, -1e30)), real_pairs, rows)
 
-    return _both(patch(solution, "c_transform", numbered), patch(readout_common, "c_transform", numbered))
+    return _both(patch(certificate, "c_transform", numbered), patch(readout_common, "c_transform", numbered))
 
 
 def residue_is_spread() -> AbstractContextManager[Any]:
     """Rounding errors of the marginals are put somewhere, at the price of what lies there."""
-    return patch(solution, "_left", lambda mass, sent: (mass - sent).clamp_min(0))
+    return patch(certificate, "_left", lambda mass, sent: (mass - sent).clamp_min(0))
 
 
 def offset_stays() -> AbstractContextManager[Any]:

@@ -8,6 +8,7 @@ import transport_guards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted_transport_guards import PLANTED
+from transport_guards import ordered
 
 CHECKS = {
     name.removeprefix("check_"): found
@@ -43,4 +44,4 @@ def test_every_guard_catches_something():
 )
 def test_bound_optimum_and_value_are_ordered_at_every_scale(seed, exponent, offset, square, single):
     dtype = torch.float32 if single else torch.float64
-    transport_guards.ordered(seed, exponent, offset, square=square, dtype=dtype)
+    ordered(seed, exponent, offset, square=square, dtype=dtype)
