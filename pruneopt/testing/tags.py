@@ -8,7 +8,8 @@ TAGS: dict[str, str] = {
     "uses_order": "depends on the order of the tokens by design",
     "stochastic": "draws from a generator seeded by its parameter `seed`",
     "across_batch": "depends on batch mates by design, for parity with released code",
-    "symmetric": "`[B,N,N]` equal to its transpose",
+    "symmetric": "`[B,N,N]` equal to its transpose; a cost without it needs `symmetric: mean` in problems of "
+    "unordered pairs",
     "zero_diagonal": "no distance between a token and itself",
     "nonnegative": "no entry below zero",
     "unit_range": "entries between 0 and 1",
