@@ -83,7 +83,7 @@ def insert(page: Path, name: str, text: str) -> None:
     if not all(mark in old for mark in marks):
         raise InputError(f"{page} has no lines {marks[0]} and {marks[1]} to write between")
     pattern = re.escape(marks[0]) + r".*?" + re.escape(marks[1])
-    page.write_text(re.sub(pattern, lambda _: f"{marks[0]}\n\n{text}\n\n{marks[1]}", old, flags=re.S))
+    page.write_text(re.sub(pattern, lambda _: f"{marks[0]}\n\n{text.strip()}\n\n{marks[1]}", old, flags=re.S))
 
 
 def _compile(out: Path) -> None:

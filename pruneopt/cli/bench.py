@@ -33,8 +33,10 @@ _PROBLEMS = ("transport", "subset", "both")
 
 @app.command("solvers")
 def solvers(
-    sizes: Annotated[str, typer.Option(help="tokens per side")] = "64,144,576,1024",
-    batch: Annotated[str, typer.Option(help="problems per batch")] = "1,8",
+    sizes: Annotated[
+        str | None, typer.Option(help="tokens; each kind of problem has its own if left out")
+    ] = None,
+    batch: Annotated[str, typer.Option(help="transport problems per batch")] = "1,8",
     families: Names = None,
     solvers: Names = None,
     out: Out = Path("bench/solvers"),
@@ -44,18 +46,27 @@ def solvers(
     threads: Threads = 0,
 ) -> None:
     """Transport and subset solvers against the exact optimum: accuracy, time, memory, readouts."""
-    from pruneopt.bench.solvers import run_solver_bench
-    from pruneopt.bench.subset import run_subset_bench
+    from pruneopt.bench import solvers as transport
+    from pruneopt.bench import subset
     from pruneopt.eval.records import prepare_folder
 
     if problems not in _PROBLEMS:
         raise InputError(f"unknown --problems {problems!r}{nearest(problems, _PROBLEMS)}")
-    tokens, batches = counts(sizes), counts(batch)
+    tokens, batches = None if sizes is None else counts(sizes), counts(batch)
     prepare_folder(out)
     if problems != "subset":
-        run_solver_bench(out, tokens, batches, split(families), split(solvers), repeats, budget, threads)
+        transport.run_solver_bench(
+            out,
+            tokens or transport.SIZES,
+            batches,
+            split(families),
+            split(solvers),
+            repeats,
+            budget,
+            threads,
+        )
     if problems != "transport":
-        run_subset_bench(out)
+        subset.run_subset_bench(out, tokens or subset.SIZES)
 
 
 @app.command("targets")
