@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -17,7 +16,7 @@ from pruneopt.bench.cells import Entry, cell, chosen, run_threads
 from pruneopt.bench.embedded import fits
 from pruneopt.bench.families import FAMILIES
 from pruneopt.bench.peers import Peer
-from pruneopt.bench.stats import wide
+from pruneopt.bench.stats import digest, wide
 from pruneopt.errors import InputError, nearest
 
 SIZES = (64, 144, 576, 1024)
@@ -112,9 +111,8 @@ def _path(folder: Path, key: Key) -> Path:
     family, tokens, batch, entry = key
     solver = entry.solver
     settings = (solver.epsilon, solver.rounds) if isinstance(solver, Peer) else solver.to_spec()
-    digest = hashlib.sha256(repr((entry.label, settings)).encode()).hexdigest()[:8]
     label = "".join(c if c.isalnum() else "-" for c in entry.label)
-    return folder / f"{family}-{tokens}-{batch}-{label}-{digest}.json"
+    return folder / f"{family}-{tokens}-{batch}-{label}-{digest(entry.label, settings)}.json"
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:

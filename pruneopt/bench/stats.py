@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import math
 import threading
 import time
@@ -128,6 +129,11 @@ def interleaved(first: Callable[[], Any], second: Callable[[], Any], repeats: in
             synchronise()
             times.append(time.perf_counter() - begin)
     return min(one), min(two)
+
+
+def digest(*what: object) -> str:
+    """8 hexadecimal digits of what a record hangs on, for its file name."""
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:8]
 
 
 def wide() -> Console:

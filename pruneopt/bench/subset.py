@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pruneopt.bench.families import clustered
 from pruneopt.bench.report import number
-from pruneopt.bench.stats import fit_exponent, interleaved, timed, wide
+from pruneopt.bench.stats import digest, fit_exponent, interleaved, timed, wide
 from pruneopt.bench.targets import Target
 from pruneopt.errors import InputError, nearest
 from pruneopt.parts import SubsetSolver
@@ -156,7 +156,7 @@ def _cells(kinds: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[str, in
 
 
 def _path(folder: Path, batch: int, kind: str, tokens: int, run: Run) -> Path:
-    return folder / f"{kind}-{tokens}-{batch}-{run.label}.json"
+    return folder / f"{kind}-{tokens}-{batch}-{run.label}-{digest(run.solver().to_spec())}.json"
 
 
 def _measure(kind: str, tokens: int, batch: int, run: Run, repeats: int) -> dict[str, Any]:
