@@ -9,7 +9,8 @@ from pruneopt.models.base import ModelAdapter
 from pruneopt.registry import registry
 
 COMMON_REFUSALS = (
-    "static cache", "torch.compile", "assisted decoding", "chunked prefill", "use_cache=False", "labels",
+    "static cache", "torch.compile", "assisted decoding", "chunked prefill", "continuous batching",
+    "guidance_scale", "use_cache=False", "labels",
 )  # fmt: skip
 
 

@@ -284,7 +284,10 @@ def adapter(cls: int = 1) -> Any:
         hidden_size=32, intermediate_size=48, num_attention_heads=6, num_key_value_heads=2
     )
     return SimpleNamespace(
-        layers=[layer] * 4, text_config=config, family="F", encoder=lambda: SimpleNamespace(cls=cls)
+        layers=[layer, None, None, None],
+        text_config=config,
+        family="F",
+        encoder=lambda: SimpleNamespace(cls=cls),
     )
 
 
