@@ -380,8 +380,8 @@ def test_every_signal_is_read_where_it_stands() -> None:
     for key in (("keys", 2), ("keys", 1), ("attn_out", 2), ("encoder_features", None), ("cls_attention", 4)):
         shape = (2, 1, 4, 1) if key[0] == "keys" else (2, 1, 4) if key[0] == "cls_attention" else (2, 4, 1)
         flow.store[key] = torch.rand(shape)
-    names = ("features", "text_features", "text_mask", "text_index", "visual_index", "xy", "size", "keys", "keys@1",
-             "attn_out", "encoder_features", "cls_attention@4", "cls_feature")  # fmt: skip
+    names = ("features", "text_features", "text_mask", "text_index", "visual_index", "xy", "size",
+             "keys", "keys@1", "attn_out", "encoder_features", "cls_attention@4", "cls_feature")  # fmt: skip
     found = flow.signals(needing(names), hidden)
     assert set(found) == set(names) - {"cls_feature"}
     assert found["features"][:, :, 0].tolist() == [[1, 2, 3, 4], [102, 103, 104, 100]]
