@@ -299,17 +299,13 @@ def test_a_cell_names_each_of_its_times_rightly(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_growth_is_of_the_time_of_one_problem_in_the_largest_batch() -> None:
-    rows = [
-        {
-            "family": "f",
-            "solver": "s",
-            "tokens": n,
-            "batch": b,
-            "seconds_p50": b * n**2 * (1 if b == 8 else 99 / n),
-        }
-        for n in (9, 16, 25)
-        for b in (1, 8)
-    ]
+    """The largest batch takes N^2 a problem, a smaller one is made to mislead."""
+    rows = []
+    for tokens, largest in ((9, 8), (16, 4), (25, 2)):
+        key = {"family": "f", "solver": "s", "tokens": tokens}
+        rows.append({**key, "batch": 1, "seconds_p50": 99.0 / tokens})
+        rows.append({**key, "batch": largest, "seconds_p50": largest * 1e-3 * tokens**2})
     (found,) = exponents(rows)
     assert found["exponent"] == pytest.approx(2.0) and found["points"] == 3
+    assert exponents(rows[::-1]) == [found]
     assert exponents(rows[:4]) == []
