@@ -39,11 +39,11 @@ def test_questions_are_complete_and_point_to_readable_pictures():
     for path in {question.image for question in questions}:
         with Image.open(path) as picture:
             assert picture.size == (192, 192)
-    for question in questions:
-        if question.box is not None:
-            left, top, right, bottom = question.box
-            assert 0 <= left < right <= 192
-            assert 0 <= top < bottom <= 192
+    boxes = [question.box for question in questions if question.box is not None]
+    assert len(boxes) > 100
+    for left, top, right, bottom in boxes:
+        assert 0 <= left < right <= 192
+        assert 0 <= top < bottom <= 192
 
 
 def test_questions_can_be_chosen_by_type():
@@ -72,6 +72,11 @@ def test_sample_needs_a_small_object_off_the_centre():
         ("fox", "fox", True),
         (" Top  left", "top left", True),
         ("top", "top left", False),
+        ("Fox", "fox", True),
+        ("fox", "FOX", True),
+        ("left top", "top left", False),
+        ("fox.", "fox", False),
+        ("the fox", "fox", False),
         ("", "fox", False),
     ],
 )
