@@ -222,7 +222,7 @@ def empty_bound(function: Any, helpers: set[str]) -> Found:
 
 
 def nothing_can_fail(function: Any, helpers: set[str]) -> Found:
-    first = next((n.lineno for n in ast.walk(function) if asserts(n, helpers)), None)
+    first = min((n.lineno for n in ast.walk(function) if asserts(n, helpers)), default=None)
     if first is None:
         yield function.lineno, f"{function.name} has nothing that can fail"
         return
@@ -313,7 +313,7 @@ def filtered(node: ast.AST) -> bool:
 
 def does_nothing(node: ast.AST) -> bool:
     if isinstance(node, ast.Return):
-        return node.value is None or isinstance(node.value, ast.Constant)
+        return node.value is None or getattr(node.value, "value", node) is None
     return isinstance(node, (ast.Pass, ast.Continue)) or (
         isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     )

@@ -71,6 +71,8 @@ def test_the_lint_finds_planted_cases(source):
         "def test_a():\n    assert x == x.clone() and 1 == 1.0",
         "def test_a(book):\n    book.same(v, 'idx', book.want(v, 'other'))\n    assert book",
         "def test_a():\n    assert x or y",
+        "def help(x):\n    if x is None:\n        return 0\n    assert x\n\ndef test_a():\n    assert help()",
+        "def help(x):\n    assert x\n\ndef test_a():\n    if help(1):\n        return\n    assert x",
         "def test_a():\n    assert len(x) > 0 and x.mean() >= 0 and -1 <= x <= 0.5",
         "def test_a():\n    least = 0.5 if hard else 0.9\n    assert share >= least",
         "def test_a():\n    first = 3 if prompt else 0\n    assert [i for i in x if first <= i] == [1]",

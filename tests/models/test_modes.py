@@ -25,7 +25,7 @@ from pruneopt.testing.insertion import LAYER, masked
 from pruneopt.testing.masking import difference, forward, generate, real_columns
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
-BEGIN, END = "<!-- begin: modes -->", "<!-- end: modes -->"
+BEGIN, END = "<!-- modes -->", "<!-- end of modes -->"
 
 
 @dataclass(frozen=True)
