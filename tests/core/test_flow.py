@@ -211,7 +211,9 @@ def test_a_second_cut_goes_on_where_the_first_ended(rows: list[str]) -> None:
     assert flow.cuts[1].kept.tolist() == [twice[b] for b in prompt.rows]
     assert flow.cuts[0].kept.tolist() == [once[b] for b in prompt.rows]
     assert all(flow.seconds[name] > between[name] for name in between)
-    assert flow.store["importance", None].shape == (len(prompt.rows), 2)
+    for i, b in enumerate(prompt.rows):
+        wanted = [float(then[i, once[b].index(c)]) for c in twice[b]]
+        assert flow.store["importance", None][i].tolist() == pytest.approx(wanted)
 
 
 def test_two_cuts_at_one_layer_leave_one_segment() -> None:
