@@ -197,6 +197,6 @@ def unsupported(what: str, kind: str) -> ModelError:
     """The error for something of a `model_type` that no adapter serves."""
     known = ", ".join(sorted(registry("models")))
     return ModelError(
-        f"{what} is of model_type {kind!r}, which pruneopt has no adapter for; supported are {known}. "
+        f"{what} is of model_type {kind!r}, which pruneopt has no adapter for; supported types: {known}. "
         'Another family takes one file: see "Adding a family" in docs/models.md'
     )

@@ -88,6 +88,8 @@ def test_shares_of_visual_tokens() -> None:
     found = report()
     assert found.kept_at_entry == 5 / 9
     assert found.kept_at_end == 3 / 9
+    assert report(cuts=[(0, [2, 3]), (2, [1, 2])]).kept_at_entry == 5 / 9
+    assert report(cuts=[(0, [4, 4]), (0, [3, 4]), (0, [2, 3])]).kept_at_entry == 5 / 9
     late = report(cuts=[(2, [1, 2])])
     assert (late.kept_at_entry, late.kept_at_end) == (1.0, 3 / 9)
 
