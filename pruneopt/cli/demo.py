@@ -87,11 +87,23 @@ def demo_command(
     spec = load_spec(method, overrides or [])
     machine = Machine(device, dtype, attention)
     prepare_folder(out)
-    from pruneopt.demo.assets import format_prompt, load_questions, sample
+    show = console()
+    model, processor = machine.load("demo")
+    _side_by_side(model, processor, spec, out)
+    if questions:
+        from pruneopt.demo.assets import load_questions
+        from pruneopt.eval.accuracy import spread
+
+        _accuracy(model, processor, spec, spread(load_questions(), questions), show)
+    show.print(f"{time.perf_counter() - start:.0f} s")
+
+
+def _side_by_side(model: Any, processor: Any, spec: Spec, out: Path) -> None:
+    """The sample question, answered dense and pruned, and the picture of what was kept."""
+    from pruneopt.demo.assets import format_prompt, sample
     from pruneopt.models.load import build_inputs
 
     show = console()
-    model, processor = machine.load("demo")
     question = sample()
     picture = open_image(question.image)
     show.print(Text(f"{question.image.name}: {question.question}", "bold"))
@@ -102,11 +114,6 @@ def demo_command(
     heading = f"{question.question} (dense: {result.dense.answer}; pruned: {result.pruned.answer})"
     save_overlay(picture, [survivor_panel(result.run)], path, heading, question.box)
     show.print(Text(f"picture of the kept tokens: {path}"))
-    if questions:
-        from pruneopt.eval.accuracy import spread
-
-        _accuracy(model, processor, spec, spread(load_questions(), questions), show)
-    show.print(f"{time.perf_counter() - start:.0f} s")
 
 
 def controls(spec: Spec, kept: int) -> dict[str, Spec]:
