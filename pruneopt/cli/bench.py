@@ -183,8 +183,12 @@ def report(
 ) -> None:
     """Redo tables and pictures of a solver run from its records."""
     from pruneopt.bench.report import write_page
+    from pruneopt.eval.records import prepare_folder
 
     _marked(into, ("solvers", "subset", "targets"), all)
+    if not out.is_dir():
+        raise InputError(f"folder {str(out)!r} does not exist")
+    prepare_folder(out)
     write_page(out, into)
 
 

@@ -41,11 +41,13 @@ def render(text: str, records: Path = RECORDS) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Returns 1 when `--check` finds a stale file."""
+    """Returns 1 when `--check` finds a stale file. Raises InputError for a page that is not there."""
     check = "--check" in arguments
     stale = 0
     for name in (a for a in arguments if a != "--check"):
         path = Path(name)
+        if not path.is_file():
+            raise InputError(f"page {name!r} does not exist")
         old = path.read_text(encoding="utf-8")
         new = render(old)
         if new != old:
@@ -57,4 +59,7 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except InputError as error:
+        sys.exit(f"error: {error}")

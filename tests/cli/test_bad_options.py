@@ -89,7 +89,10 @@ BAD: dict[str, dict[str, list[list[str]]]] = {
         **{key: [[value[0], "--model", "demo"] for value in values] for key, values in _MACHINE.items()},
     },
     "check": {
-        "targets": [["nosuch"], ["none.py"], ["file"], [""], ["../x"]],
+        "targets": [
+            ["nosuch"], ["none.py"], ["file"], [""], ["../x"], ["syntax.py"], ["raises.py"], ["empty.py"],
+            ["nosuch.module:Class"], ["pruneopt:nosuch"], ["folder.yaml"],
+        ],
         "param": [["x"], ["=1"], ["nosuch=1"], ["x=["]],
         "expect": [["x"], ["=1"], ["nosuch=because"]],
         "all_checks": [["--all=1"]],
@@ -171,6 +174,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (here / "folder.yaml").mkdir()
     (here / "sweep.yaml").write_text("entries:\n  - {label: dense, method: dense}\n")
     (here / "bad-entry.yaml").write_text("entries:\n  - {label: a, method: nosuch}\n")
+    (here / "syntax.py").write_text("def (")
+    (here / "raises.py").write_text("raise ValueError('two\\nlines')")
+    (here / "empty.py").touch()
     (here / "damaged" / "run").mkdir(parents=True)
     for name in ("spec.yaml", "record.json", "samples.parquet"):
         (here / "damaged" / "run" / name).write_text("{")
