@@ -1,7 +1,7 @@
 """Run the mutants and write what survived to tests/mutants/survivors.md.
 
-`python .ci/mutants.py [PATTERN...]` runs the mutants that match (all when none is given) that have no
-verdict yet, `--report` only reads the verdicts that are there.  Fails when a module has fewer than 90 percent
+`python .ci/mutants.py` runs the mutants that have no verdict yet, with `[PATTERN...]` all that match, and with
+`--again` the survivors, for new tests to judge; `--report` only reads the verdicts that are there.  Fails when a module has fewer than 90 percent
 killed, or when a survivor is not listed in tests/mutants/equivalent.toml.
 """
 
@@ -78,8 +78,11 @@ def report(found: dict[str, dict[str, str]]) -> bool:
 
 
 def main(arguments: list[str]) -> int:
+    names = [name for name in arguments if not name.startswith("--")]
+    if "--again" in arguments:
+        names += [n for states in verdicts().values() for n, s in states.items() if s not in KILLED]
     if "--report" not in arguments:
-        subprocess.run([str(Path(sys.executable).parent / "mutmut"), "run", *arguments], check=True)
+        subprocess.run([str(Path(sys.executable).parent / "mutmut"), "run", *names], check=True)
     return 0 if report(verdicts()) else 1
 
 

@@ -191,6 +191,14 @@ def test_masses_are_compared_after_division_by_their_sums() -> None:
 def test_mass_at_the_level_of_rounding_is_dropped_and_not_moved() -> None:
     """Beside a cost of 1e15 a speck of 1e-17 would decide."""
     half = f64([[0.5, 0.5]])
+    light, rest = f64([[0.01, 0.99]]), f64([[0.01, 0.99]])  # the limit is a share of the mass of the row
+    for speck, kept in ((1e-18, F), (1e-17, T)):
+        out = round_to_polytope(f64([[[0.01, speck], [0.0, 0.99]]]), light, rest)
+        assert (out[0, 0, 1].item() > 0) is kept
+    owed = f64([[[0.01, 0.0], [0.0, 0.99 - 1e-14]]])
+    assert round_to_polytope(owed, light, rest)[0, 1, 1] < 0.99  # within 64 roundings of the mass: left alone
+    owed = f64([[[0.01 - 1e-15, 0.0], [0.0, 0.99]]])
+    assert round_to_polytope(owed, light, rest)[0, 0, 0] == pytest.approx(0.01, abs=1e-17)
     for speck, kept in ((1e-17, F), (1e-12, T)):
         plan = f64([[[0.5, speck], [0.0, 0.5]]])
         out = round_to_polytope(plan, half, half)

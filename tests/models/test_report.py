@@ -245,6 +245,9 @@ def test_printed_report() -> None:
     assert lines(str(large())) == lines(PRINTED)
     assert str(large()).endswith("look out")
     assert lines(str(large(cache_found=None))) == lines(PRINTED)
+    found = str(large(cache_found=[2**20, 2**19], seconds={"cost": 0.5, "solve": 0.25}))
+    assert "│ KV cache                  │ 2.000 MiB │ 1.500 MiB │ 75.0% │" in lines(found)
+    assert "selection took 750.00 ms: cost 500.00 ms, solve 250.00 ms" in lines(found)
 
 
 def test_printed_means_are_over_samples_with_a_picture() -> None:
@@ -352,5 +355,6 @@ def test_notes_of_a_pass() -> None:
     assert measure(adapter(), a_pass(Attention.FULL), None).notes == [FULL]
     assert measure(adapter(), a_pass(Attention.ROW, ("keys",)), None).notes == []
     assert measure(adapter(0), a_pass(needs=("xy", "cls_attention@-1")), None).notes == [NO_CLS]
+    assert measure(adapter(0), a_pass(needs=("cls_attention",)), None).notes == [NO_CLS]
     assert measure(adapter(1), a_pass(needs=("cls_attention",)), None).notes == []
     assert measure(adapter(0), a_pass(needs=("received_attention",)), None).notes == []
