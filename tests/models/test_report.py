@@ -214,7 +214,7 @@ def large(**changes: Any) -> Report:
     values = {
         "shape": LARGE, "batch": 1, "prompt_tokens": [512], "visual_tokens": [448], "cuts": [(1, [64])],
         "tokens": [[512], [128]], "columns": [512, 128], "cache_found": [2**20, 2**18],
-        "seconds": {"cost": 0.001, "solve": 0.00225}, "selections": [selection(SUBSET), selection()],
+        "seconds": {"cost": 1.25, "solve": 2.5}, "selections": [selection(SUBSET), selection()],
         "notes": ["look out"], "visual_by_sample": [448], "dense_columns": 512,
     }  # fmt: skip
     return report(**{**values, **changes})
@@ -231,7 +231,7 @@ PRINTED = """\
 │ KV cache                  │ 2.000 MiB │ 1.250 MiB │ 62.5% │
 └───────────────────────────┴───────────┴───────────┴───────┘
 visual tokens per sample [448]; before layer 1: [64] kept
-selection took 3.25 ms: cost 1.00 ms, solve 2.25 ms
+selection took 3750.00 ms: cost 1250.00 ms, solve 2500.00 ms
 stage 0: greedy heuristic, value [7], bound [9], gap [2]
 stage 1: no solver
 note: look out"""
