@@ -81,7 +81,7 @@ class Guard:
         def guarded(*args: Any, **kwargs: Any) -> Any:
             self.check_forwards()
             bound = signature.bind_partial(*args, **kwargs).arguments
-            given = {**bound, **bound.pop("kwargs", {})}
+            given = {**bound.pop("kwargs", {}), **bound}
             settings = effective_generation(self.adapter.model, given)
             refuse_generation(settings, given)
             self.window.check_generation(settings, given)
@@ -140,7 +140,7 @@ def _named(
         found = dict(signature.bind_partial(module, *args, **kwargs).arguments)
     except TypeError:
         return dict(kwargs)
-    return {**found, **found.pop("kwargs", {})}
+    return {**found.pop("kwargs", {}), **found}
 
 
 def _called(name: str) -> str:

@@ -314,6 +314,13 @@ def test_arguments_of_the_unpruned_length_are_refused(
         assert run.prompts == 1
 
 
+def test_arguments_are_named_as_the_signature_names_them() -> None:
+    def call(self: Any, one: int, two: int = 2, **kwargs: Any) -> None: ...
+
+    named = guard._named(inspect.signature(call), None, (1,), {"two": 3, "labels": 4})  # type: ignore[arg-type]
+    assert {k: v for k, v in named.items() if k != "self"} == {"one": 1, "two": 3, "labels": 4}
+
+
 def test_planted_arguments_by_keyword_only_are_caught(single: dict[str, Any]) -> None:
     by_name = mock.patch.object(guard, "_named", lambda signature, module, args, kwargs: dict(kwargs))
     with by_name, pruneopt.prune(SHARED, LAYER) as run, pytest.raises(Exception, match=r"(?i)shape|size"):
