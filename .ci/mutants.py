@@ -1,8 +1,9 @@
 """Run the mutants and write what survived to tests/mutants/survivors.md.
 
-`python .ci/mutants.py` runs the mutants that have no verdict yet, with `[PATTERN...]` all that match, and with
-`--again` the survivors, for new tests to judge; `--report` only reads the verdicts that are there.  Fails when a module has fewer than 90 percent
-killed, or when a survivor is not listed in tests/mutants/equivalent.toml.
+`python .ci/mutants.py` runs the mutants that have no verdict yet, with `[PATTERN...]` all that match, and
+with `--again` the survivors, for new tests to judge; `--report` only reads the verdicts that are there.
+Fails when a module has fewer than 90 percent killed, or when a survivor is not listed in
+tests/mutants/equivalent.toml.
 """
 
 from __future__ import annotations
