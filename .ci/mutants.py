@@ -39,7 +39,7 @@ def change(mutant: str) -> str:
     """`function: the line as the mutant has it`, the name of a survivor that outlives renumbering."""
     lines = get_diff_for_mutant(mutant).splitlines()
     new = [line[1:].strip() for line in lines if line.startswith("+") and not line.startswith("+++")]
-    function = re.sub(r"x_|xǁ|__mutmut_\d+$", "", mutant.removeprefix("pruneopt.")).replace("ǁ", ".")
+    function = re.sub(r"(?<=\.)x_|xǁ|__mutmut_\d+$", "", mutant.removeprefix("pruneopt.")).replace("ǁ", ".")
     return f"{function}: {' '.join(new)}"
 
 

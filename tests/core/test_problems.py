@@ -383,6 +383,8 @@ def test_anchors_may_be_absent_but_not_broken() -> None:
         assert no("max_min", anchors=broken) == said
         if not MASK[sample, i]:
             subset("max_min", torch.tensor([2, 1]), anchors=broken, mask=MASK)
+    alone = torch.full((2, 1, 4), math.nan)
+    assert no("max_min", anchors=alone).startswith("anchors hold NaN or -infinity in sample 0")
     torn = anchors.clone()
     torn[1, 0, 1] = math.inf
     assert no("max_min", anchors=torn) == (
@@ -418,8 +420,11 @@ def test_pairs_must_be_symmetric_up_to_rounding_among_real_tokens(kind: str) -> 
     subset("facility_location", pairwise=skew)
     subset(kind, pairwise=skew, check=False)
     low = PAIR.bfloat16()
-    low[1, 1, 2] = 1 + 2**-7  # one rounding of bfloat16
-    subset(kind, pairwise=low)
+    low[1, 1, 2] = 1 + 16 * 2**-7  # four roundings of bfloat16, of the largest entry
+    if kind != "log_det":
+        subset(kind, pairwise=low)
+    low[1, 1, 2] = 1 + 18 * 2**-7
+    assert no(kind, pairwise=low).startswith("pairwise of sample 1 is not symmetric")
 
 
 def test_a_kernel_must_be_positive_semi_definite_and_the_cure_is_said() -> None:
@@ -441,6 +446,9 @@ def test_a_kernel_must_be_positive_semi_definite_and_the_cure_is_said() -> None:
             subset("log_det", pairwise=kernel)
         else:
             assert no("log_det", pairwise=kernel).startswith("pairwise of sample 1 is no kernel")
+    for size in (1e-12, 1e12):  # what counts as rounding grows and shrinks with the kernel
+        kernel[1] = size * torch.diag(torch.tensor([1.0, 2.0, -0.5, 3.0]))
+        assert no("log_det", pairwise=kernel).startswith("pairwise of sample 1 is no kernel")
     scaled = torch.diag(torch.tensor([1.0, 2.0, -1e-3, 3.0])).expand(2, 4, 4)
     subset("log_det", pairwise=scaled.bfloat16())  # as many roundings of bfloat16 are more
     subset("log_det", pairwise=torch.zeros(2, 4, 4))
@@ -463,11 +471,27 @@ def test_quotas_must_sum_to_k_and_fit_their_groups() -> None:
     subset("quota", quota=torch.tensor([[2, 0], [1, 1]]))
     said = "group 1 of sample 1 has only 1 tokens but its quota is 2"
     assert no("quota", mask=bits([[1, 1, 1, 1], [1, 1, 0, 0]])) == said
+    one = torch.zeros(2, 4, dtype=torch.int64)
+    subset("quota", group=one, quota=torch.tensor([[2, 0], [2, 0]]))  # the last group may be empty
+    subset("quota", 2, group=one, quota=torch.tensor([[2], [2]]), mask=bits([[1, 1, 1, 0], [1, 1, 1, 1]]))
     subset("quota", protected=bits([[1, 0, 0, 1], [0, 1, 0, 1]]))
     said = "group 0 of sample 0 protects 2 tokens but its quota is 1"
     assert no("quota", protected=bits([[1, 1, 0, 0], [0, 1, 0, 1]])) == said
     said = "group 0 of sample 1 protects 1 tokens but its quota is 0"
     assert no("quota", protected=bits([[1, 0, 0, 0], [1, 0, 0, 0]])) == said
+
+
+@pytest.mark.parametrize("name", ["cost", "a", "b", "row_mask", "col_mask"])
+def test_what_is_no_tensor_is_refused_by_name_in_transport(name: str) -> None:
+    assert refused(**{name: [[1.0]]}).startswith(f"{name} must be a torch tensor")
+
+
+OTHERS = ["unary", "pairwise", "mask", "protected", "anchors", "group", "quota", "anchor_strength"]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_no_tensor_is_refused_by_name_in_subsets(name: str) -> None:
+    assert no("max_min", **{name: [[1.0]]}).startswith(f"{name} must be a torch tensor")
 
 
 # budgets
