@@ -12,6 +12,7 @@ from pruneopt.models.base import adapter_for
 from pruneopt.models.guard import Guard
 from pruneopt.models.hooks import Attachments
 from pruneopt.models.run import Run
+from pruneopt.models.wiring import Wiring
 from pruneopt.pruner import Clock
 from pruneopt.spec import Spec, load_spec
 
@@ -21,12 +22,13 @@ _MARK = "_pruneopt_handle"
 class Handle:
     """A method applied to a model until `remove()`; also a context manager.  `run` tells what it did."""
 
-    def __init__(self, attachments: Attachments, run: Run):
-        self._attachments, self.run = attachments, run
+    def __init__(self, attachments: Attachments, wiring: Wiring):
+        self._attachments, self._wiring, self.run = attachments, wiring, wiring.run
 
     def remove(self) -> None:
-        """Restore the model exactly; calling it again does nothing."""
-        self._attachments.remove()
+        """Restore the model exactly, once nothing runs on it; calling it again does nothing."""
+        with self._wiring.lock:
+            self._attachments.remove()
 
     def __enter__(self) -> Run:
         return self.run
@@ -57,13 +59,14 @@ def apply(
             "context, or call remove() on its handle, first (several cuts belong into the stages of one "
             "spec)"
         )
-    run, guard = Run(adapter, resolved, clock), Guard(adapter, resolved)
+    wiring, guard = Wiring(adapter, resolved, clock or Clock), Guard(adapter, resolved)
     attachments = Attachments()
-    handle = Handle(attachments, run)
+    handle = Handle(attachments, wiring)
     try:
         attachments.attribute(adapter.base, _MARK, handle)
-        run.attach(attachments)
-        guard.attach(attachments, run.forget_pictures)
+        wiring.attach(attachments)
+        guard.attach(attachments, wiring.forget_pictures)
+        attachments.around(adapter.model, "generate", wiring.one_at_a_time)
     except BaseException:
         attachments.remove()
         raise

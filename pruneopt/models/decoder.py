@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,26 +73,41 @@ class View:
 
 
 @dataclass
-class DecoderCapture:
-    """Captures of the layers named in `plan` (layer to signal names), `raw[layer][slot]`.
+class Captured:
+    """What was captured in one pass, `raw[layer][slot]`."""
 
-    A signal may run modules of a layer that has not run yet (`lookahead_*`); nothing is captured meanwhile.
-    """
-
-    adapter: ModelAdapter
-    plan: dict[int, set[str]]
     raw: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     listening: bool = True
-
-    def clear(self) -> None:
-        self.raw.clear()
 
     def keep(self, layer: int, slot: str, value: Tensor) -> None:
         if self.listening:
             self.raw.setdefault(layer, {})[slot] = value.detach()
 
-    def watch(self, add: Callable[[nn.Module, str, Callable[[Any], None]], None]) -> None:
-        """Register captures through `add(module, what, callback)`."""
+    @contextmanager
+    def closed(self, layer: int) -> Iterator[Mapping[str, Tensor]]:
+        """Take out what was captured of a layer.  Its signals may run modules of a layer that has not run yet
+        (`lookahead_*`); nothing is captured meanwhile.
+        """
+        self.listening = False
+        try:
+            yield self.raw.pop(layer)
+        finally:
+            self.listening = True
+
+
+@dataclass(frozen=True)
+class DecoderCapture:
+    """What to capture in the layers named in `plan` (layer to signal names), and what is made of it."""
+
+    adapter: ModelAdapter
+    plan: dict[int, set[str]]
+
+    def watch(
+        self,
+        add: Callable[[nn.Module, str, Callable[[Any], None]], None],
+        keep: Callable[[int, str, Tensor], None],
+    ) -> None:
+        """Register captures through `add(module, what, callback)`; `keep(layer, slot, value)` gets them."""
         for layer, bases in sorted(self.plan.items()):
             module = self.adapter.layers[layer]
             attention = module.self_attn
@@ -106,19 +122,15 @@ class DecoderCapture:
             }
             for slot in sorted({slot for base in bases for slot in _SLOTS[base]} - {"in", "out"}):
 
-                def keep(value: Any, layer: int = layer, slot: str = slot) -> None:
-                    self.keep(layer, slot, value[0] if isinstance(value, tuple) else value)
+                def see(value: Any, layer: int = layer, slot: str = slot) -> None:
+                    keep(layer, slot, value[0] if isinstance(value, tuple) else value)
 
-                add(*modules[slot], keep)
+                add(*modules[slot], see)
 
-    def compute(self, layer: int, view: View) -> dict[str, Tensor]:
+    def compute(self, layer: int, view: View, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every planned signal of `layer`, from its captures, its input `in` and its output `out`."""
-        raw, self.listening = self.raw.pop(layer), False
-        try:
-            with torch.no_grad():
-                return {base: self._signal(base, layer, view, raw) for base in sorted(self.plan[layer])}
-        finally:
-            self.listening = True
+        with torch.no_grad():
+            return {base: self._signal(base, layer, view, raw) for base in sorted(self.plan[layer])}
 
     def _signal(self, base: str, layer: int, view: View, raw: Mapping[str, Tensor]) -> Tensor:
         slot = {

@@ -64,7 +64,6 @@ class Flow:
     state: CacheState = field(init=False)
     cuts: list[Cut] = field(default_factory=list)
     store: dict[Key, Tensor] = field(default_factory=dict)
-    masks: dict[int, Any] = field(default_factory=dict)
     rotary: tuple[Tensor, Tensor] | None = None
     positions: Tensor | None = None  # [A,B or 1,W] of the columns as they stand
     seconds: dict[str, float] = field(default_factory=dict)
@@ -313,7 +312,6 @@ class Flow:
                 self.positions = torch.stack([take_columns(axis, order) for axis in old])
         segment.rotary = self.rotary
         self.state.segments = [s for s in self.state.segments if s.layer != layer] + [segment]
-        self.masks.clear()
 
 
 def rotary_of(adapter: ModelAdapter, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

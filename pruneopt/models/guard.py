@@ -19,9 +19,9 @@ from torch import nn
 from pruneopt.errors import ModelError
 from pruneopt.models.base import ModelAdapter
 from pruneopt.models.compat import effective_generation
-from pruneopt.models.hooks import Attachments
+from pruneopt.models.hooks import Around, Attachments
+from pruneopt.models.prompt import has_pixels
 from pruneopt.models.refuse import refuse_batches, refuse_call, refuse_generation
-from pruneopt.models.run import has_pixels
 from pruneopt.models.window import Window
 from pruneopt.spec import Spec
 
@@ -95,9 +95,8 @@ class Guard:
         named = _named(self._signature, module, args, kwargs)
         refuse_call(named)
         self.window.check_call(named)
-        if has_pixels(named):
-            self._call.pending = True
-        if self._call.pending:
+        self._call.due, self._call.pending = has_pixels(named) or self._call.pending, False
+        if self._call.due:
             self.check_forwards()
             self._call.cut = frozenset()
 
@@ -108,7 +107,7 @@ class Guard:
         return hook
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        due, self._call.pending = self._call.pending, False
+        due, self._call.due = self._call.due, False
         if due and output is not None and self._call.cut != self.cuts:
             raise ModelError(
                 "a prompt with a picture went through the model but was not pruned: the decoder layers did "
@@ -117,9 +116,12 @@ class Guard:
 
 
 class _Call(threading.local):
-    """What one thread is in the middle of: is a cut due, and before which layers was one made."""
+    """What one thread is in the middle of: does the next forward of a `generate` have to cut (`pending`), the
+    one that runs (`due`), and before which layers was a cut made.
+    """
 
     pending = False
+    due = False
     cut: frozenset[int] = frozenset()
 
     @contextmanager
@@ -152,6 +154,7 @@ def _replaced(module: nn.Module) -> str:
     if "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None:
         return "is compiled"
     found = module.__dict__.get("forward", type(module).forward)
+    found = found.inner if isinstance(found, Around) else found
     compiled = hasattr(found, _COMPILED) or hasattr(type(module).forward, _COMPILED)
     if "_hf_hook" in module.__dict__:  # accelerate moves weights before and after the forward it found
         found = module.__dict__.get("_old_forward", found)

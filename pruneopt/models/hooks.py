@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import update_wrapper
 from typing import Any
 
 from torch import nn
@@ -54,6 +55,23 @@ class Attachments:
         self._undo.append(lambda: owner.__dict__.pop(name, None))
         self._copied_without(owner)
 
+    def around(self, owner: nn.Module, name: str, call: Callable[..., Any]) -> None:
+        """Run `call(inner, *args, **kwargs)` in the place of a method; removal restores what was there."""
+        before = owner.__dict__.get(name)
+        made = owner.__dict__[name] = Around(getattr(owner, name), call, before)
+
+        def undo() -> None:
+            made.call = None  # who holds it still gets the plain method
+            if owner.__dict__.get(name) is not made:
+                return  # replaced by somebody else meanwhile
+            if before is None:
+                del owner.__dict__[name]
+            else:
+                owner.__dict__[name] = before
+
+        self._undo.append(undo)
+        self._copied_without(owner)
+
     def remove(self) -> None:
         while self._undo:
             self._undo.pop()()
@@ -76,6 +94,20 @@ class Attachments:
         return self._names.get(id(owner), set()), self._hooks
 
 
+class Around:
+    """A method with something around it; told from a replaced one by its type.
+
+    `inner` is what it was, `before` the instance attribute of that name, None for a method of the class.
+    """
+
+    def __init__(self, inner: Callable[..., Any], call: Callable[..., Any] | None, before: Any):
+        update_wrapper(self, inner)
+        self.inner, self.call, self.before = inner, call, before
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inner(*args, **kwargs) if self.call is None else self.call(self.inner, *args, **kwargs)
+
+
 @dataclass
 class _CleanCopy:
     """`__deepcopy__` of one object while something is attached to it."""
@@ -92,6 +124,9 @@ class _CleanCopy:
         for name, value in self.owner.__dict__.items():
             if "hooks" in name and isinstance(value, dict):
                 value = type(value)((key, hook) for key, hook in value.items() if key not in hooks)
+            if isinstance(value, Around):
+                value = value.before
+                names |= {name} if value is None else set()
             if name not in names:
                 state[name] = value
         kind: Any = type(self.owner)
@@ -105,4 +140,4 @@ class _CleanCopy:
             self.owner.__dict__.pop("__deepcopy__", None)
 
 
-__all__ = ["Attachments"]
+__all__ = ["Around", "Attachments"]

@@ -80,7 +80,7 @@ def read_prompt(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Prompt:
             "the prompt has no image: no image or video placeholder was found in input_ids; add a "
             "picture, or leave the pruning context for text-only prompts"
         )
-    if not any(inputs.get(name) is not None for name in ("pixel_values", "pixel_values_videos")):
+    if not has_pixels(inputs):
         raise InputError(
             "the prompt has image placeholders but no pixels: pass pixel_values, or let generate encode "
             "them, so that the layout of the pictures is known"
@@ -128,6 +128,10 @@ def read_prompt(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Prompt:
         geometry,
         max(crop_count[b] for b in rows),
     )
+
+
+def has_pixels(inputs: Mapping[str, Any]) -> bool:
+    return any(inputs.get(name) is not None for name in ("pixel_values", "pixel_values_videos"))
 
 
 def refuse_without_text(prompt: Prompt, names: Iterable[str]) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pruneopt.errors import ModelError
 from pruneopt.models.base import ModelAdapter
-from pruneopt.models.cache import recall
 from pruneopt.models.compat import reach
 from pruneopt.spec import Spec
 
@@ -65,13 +64,7 @@ class Window:
 
 def seen(cache: Any) -> int:
     """Columns of the unpruned prompt and of everything after it that a cache stands for."""
-    if cache is None:
-        return 0
-    state = recall(cache)
-    if state is None or not state.segments:
-        return int(cache.get_seq_length())
-    last = state.segments[-1]
-    return state.columns + int(cache.get_seq_length(last.layer)) - last.width
+    return 0 if cache is None else int(cache.get_seq_length())
 
 
 def _is(value: Any) -> bool:

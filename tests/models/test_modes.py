@@ -193,6 +193,18 @@ def new_ids() -> None:
     second_turn(llava(), everything=False)
 
 
+@row("a second turn with the whole text", "works", "`generate` cuts off what the cache stands for")
+def whole_text() -> None:
+    second_turn(llava(), everything=True)
+
+
+@row("cropping a cache", "works", "decoded tokens come off again; into the pruned prompt is refused")
+def cropping() -> None:
+    from test_passes import test_the_cache_counts_what_was_pruned
+
+    test_the_cache_counts_what_was_pruned(llava(), llava_scenarios()["left"])
+
+
 @row("a picture after a cached prompt", "refused", "give all pictures in the first prompt")
 def second_picture() -> None:
     model = llava()
@@ -287,6 +299,31 @@ def two_models() -> None:
         wanted = generate(models[0], single())[1]
     assert torch.equal(found[0], wanted)
     assert torch.equal(found[1], wanted)
+
+
+@row(
+    "one model in two threads",
+    "works",
+    "one `generate` or forward at a time, the other waits; `run` tells of the last",
+)
+def one_model() -> None:
+    from test_passes import two_threads_get_what_they_get_alone
+
+    two_threads_get_what_they_get_alone(llava(), LAYER)
+
+
+@row("an exception or Ctrl-C in a pass", "works", "nothing stays behind; the next call is right")
+def interrupted() -> None:
+    from test_passes import answers, raising
+
+    model = llava()
+    with pruneopt.prune(model, LAYER):
+        wanted = answers(model, single())
+        for error in (KeyboardInterrupt, ValueError):
+            raising(layers(model)[3].mlp, error)
+            with pytest.raises(error):
+                answers(model, single())
+            assert torch.equal(answers(model, single()), wanted)
 
 
 @row("`torch.compile`", "refused", "and any replaced `forward`: it goes round the hooks")

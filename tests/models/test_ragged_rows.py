@@ -19,7 +19,7 @@ from torch import Tensor
 import pruneopt
 from pruneopt.errors import InputError, SignalError
 from pruneopt.insertion.prefill_layer import PrefillLayer
-from pruneopt.models import decoder, encoder_signals, flow, run
+from pruneopt.models import decoder, encoder_signals, flow, prefill
 from pruneopt.parts import Step
 from pruneopt.signals import Signals
 from pruneopt.solution import Selection
@@ -347,7 +347,7 @@ def poisoned(value: float) -> Any:
 def test_a_nan_is_found_after_the_pass_where_nothing_may_wait(model: Any, left: dict[str, Any]) -> None:
     """As on a GPU: cuts do not look at the values, the end of the pass does, at those of every cut."""
     spec = two_spies(("hidden_in",), ("hidden_in",))
-    with mock.patch.object(run, "checks_each_cut", lambda device: False):
+    with mock.patch.object(prefill, "checks_each_cut", lambda device: False):
         with poisoned(1.0), pruneopt.prune(model, spec) as ran:
             forward(model, left)
             assert ran.prompts == 1
@@ -357,7 +357,7 @@ def test_a_nan_is_found_after_the_pass_where_nothing_may_wait(model: Any, left: 
             assert ran.prompts == 0
     with poisoned(float("nan")), pruneopt.prune(model, spec), pytest.raises(SignalError, match="'hidden_in'"):
         forward(model, left)
-    assert run.checks_each_cut(torch.device("cpu")) and not run.checks_each_cut(torch.device("cuda"))
+    assert prefill.checks_each_cut(torch.device("cpu")) and not prefill.checks_each_cut(torch.device("cuda"))
 
 
 # planted bugs, each with the tests that must fail by a wrong value
@@ -409,7 +409,7 @@ def captures_of_all_layers_in_one_place() -> Iterator[None]:
         self.raw = Shared(self.raw) if type(self.raw) is dict else self.raw
         self.raw.setdefault(layer, {})[slot] = value.detach()
 
-    with mock.patch.object(decoder.DecoderCapture, "keep", keep):
+    with mock.patch.object(decoder.Captured, "keep", keep):
         yield
 
 
@@ -455,13 +455,13 @@ def crop_offset_lost() -> Iterator[None]:
 
 @contextmanager
 def everything_counts_at_the_start() -> Iterator[None]:
-    real = run.Run._entry
+    real = prefill.Prefill._entry
 
-    def entry(self: Any, flow: Any, hidden: Tensor) -> None:
-        real(self, flow, hidden)
-        flow.store["start_mask", None] = torch.ones_like(flow.mask)
+    def entry(self: Any, hidden: Tensor) -> None:
+        real(self, hidden)
+        self.flow.store["start_mask", None] = torch.ones_like(self.flow.mask)
 
-    with mock.patch.object(run.Run, "_entry", entry):
+    with mock.patch.object(prefill.Prefill, "_entry", entry):
         yield
 
 
