@@ -52,7 +52,7 @@ SMALLER = {
     "bench solvers --families": "--sizes 9 --batch 1 --repeats 1 --budget 0 --solvers sinkhorn,emd",
 }
 # a command that a sentence only mentions -> arguments for it
-MENTIONED = {"check": ["cosine_distance"], "": ["--version"]}
+MENTIONED = {"check": ["cosine_distance"], "show": ["topv"], "": ["--version"]}
 # set-up commands: not run, because they install; what they name must exist
 SET_UP = (
     r"make (?P<target>\w+)( ARGS=\S+)?",
@@ -85,7 +85,7 @@ class MyTerm(CostTerm):
 
     def __call__(self, signals):
         x = signals["features"]
-        place = torch.arange(x.shape[1], dtype=torch.float64, device=x.device).expand(x.shape[:2])
+        place = signals.mask.double().cumsum(1)
         return torch.where(x.isnan().any(2), torch.nan, place / self.radius)
 '''
 
