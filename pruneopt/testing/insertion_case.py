@@ -12,7 +12,9 @@ from torch import nn
 import pruneopt
 from pruneopt.spec import Spec, load_spec
 
-TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-2}
+# Kernels round in an order of their own on every processor and for every number of threads: models of five
+# layers differ by up to 2.4e-6 in float32 and by 1e-15 in float64, whatever runs them.  So test in float64.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 STEPS = 8
 
 _TOP = {
@@ -39,8 +41,9 @@ class InsertionCase:
     Parameters
     ----------
     name: for messages.  build: a fresh model in evaluation mode for an attention setting, always with the
-    same weights; at least four decoder layers.  scenarios: name to a batch of model inputs (single, batch,
-    left and right padding, two images, ...).  rows: for some scenarios, the rows of the batch as inputs of
+    same weights; at least four decoder layers; in float64, where a right removal is exact to 1e-12 on any
+    processor.  scenarios: name to a batch of model inputs (single, batch, left and right padding, two
+    images, ...).  rows: for some scenarios, the rows of the batch as inputs of
     their own.  decoder: the decoder layers of a model; text: the module that holds them.
     apply: what is tested; planted bugs put something else here.
     """

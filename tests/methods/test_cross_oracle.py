@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 from tiny_models import IMAGE, batch, clip, finish, llama, pixels, text_ids
 
 KEEP = 5
-TOLERANCE = 2e-6
+TOLERANCE = 1e-5  # of float32 on any processor
 
 
 @pytest.fixture(scope="module")

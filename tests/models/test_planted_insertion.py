@@ -10,16 +10,16 @@ from unittest import mock
 
 import pytest
 import torch
-from tiny_models import llava, llava_rows, llava_scenarios
+from test_llava import CASE as WHOLE
 
 import pruneopt
 from pruneopt.models import decode, flow, hooks, prefill, report
 from pruneopt.models.prompt import Prompt
 from pruneopt.problems import Budget
-from pruneopt.testing.insertion import CHECKS, ENTRY, LAYER, InsertionCase, check_insertion
+from pruneopt.testing.insertion import CHECKS, ENTRY, LAYER, check_insertion
 
-SCENARIOS = {name: inputs for name, inputs in llava_scenarios().items() if name in ("single", "left")}
-CASE = InsertionCase("planted", llava, SCENARIOS, llava_rows(), specs=(ENTRY, LAYER), attention=("sdpa",))
+SCENARIOS = {name: inputs for name, inputs in WHOLE.scenarios.items() if name in ("single", "left")}
+CASE = replace(WHOLE, scenarios=SCENARIOS, specs=(ENTRY, LAYER), attention=("sdpa",))
 
 
 @contextmanager

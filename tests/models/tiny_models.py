@@ -30,6 +30,19 @@ def pixels(count: int, side: int, seed: int = 1) -> Tensor:
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
 
+def precise(build: Any) -> Any:
+    """The same models in float64, where equal means equal on any processor."""
+    return lambda attention="sdpa": build(attention).double()
+
+
+def precisely(scenarios: dict[str, Any]) -> dict[str, Any]:
+    """Batches for those models."""
+    return {
+        name: {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
+        for name, inputs in scenarios.items()
+    }
+
+
 def llama(**changes: Any) -> Any:
     from transformers import LlamaConfig
 
