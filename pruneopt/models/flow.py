@@ -122,7 +122,7 @@ class Flow:
             names.add("group")
         if not any(signal_info(name).token_dims for name in names):
             names.add("xy")
-        for name in names:
+        for name in sorted(names):
             base, _, at = name.partition("@")
             if base == "features":
                 tensors[name] = view.visual(hidden)

@@ -32,7 +32,9 @@ ROWS = (
     ["..T0000sT1111TT", ".....TTTTTTTTTT", "T00sTT1_11TTTTT"],
     ["T0000sT1111TT__", "TTTTTTTTTT_____", "..T000TTTTTTTT_"],
     ["T0000TT", "T0000TT"],
+    ["..T0000T", "T00T001T", "000T000T"],
 )
+NAMES = ["left", "right", "even", "first"]
 
 
 def prompt_of(rows: list[str]) -> Prompt:
@@ -73,7 +75,7 @@ class Rotary:
     """Position p has cos p and sin 1000 + p, over all axes."""
 
     def rotary_emb(self, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        self.asked = ids
+        self.asked, self.hidden = ids, hidden
         cos = ids.double() if ids.dim() == 2 else ids.double().sum(0)
         return cos[:, :, None], 1000 + cos[:, :, None]
 
@@ -149,7 +151,7 @@ def check_flow(
         assert flow.last[i].item() == new[int(flow.prompt.last[i])]
 
 
-@pytest.mark.parametrize("rows", ROWS, ids=["left", "right", "even"])
+@pytest.mark.parametrize("rows", ROWS, ids=NAMES)
 @pytest.mark.parametrize("k", [2, 3])
 def test_one_cut_leaves_what_lists_leave(rows: list[str], k: int) -> None:
     prompt = prompt_of(rows)
@@ -189,7 +191,7 @@ def test_one_cut_leaves_what_lists_leave(rows: list[str], k: int) -> None:
     assert {"signals", "cost", "solve", "apply"} == set(flow.seconds)
 
 
-@pytest.mark.parametrize("rows", ROWS, ids=["left", "right", "even"])
+@pytest.mark.parametrize("rows", ROWS, ids=NAMES)
 def test_a_second_cut_goes_on_where_the_first_ended(rows: list[str]) -> None:
     prompt = prompt_of(rows)
     first, second = scores_of(prompt), scores_of(prompt, 1)
@@ -254,6 +256,7 @@ def test_compact_positions_close_gaps_and_ask_the_model_for_its_angles() -> None
         assert flow.rotary[0][b, shift:, 0].tolist() == wanted
         assert segment.following[b].tolist() == [count]
     assert hidden.shape[1] == flow.width and segment.rotary is flow.rotary
+    assert flow.adapter.text.hidden.shape == hidden.shape
 
 
 class Told(SpySolver):
@@ -288,13 +291,11 @@ def told(keep: list[list[int]], n: int, layer: int = 0, scope: str = "sample", *
     return stage_of(torch.rand(len(keep), n), len(keep[0]), layer, scope, solver=Told(mask), steps=steps)
 
 
-@pytest.mark.parametrize("rows", ROWS[:2], ids=["left", "right"])
+@pytest.mark.parametrize("rows", ROWS[:3], ids=NAMES[:3])
 def test_ranks_order_tokens_within_the_places_of_their_crop(rows: list[str]) -> None:
     prompt = prompt_of(rows)
     n = prompt.place.shape[1]
-    keep = [[0, 2, 3, 5], [0, 1, 2, 4]] if rows is ROWS[0] else [[0, 2, 3, 5], [0, 1, 2]]
-    if rows is ROWS[1]:  # as many in every row, which is what a count asks for
-        keep = [[0, 2, 5], [0, 1, 2]]
+    keep = [[[0, 2, 3, 5], [0, 1, 2, 4]], [[0, 2, 5], [0, 1, 2]], [[0, 2], [1, 3]]][ROWS.index(rows)]
     rank = -torch.arange(n).expand(len(keep), n).float()
     flow = flow_of(rows, told(keep, n, rank=rank), positions="compact")
     flow.set_deepstack(prompt.free, [address(rows)[prompt.free]])
@@ -332,14 +333,13 @@ def test_a_rank_needs_compact_positions() -> None:
     assert flow.cuts == []
 
 
-@pytest.mark.parametrize("rows", ROWS, ids=["left", "right", "even"])
+@pytest.mark.parametrize("rows", ROWS, ids=NAMES)
 def test_merges_are_written_where_their_tokens_stand_and_sizes_are_carried(rows: list[str]) -> None:
     prompt = prompt_of(rows)
     b, n = prompt.place.shape
     generator = torch.Generator().manual_seed(2)
     merge, size = torch.rand(b, n, n, generator=generator), torch.rand(b, n, generator=generator) + 1
     size[0, 1] = torch.nan  # dropped tokens may say anything
-    merge = merge.masked_fill((prompt.place < 0)[:, None, :], 0)
     keep = [[0, 2] for _ in prompt.rows]
     flow = flow_of(rows, told(keep, n, merge=merge, size=size))
     before = address(rows)
@@ -452,6 +452,9 @@ def test_signals_of_a_crop_stand_beside_the_tokens_of_that_crop() -> None:
         [3, 4, 5, 6], [9, 10, 11, 12], [201, 202], [206, 208, 209]]  # fmt: skip
     # features fall, so the first half of each crop is kept
     assert flow.cuts[0].kept.tolist() == [[3, 4, 9, 10], [1, 6, 8, -1]]
+    lone, (stage, score) = per_crop(["T0T11T", "T0T11T"], "group")  # a crop of one token
+    lone.cut(stage, address(["T0T11T", "T0T11T"]))
+    assert score.seen[0]["cls_feature"].tolist() == [[0], [1], [10], [11]]
     even, (stage, score) = per_crop(ROWS[2], "sample")
     even.cut(stage, address(ROWS[2]))
     assert score.seen[0]["cls_feature"].tolist() == [[0], [10]] and score.seen[0].sample.tolist() == [0, 1]
@@ -494,12 +497,54 @@ def test_bad_values_found_after_the_pass_are_never_forgotten(bad: int | None) ->
 def test_budgets_are_relative_to_the_unpruned_prompt() -> None:
     rows = ROWS[2]
     values = torch.rand(2, 4)
-    half = StageSpec(PostEncoder(), Budget(0.5), None, top_k(values), SpySolver(), None)
-    flow = flow_of(rows, stage_of(values, 3), half)
+    flow = flow_of(rows, stage_of(values, 3))
     flow.cut(flow.spec.stages[0], address(rows))
-    later = StageSpec(PrefillLayer(2), Budget(0.5), None, top_k(values[:, :3]), SpySolver(), None)
+    later = StageSpec(PrefillLayer(2), Budget(0.75), None, top_k(values[:, :3]), SpySolver(), None)
     flow.cut(later, address(rows)[:, : flow.width])
-    assert flow.alive == [2, 2]
+    assert flow.alive == [3, 3]  # of the three that were left it would be two
+
+
+class Ticks(Clock):
+    """Every lap takes two seconds."""
+
+    def lap(self, name: str) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + 2
+
+
+def test_seconds_of_all_cuts_add_up() -> None:
+    rows = ROWS[2]
+    values = torch.rand(2, 4)
+    flow = flow_of(rows, stage_of(values, 3), stage_of(values[:, :3], 2, layer=1))
+    flow.clock = Ticks
+    hidden = flow.cut(flow.spec.stages[0], address(rows))
+    assert flow.seconds == {"signals": 2, "cost": 2, "solve": 2, "apply": 2}
+    flow.cut(flow.spec.stages[1], hidden)
+    assert flow.seconds == {"signals": 4, "cost": 4, "solve": 4, "apply": 4}
+
+
+def test_text_that_moves_to_the_first_column_is_still_text() -> None:
+    rows = ["00T000T", "00T000T"]
+    flow = flow_of(rows, told([[2, 3, 4]] * 2, 5))
+    hidden = flow.cut(flow.spec.stages[0], address(rows))
+    assert flow.text.tolist() == [[0, 4]] * 2 and hidden[0, :, 0].tolist() == [2, 3, 4, 5, 6]
+    found = flow.signals(needing(("text_mask", "visual_index")), hidden)
+    assert found["text_mask"].tolist() == [[True, True]] * 2
+    flow.cut(told([[0, 2]] * 2, 3, layer=1), hidden)
+    assert flow.text.tolist() == [[0, 3]] * 2
+
+
+@pytest.mark.parametrize("positions", ["keep", "compact"])
+def test_positions_of_three_axes_move_with_their_columns(positions: str) -> None:
+    rows = ROWS[2]
+    flow = flow_of(rows, told([[1, 3]] * 2, 4), positions=positions)
+    axes = torch.tensor([[0, 1, 1, 1, 1, 3, 4], [0, 1, 1, 2, 2, 3, 4], [0, 1, 2, 1, 2, 3, 4]])
+    flow.positions = axes[:, None]
+    flow.cut(flow.spec.stages[0], address(rows))
+    kept = axes[:, [0, 2, 4, 5, 6]]
+    closed = torch.tensor([[0, 1, 1, 3, 4], [0, 1, 2, 3, 4], [0, 2, 2, 3, 4]])
+    assert flow.positions is not None and flow.positions.shape == (3, 2, 5)
+    for row in range(2):
+        assert torch.equal(flow.positions[:, row], closed if positions == "compact" else kept)
 
 
 def test_deepstack_is_added_at_the_visual_columns_that_are_left() -> None:
@@ -516,6 +561,7 @@ def test_deepstack_is_added_at_the_visual_columns_that_are_left() -> None:
         [0.5, 0.5, 0.5, 5.5, 6.5, 0.5, 0.5],
     ]
     assert flow.add_deepstack(1, base).dtype == torch.float64
+    assert flow.add_deepstack(0, base.bfloat16()).dtype == torch.bfloat16
     flow.cut(flow.spec.stages[0], address(rows))
     after = flow.add_deepstack(1, torch.zeros(2, flow.width, 2))
     assert after[:, :, 1].tolist() == [[0, 0, 0, 10, 30, 0, 0], [0, 0, 0, 40, 50, 0, 0]]
