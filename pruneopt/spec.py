@@ -122,7 +122,8 @@ def _override(config: DictConfig, override: str) -> DictConfig:
     try:
         old = OmegaConf.select(config, key)
         if isinstance(old, DictConfig) and isinstance(new, dict):
-            new = mixed(cast("dict[str, Any]", OmegaConf.to_container(old, resolve=False)), new)
+            before: Any = OmegaConf.to_container(old, resolve=False)
+            new = mixed(before, new)
         OmegaConf.update(config, key, new, merge=False)
     except Exception as error:
         first = str(error).splitlines()[0]

@@ -13,6 +13,7 @@ from pruneopt.insertion.post_encoder import PostEncoder
 from pruneopt.parts import (
     BudgetRule,
     CostTerm,
+    Grouping,
     Kernel,
     Marginal,
     Part,
@@ -60,6 +61,25 @@ class FeatureScore(Score):
     def __call__(self, signals: Signals) -> Tensor:
         self.seen.append(signals)
         return signals["features"][:, :, -1]
+
+
+@dataclass(frozen=True, eq=False)
+class FixedGroups(Grouping):
+    """Groups with quotas of their own; `seen` collects what `shares` was asked."""
+
+    name: ClassVar[str] = "fixed_groups"
+    values: Any = None
+    quotas: Any = None
+    seen: Any = field(default_factory=list)
+
+    def __call__(self, signals: Signals) -> Tensor:
+        return self.values
+
+    def shares(
+        self, group: Tensor, mask: Tensor, k: Tensor, importance: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        self.seen.append((group, mask, k, importance))
+        return self.quotas
 
 
 class FixedKernel(FixedScore, Kernel):

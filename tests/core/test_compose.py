@@ -6,13 +6,14 @@ import math
 
 import pytest
 import torch
-from fixed_parts import FixedCost, FixedMarginal, FixedScore, bare, priced, scored
+from fixed_parts import FixedCost, FixedKernel, FixedMarginal, FixedScore, bare, priced, scored
 from torch import Tensor
 
 from pruneopt.compose import (
     anchor_strength,
     combine,
     combine_anchors,
+    combine_pairs,
     equal_quotas,
     keep_top,
     normalize,
@@ -184,8 +185,6 @@ def test_a_unary_cost_alone_is_spread_over_every_sample() -> None:
 
 
 def test_a_kernel_without_a_shape_is_pairwise() -> None:
-    from fixed_parts import FixedKernel
-
     term = Weighted("k", FixedKernel(torch.eye(3)[None]))
     out = combine([term], bare(1, 3), pairwise=True)
     assert out is not None and out.shape == (1, 3, 3)
@@ -260,6 +259,14 @@ def test_keep_top_never_keeps_padding_even_when_k_is_too_large_or_scores_are_min
     values = torch.tensor([[5.0, -torch.inf, 1.0, 5.0]])
     assert keep_top(values, torch.tensor([4]), mask).tolist() == mask.tolist()
     assert keep_top(values, torch.tensor([1]), mask).tolist() == [[F, F, T, F]]
+
+
+def test_a_ridge_is_added_where_the_kernel_lives() -> None:
+    values = torch.ones(1, 3, 3, dtype=torch.float64, device="meta")
+    spec = ProblemSpec("log_det", pairwise=(Weighted("k", FixedKernel(values)),), ridge=0.5)
+    out = combine_pairs(spec, bare(1, 3))
+    assert out is not None and out.device.type == "meta" and out.dtype == torch.float64
+    assert combine_pairs(ProblemSpec("max_min"), bare(1, 3)) is None
 
 
 def test_results_stay_on_the_device_of_their_inputs() -> None:

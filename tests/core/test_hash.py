@@ -212,7 +212,15 @@ TRANSPORT = {
 }
 
 
-@pytest.mark.parametrize("data", [FULL, QUOTA, TRANSPORT, PROTECTED, TOP_K])
+WHERE = {**TOP_K, "problem": {**TOP_K["problem"], "protect": {"where": "token_norm"}}}
+RAISED = {
+    "insertion": "post_encoder",
+    "problem": {"kind": "log_det", "pairwise": {"k": "cosine"}, "symmetric": "mean", "ridge": 0.5},
+    "solver": "greedy_log_det",
+}
+
+
+@pytest.mark.parametrize("data", [FULL, QUOTA, TRANSPORT, PROTECTED, TOP_K, WHERE, RAISED])
 def test_what_a_spec_says_loads_back_to_the_same(data: dict[str, Any]) -> None:
     spec = load_spec(data)
     said = spec.to_spec()
@@ -240,6 +248,11 @@ def test_what_a_full_spec_says() -> None:
     }
     assert moved["readout"]["kind"] == "row_cost"
     assert load_spec(QUOTA).to_spec()["problem"]["quota"] == "time"
+    where = load_spec(WHERE).to_spec()["problem"]["protect"]
+    assert where == {"where": {"kind": "token_norm", **params("token_norm")}}
+    raised = load_spec(RAISED).to_spec()["problem"]
+    assert (raised["symmetric"], raised["ridge"]) == ("mean", 0.5)
+    assert not {"symmetric", "ridge"} & load_spec(PROTECTED).to_spec()["problem"].keys()
     by_score = {**QUOTA, "problem": {**QUOTA["problem"], "quota": {"kind": "random"}}}
     said = load_spec(by_score).to_spec()["problem"]["quota"]
     assert said == {"kind": "random", **params("random")}

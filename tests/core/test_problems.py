@@ -473,6 +473,8 @@ def test_quotas_must_sum_to_k_and_fit_their_groups() -> None:
     assert no("quota", mask=bits([[1, 1, 1, 1], [1, 1, 0, 0]])) == said
     one = torch.zeros(2, 4, dtype=torch.int64)
     subset("quota", group=one, quota=torch.tensor([[2, 0], [2, 0]]))  # the last group may be empty
+    said = "group 1 of sample 0 has only 0 tokens but its quota is 1"
+    assert no("quota", group=one, quota=torch.tensor([[1, 1], [1, 1]])) == said
     subset("quota", 2, group=one, quota=torch.tensor([[2], [2]]), mask=bits([[1, 1, 1, 0], [1, 1, 1, 1]]))
     subset("quota", protected=bits([[1, 0, 0, 1], [0, 1, 0, 1]]))
     said = "group 0 of sample 0 protects 2 tokens but its quota is 1"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pruneopt import spec as spec_module
 from pruneopt.budgets.capped import Capped
 from pruneopt.errors import PruneoptError, SpecError
 from pruneopt.problems import Budget
@@ -337,6 +338,26 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
         "problem.protect.where names the tokens by itself; remove share",
         "problem",
     ),
+    (
+        put(TOP, problem__protect={"where": "token_norm", "share": 0.5, "count": 2}),
+        "problem.protect.where names the tokens by itself; remove share, count",
+        "problem",
+    ),
+    *(
+        (
+            put(data, **{"problem__" + place.replace(".", "__"): {"kind": kind, "wrong": 1}}),
+            f"problem.{place}: {kind} has no parameter 'wrong'; known: {known}",
+            "problem",
+        )
+        for data, place, kind, known in (
+            (TOP, "scores.norm", "random", "seed"),
+            (SPREAD, "pairwise.c", "spatial_gaussian", "sigma"),
+            (SPREAD, "anchors.c", "spatial_gaussian", "sigma"),
+            (put(TOP, problem__kind="quota"), "quota", "random", "seed"),
+            (TOP, "protect.where", "random", "seed"),
+            (put(TOP, **PROTECT), "protect.scores.own", "random", "seed"),
+        )
+    ),
     *(
         (
             put(TOP, meta__deviations=bad),
@@ -593,6 +614,46 @@ def test_a_part_is_named_by_its_kind_alone(
     assert found["kind"] == override.partition("=")[2]
 
 
+@pytest.mark.parametrize(
+    ("data", "where", "old", "new"),
+    [
+        (MOVE, "problem.cost.c", "cosine_distance", "spatial_gaussian"),
+        (TOP, "problem.scores.norm", "random", "token_norm"),
+        (SPREAD, "problem.pairwise.c", "cosine_distance", "spatial_gaussian"),
+        (SPREAD, "problem.anchors.c", "text_pivots", "spatial_gaussian"),
+        (put(TOP, **PROTECT), "problem.protect.scores.s", "token_norm", "random"),
+    ],
+)
+def test_a_new_kind_alone_keeps_the_weight_of_its_summand(data: Any, where: str, old: str, new: str) -> None:
+    weighed = put(data, **{where.replace(".", "__"): {"kind": old, "weight": 3}})
+    found = read(said(weighed, f"{where}={new}"), where)
+    assert (found["kind"], found["weight"]) == (new, 3)
+
+
+def test_the_same_kind_alone_keeps_the_parameters() -> None:
+    sides = put(MOVE, problem__marginals={"source": {"kind": "token_norm", "signal": "keys"}})
+    for data, where, key, value in (
+        (put(TOP, insertion__layer=9), "insertion", "layer", 9),
+        (MOVE, "solver", "epsilon", 0.25),
+        (sides, "problem.marginals.source", "signal", "keys"),
+    ):
+        before = read(said(data), where)
+        assert read(said(data, f"{where}={before['kind']}"), where) == before and before[key] == value
+
+
+def read(data: Any, where: str) -> Any:
+    for key in where.split("."):
+        data = data[key]
+    return data
+
+
+def test_references_are_read_after_all_overrides() -> None:
+    data = put(TOP, problem__scores__norm={"kind": "token_norm", "weight": "${budget.keep}"})
+    overrides = "problem.scores={norm: {normalize: sum}}", "budget.keep=0.25"
+    norm = said(data, *overrides)["problem"]["scores"]["norm"]
+    assert (norm["weight"], norm["normalize"]) == (0.25, "sum")
+
+
 def test_values_of_overrides_are_read_as_yaml_and_may_hold_an_equals_sign() -> None:
     assert said(TOP, "budget={keep: 7, scope: sample}")["budget"]["keep"] == 7
     assert said(TOP, "budget={scope: sample}")["budget"]["keep"] == 0.5  # mixes with what is there
@@ -663,6 +724,49 @@ def test_idle_overrides_are_those_that_every_stage_overrules() -> None:
     assert [s.budget.keep for s in load_spec(TOP, ["budget.keep=0.1"]).stages] == [0.1]
 
 
+def test_idle_overrides_with_two_equal_signs_are_found_too() -> None:
+    with pytest.raises(SpecError, match="has no effect"):
+        load_spec(put(TOP, stages=[{"budget": {"keep": 0.5}}]), ["budget.keep=a=b"])
+
+
+def test_folders_and_files_that_are_no_methods_are_not_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.yaml", "family/b.yaml", "_hidden/c.yaml", "family/d.txt", "e.txt"):
+        (tmp_path / "methods" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "methods" / name).write_text("")
+    monkeypatch.setattr(spec_module, "files", lambda package: tmp_path)
+    assert list_methods() == ["a", "family/b"]
+
+
+def test_sources_that_are_no_spec_are_refused_in_their_own_words(tmp_path: Path) -> None:
+    for name in ("gone.yml", "gone.yaml"):
+        with pytest.raises(SpecError, match=f"^spec file '{name}' does not exist$"):
+            load_spec(name)
+    listed = tmp_path / "list.yml"
+    listed.write_text("- 1\n")
+    with pytest.raises(SpecError, match=r"a spec must be a mapping of keys, not a list or a single value$"):
+        load_spec(listed)
+    with pytest.raises(
+        SpecError, match=r"^divprune\.yaml:\d+:\d+: solver 'farthest_point' does not solve top_k"
+    ):
+        load_spec("divprune", ["problem={kind: top_k, scores: {s: token_norm}}"])
+    label = put(TOP, problem__scores={"X": "${oc.env:HOME}"})
+    with pytest.raises(SpecError, match=r"^problem\.scores\.X uses a resolver"):
+        load_spec(label)
+
+
+def test_overrides_that_are_no_yaml_or_do_not_fit_say_so_with_the_reason() -> None:
+    with pytest.raises(SpecError, match=r"^override 'budget.keep=\[1': ") as caught:
+        load_spec(TOP, ["budget.keep=[1"])
+    assert caught.value.key == "budget.keep"
+    with pytest.raises(SpecError) as caught:
+        load_spec(put(TOP, steps=["drop_all"]), ["steps.x.y=3"])
+    assert str(caught.value).startswith("override 'steps.x.y=3' does not fit the spec: ")
+    reason = str(caught.value).partition("spec: ")[2]
+    assert reason == str(caught.value.__cause__).splitlines()[0] and "x" in reason
+
+
 def test_methods_are_listed_by_name_and_folder() -> None:
     import pruneopt
 
@@ -688,6 +792,7 @@ def test_methods_are_listed_by_name_and_folder() -> None:
         ("a.b=c.d=e", "a.b", True),
         ("a=x.b", "x.b", False),
         ("a.b", "a.b", True),
+        ("X.a=1", "X.a", True),
     ],
 )
 def test_an_override_touches_its_key_and_all_above_and_below(override: str, key: str, sets: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pruneopt.brief import describe
 from pruneopt.errors import SignalError
 from pruneopt.signals import SIGNALS, Attention, SignalInfo, Signals, _info, attention_need, signal_info
 
@@ -137,6 +138,21 @@ def test_a_view_has_the_sizes_of_its_signals_and_only_the_declared_names() -> No
         view["keys"]
     with pytest.raises(SignalError, match=r"declared: none$"):
         signals.view([])["xy"]
+
+
+def test_samples_must_be_a_tensor() -> None:
+    with pytest.raises(SignalError, match=r"^sample must be a torch tensor, got list"):
+        Signals({"xy": torch.zeros(1, 3, 2)}, sample=[0])  # type: ignore[arg-type]
+
+
+def test_signals_and_views_are_described_by_name_without_values() -> None:
+    tensors = {"xy": torch.zeros(1, 3, 2), "grid": torch.zeros(1, 3, 2)}
+    shown = f"grid {describe(tensors['grid'])}, xy {describe(tensors['xy'])}"
+    plain = Signals(tensors)
+    assert repr(plain) == f"Signals({shown})"
+    assert repr(Signals(tensors, torch.ones(1, 3).bool())) == f"Signals({shown}; ragged)"
+    assert repr(plain.view(["xy", "keys"])) == f"SignalView(of keys, xy in Signals({shown}))"
+    assert repr(plain.view([])) == f"SignalView(of nothing in Signals({shown}))"
 
 
 SHAPES = {"B": 2, "N": 3, "H": 2, "D": 2, "T": 2, "d": 2, "C": 2, "c": 2, "S": 2, "M": 4, "L": 4, "P": 2}

@@ -10,6 +10,7 @@ from fixed_parts import (
     AddStep,
     FeatureScore,
     FixedCost,
+    FixedGroups,
     FixedKernel,
     FixedMarginal,
     FixedReadout,
@@ -354,6 +355,29 @@ def test_quotas_come_from_the_signal_or_the_score_that_is_named(quota: str | Non
     assert chosen.counts == (3, 3)
     if quota == "score":
         assert problem.group.dtype == torch.int64 and list(score.seen[0]) == ["features"]
+
+
+def test_groups_may_share_the_budget_in_their_own_way() -> None:
+    own = (1 - GROUPED, torch.tensor([[1, 2], [0, 3]]))
+    for quotas, group, quota in ((own, *own), (None, GROUPED, torch.tensor([[2, 1], [2, 1]]))):
+        spy, part = SpySolver(), FixedGroups(GROUPED.float(), quotas)
+        spec = ProblemSpec("quota", scores=(scored(SCORES),), quota=part)
+        Pruner(stage(spec, solver=spy, budget=Budget(3, scope="sample"))).select(bare(2, 6))
+        assert torch.equal(spy.seen[0].group, group) and torch.equal(spy.seen[0].quota, quota)
+        ((asked, mask, k, importance),) = part.seen
+        assert torch.equal(asked, GROUPED) and asked.dtype == torch.int64
+        assert (
+            mask.all() and mask.shape == (2, 6) and k.tolist() == [3, 3] and torch.equal(importance, SCORES)
+        )
+
+
+def test_what_is_no_signals_is_refused_with_the_cure() -> None:
+    with pytest.raises(SignalError) as caught:
+        select(spec_of(stage(top_k(SCORES))), SCORES)  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        "signals must be pruneopt.Signals, or a mapping from names to tensors, got <class 'torch.Tensor'>; "
+        'give Signals({"features": tokens})'
+    )
 
 
 def test_quotas_and_protection_follow_the_counts_of_the_rule() -> None:
