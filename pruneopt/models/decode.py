@@ -11,8 +11,7 @@ from torch import Tensor
 from pruneopt.errors import ModelError
 from pruneopt.models.base import ModelAdapter
 from pruneopt.models.cache import held
-from pruneopt.models.flow import rotary_of, segment_mask
-from pruneopt.models.sequence import CacheState, Segment
+from pruneopt.models.sequence import CacheState, Segment, rotary_of, segment_mask
 
 
 class Decode:

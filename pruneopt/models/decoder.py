@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pruneopt.models.base import ModelAdapter
+from pruneopt.models.columns import Columns, take
 from pruneopt.models.probe import attention_rows, rotate
-from pruneopt.models.sequence import take_columns
 
 # signal -> captures of its own layer that it is made from
 _SLOTS: dict[str, tuple[str, ...]] = {
@@ -38,38 +38,17 @@ _SLOTS: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass
+@dataclass(frozen=True)
 class View:
-    """The visual and text columns of the batch as they stand now (see `Prompt` for shapes).
+    """The columns of the batch as they stand, and their rotary embedding: cos and sin `[B or 1,W,d]`."""
 
-    `rows` `[B']` is None when every row holds visual tokens.  `valid` `[B,W]`, `rotary` cos and sin
-    `[B or 1,W,d]`.
-    """
-
-    rows: Tensor | None
-    place: Tensor
-    mask: Tensor
-    text: Tensor
-    last: Tensor
-    valid: Tensor
+    columns: Columns
     rotary: tuple[Tensor, Tensor]
 
-    def pick(self, values: Tensor) -> Tensor:
-        """Rows that hold visual tokens."""
-        return values if self.rows is None or values.shape[0] == 1 else values[self.rows]
-
-    def visual(self, values: Tensor) -> Tensor:
-        """`[B,W,...]` to `[B',N,...]`; padding repeats column 0."""
-        return take_columns(self.pick(values), self.place.clamp_min(0))
-
-    def texts(self, values: Tensor) -> Tensor:
-        """`[B,W,...]` to `[B',T,...]`, zero at padding."""
-        taken = take_columns(self.pick(values), self.text.clamp_min(0))
-        return taken.masked_fill((self.text < 0).view(*self.text.shape, *[1] * (taken.dim() - 2)), 0)
-
-    def rotary_at(self, columns: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = (self.pick(part) for part in self.rotary)
-        return take_columns(cos, columns.clamp_min(0)), take_columns(sin, columns.clamp_min(0))
+    def rotary_at(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Cos and sin at the columns `places` `[B',n]`; padding (-1) repeats column 0."""
+        cos, sin = (self.columns.pick(part) for part in self.rotary)
+        return take(cos, places.clamp_min(0)), take(sin, places.clamp_min(0))
 
 
 @dataclass
@@ -140,27 +119,29 @@ class DecoderCapture:
             "hidden_out": "out",
         }
         if base in slot:
-            return view.visual(raw[slot[base]])
+            return view.columns.visual(raw[slot[base]])
         if base == "text_hidden_out":
-            return view.texts(raw["out"])
+            return view.columns.texts(raw["out"])
         if base == "hidden_normed":
-            return self.adapter.text.norm(view.visual(raw["out"]))
+            return self.adapter.text.norm(view.columns.visual(raw["out"]))
         if base == "text_hidden_normed":
-            return self.adapter.text.norm(view.texts(raw["out"]))
+            return self.adapter.text.norm(view.columns.texts(raw["out"]))
         if base.startswith("transition"):
-            return view.visual(_transition(raw, view.valid, base.endswith("_abs"))[:, :, None])[:, :, 0]
+            return view.columns.visual(
+                _transition(raw, view.columns.valid, base.endswith("_abs"))[:, :, None]
+            )[:, :, 0]
         attention = self.adapter.layers[layer].self_attn
         if base.startswith("lookahead"):
             following = self.adapter.layers[layer + 1]
-            attention, normed = following.self_attn, following.input_layernorm(view.pick(raw["out"]))
+            attention, normed = following.self_attn, following.input_layernorm(view.columns.pick(raw["out"]))
             query = self._heads(attention, attention.q_proj, "q_norm", normed)
             key = self._heads(attention, attention.k_proj, "k_norm", normed)
         else:
-            key = self._split(attention, view.pick(raw["k"]))
-            query = self._split(attention, view.pick(raw["q"])) if "q" in raw else key
+            key = self._split(attention, view.columns.pick(raw["k"]))
+            query = self._split(attention, view.columns.pick(raw["q"])) if "q" in raw else key
         if base.endswith("keys"):
-            columns = view.text if base == "text_keys" else view.place
-            rows = take_columns(key, columns.clamp_min(0)).transpose(1, 2)
+            columns = view.columns.text if base == "text_keys" else view.columns.place
+            rows = take(key, columns.clamp_min(0)).transpose(1, 2)
             rows = rotate(attention, rows, view.rotary_at(columns)).to(key.dtype)
             return rows.masked_fill((columns < 0)[:, None, :, None], 0)
         return self._attention(base, attention, query, key, view)
@@ -179,21 +160,21 @@ class DecoderCapture:
         width = key.shape[1]
         every = torch.arange(width, device=key.device)
         if base.endswith("_last"):
-            columns = view.last[:, None]
+            columns = view.columns.last[:, None]
         elif base.endswith("_text"):
-            columns = view.text
+            columns = view.columns.text
         elif base.endswith("_visual"):
-            columns = view.place
+            columns = view.columns.place
         else:
             columns = every.expand(key.shape[0], width)
         rows = rotate(
             attention,
-            take_columns(query, columns.clamp_min(0)).transpose(1, 2),
+            take(query, columns.clamp_min(0)).transpose(1, 2),
             view.rotary_at(columns),
         )
         keys = rotate(attention, key.transpose(1, 2), view.rotary_at(every.expand(key.shape[0], width)))
         here = columns.clamp_min(0)[:, :, None]
-        valid = view.pick(view.valid)
+        valid = view.columns.pick(view.columns.valid)
         allowed = (every <= here) & valid[:, None, :]
         if base == "attention_logits":  # nothing in the rows and columns of padding, their diagonal included
             allowed = allowed & valid[:, :, None]
@@ -201,8 +182,8 @@ class DecoderCapture:
             return found.clamp_min(torch.finfo(found.dtype).min)
         allowed = allowed | (every == here)  # padding rows look at themselves instead of at nothing
         weights = attention_rows(rows, keys, allowed, attention.scaling)
-        shape = (*weights.shape[:3], view.place.shape[1])
-        columns_of = view.place.clamp_min(0)[:, None, None, :].expand(shape)
+        shape = (*weights.shape[:3], view.columns.place.shape[1])
+        columns_of = view.columns.place.clamp_min(0)[:, None, None, :].expand(shape)
         weights = weights.gather(3, columns_of)
         if base.endswith("_last"):
             return weights[:, :, 0]

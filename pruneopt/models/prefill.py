@@ -4,135 +4,278 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pruneopt.errors import SignalError
+from pruneopt.errors import ModelError, SignalError
+from pruneopt.grouping import join_groups, split_groups
 from pruneopt.models.base import ModelAdapter
 from pruneopt.models.cache import remember
-from pruneopt.models.decoder import Captured, DecoderCapture
-from pruneopt.models.encoder_signals import EncoderCapture
-from pruneopt.models.flow import Flow, segment_mask
-from pruneopt.models.prompt import read_prompt, refuse_without_text
+from pruneopt.models.columns import Columns, Move, take
+from pruneopt.models.decoder import Captured, DecoderCapture, View
+from pruneopt.models.deepstack import Deepstack
+from pruneopt.models.encoder_signals import PER_CROP, EncoderCapture
+from pruneopt.models.outcome import Cut, Outcome
+from pruneopt.models.prompt import Prompt
 from pruneopt.models.report import Report, measure
-from pruneopt.pruner import Clock
-from pruneopt.spec import Spec
+from pruneopt.models.sequence import CacheState, Segment, compact_positions, rotary_of, segment_mask
+from pruneopt.models.store import SignalStore
+from pruneopt.pruner import Clock, Pruner
+from pruneopt.schema import Spec, StageSpec
+from pruneopt.signals import Signals
+from pruneopt.solution import Selection
+
+
+@dataclass
+class Sources:
+    """Where signals come from: captures of the decoder, and of the encoder together with its inputs."""
+
+    decoder: DecoderCapture
+    encoder: EncoderCapture | None
+    inputs: Mapping[str, Any]
+    captured: Captured = field(default_factory=Captured)
 
 
 class Prefill:
     """State of one pass over a prompt, made when it begins and dropped when it ends, by whatever road.
 
-    Raises InputError and ModelError on construction for prompts that cannot be pruned.
+    Parameters
+    ----------
+    prompt: as read before the pass.  sources: None where no layer is asked for signals.
+    clock: builds the clock of a stage.  check: look for NaN before each cut; else once, after the pass.
     """
 
     def __init__(
         self,
         adapter: ModelAdapter,
         spec: Spec,
-        inputs: Mapping[str, Any],
-        decoder: DecoderCapture,
-        encoder: EncoderCapture | None,
+        prompt: Prompt,
+        sources: Sources,
         *,
         clock: Callable[[], Clock],
+        check: bool,
     ):
-        prompt = read_prompt(adapter, inputs)
-        refuse_without_text(prompt, spec.needs)
-        self.adapter, self.spec, self.inputs = adapter, spec, inputs
-        self.decoder, self.encoder, self.captured = decoder, encoder, Captured()
-        self.flow = Flow(adapter, spec, prompt, clock, checks_each_cut(prompt.place.device))
-        self.masks: dict[int, Any] = {}
+        self.adapter, self.spec, self.prompt, self.sources = adapter, spec, prompt, sources
+        self.clock, self.check = clock, check
+        self.columns, self.store = Columns.of(prompt), SignalStore(prompt)
+        self.state, self.cuts, self.masks = CacheState(prompt.columns), list[Cut](), dict[int, Any]()
+        self.rotary: tuple[Tensor, Tensor] | None = None  # cos and sin [B or 1,W,d] of the columns
+        self.positions: Tensor | None = None  # [A,B or 1,W] of the columns
+        self.deepstack: Deepstack | None = None
+        self.bad: Tensor | None = None  # [B'] where a signal was NaN, of all cuts so far
+        self.seconds: dict[str, float] = {}
+
+    # what happens, in the order in which it does
 
     def text_starts(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Encoder signals are ready; deepstack features are taken over from the text model."""
-        flow = self.flow
-        if self.encoder is not None:
+        encoder, inputs = self.sources.encoder, self.sources.inputs
+        if encoder is not None:
             start = time.perf_counter()
             with torch.no_grad():
-                flow.store.update(self.encoder.collect(self.inputs, flow.prompt))
-                flow.crop = self.encoder.crops(self.inputs, flow.prompt)
-            flow.timed("encoder signals", start)
+                self.store.update(encoder.collect(inputs, self.prompt))
+                self.store.crop = encoder.crops(inputs, self.prompt)
+            self.timed("encoder signals", start)
         added = self.adapter.take_deepstack(kwargs)
         if added is None:
             return None
-        flow.set_deepstack(*added)
+        self.deepstack = Deepstack.of(*added)
         return args, self.adapter.without_deepstack(kwargs)
 
     def positions_are(self, ids: Tensor) -> None:
         """Position ids `[B or 1,W]` or `[A,B,W]` that the rotary embedding is asked for."""
-        if self.flow.positions is None:
-            self.flow.positions = ids if ids.dim() == 3 else ids[None]
+        if self.positions is None:
+            self.positions = ids if ids.dim() == 3 else ids[None]
 
-    def before_layer(self, index: int, hidden: Tensor, kwargs: Mapping[str, Any]) -> Any:
-        """Cut where the spec says so; the hidden states that enter and the arguments that change with them,
+    def before_layer(
+        self, index: int, hidden: Tensor, kwargs: Mapping[str, Any]
+    ) -> tuple[Tensor, dict[str, Any]] | None:
+        """Cut where the spec says so.  The hidden states that enter and the arguments that change with them;
         None before the first cut.
         """
-        flow, cache = self.flow, kwargs.get("past_key_values")
-        if flow.rotary is None:
-            flow.rotary = kwargs["position_embeddings"]
+        if self.rotary is None:
+            self.rotary = kwargs["position_embeddings"]
         if index == 0:
             self._entry(hidden)
         for stage in self.spec.stages:
             if stage.insertion.layer_index == index:
-                hidden = flow.cut(stage, hidden)
+                hidden = self.cut(stage, hidden)
                 self.masks.clear()
-        if index in self.decoder.plan:
-            self.captured.keep(index, "in", hidden)
-        segment = flow.state.at(index)
+        if index in self.sources.decoder.plan:
+            self.sources.captured.keep(index, "in", hidden)
+        segment = self.state.at(index)
         if segment is None:
             return None
-        if cache is not None:
-            remember(cache, flow.state)
+        if kwargs.get("past_key_values") is not None:
+            remember(kwargs["past_key_values"], self.state)
         if segment.layer not in self.masks:
             self.masks[segment.layer] = segment_mask(self.adapter, segment, hidden, 0, None)
         mask = self.masks[segment.layer]
-        changed = {
-            "attention_mask": mask, "position_embeddings": segment.rotary, "position_ids": None
-        }  # fmt: skip
-        return hidden, changed
+        return hidden, {"attention_mask": mask, "position_embeddings": self.rotary, "position_ids": None}
 
     def after_layer(self, index: int, output: Tensor) -> Tensor | None:
         """Add deepstack features, then compute the signals of this layer."""
-        flow = self.flow
-        added = index < len(flow.deepstack)
-        if added:
-            output = flow.add_deepstack(index, output)
-        if index in self.decoder.plan:
+        added = self.deepstack is not None and index < len(self.deepstack.features)
+        if self.deepstack is not None and added:
+            output = self.deepstack.added(index, output)
+        decoder, captured = self.sources.decoder, self.sources.captured
+        if index in decoder.plan:
             start = time.perf_counter()
-            self.captured.keep(index, "out", output)
-            with self.captured.closed(index) as raw:
-                found = self.decoder.compute(index, flow.view(), raw)
-            flow.store.update({(base, index): tensor for base, tensor in found.items()})
-            flow.timed("signals", start)
+            captured.keep(index, "out", output)
+            with captured.closed(index) as raw:
+                found = decoder.compute(index, self.view(), raw)
+            self.store.update({(base, index): tensor for base, tensor in found.items()})
+            self.timed("signals", start)
         return output if added else None
 
-    def finish(self, output: Any) -> tuple[Flow, Report] | None:
+    def finish(self, output: Any) -> tuple[Outcome, Report] | None:
         """The deferred NaN check, then the results; None when the model did not run every cut.
 
         Raises SignalError when a signal was NaN or infinite.
         """
-        flow = self.flow
-        if len(flow.cuts) != len(self.spec.stages):
+        if len(self.cuts) != len(self.spec.stages):
             return None
-        if flow.bad is not None and bool(flow.bad):
+        if self.bad is not None and bool(self.bad.any()):
             raise SignalError(
                 "a signal holds NaN or infinity; the output of this pass must not be used. Check the model's "
                 "dtype (try float32 or bfloat16) and its inputs"
             )
-        flow.store = {key: value for key, value in flow.store.items() if key == ("size", None)}
-        for segment in flow.state.segments:
-            segment.rotary = None
-        return flow, measure(self.adapter, flow, getattr(output, "past_key_values", None))
+        outcome = Outcome(self.spec, self.prompt, self.cuts, self.store["size", None], self.seconds)
+        return outcome, measure(self.adapter, outcome, getattr(output, "past_key_values", None))
+
+    # one cut
+
+    def cut(self, stage: StageSpec, hidden: Tensor) -> Tensor:
+        """Choose, remove, and remember; returns the shorter hidden states `[B,W',D]`.
+
+        Raises ModelError for an order of tokens under `positions: keep`, and what the pruner raises.
+        """
+        clock = self.clock()
+        with torch.no_grad():
+            signals = self.store.signals(stage, self.columns, hidden)
+            clock.lap("signals")
+            selection = self._select(stage, signals, clock)
+            counts = selection.known_counts
+        if selection.rank is not None and self.spec.positions != "compact":
+            raise ModelError(
+                "a step orders the kept tokens anew, which needs positions=compact: with positions=keep "
+                "every token holds its place; override positions=compact"
+            )
+        if selection.importance is not None:
+            self.store["importance", None] = selection.importance
+        dropped = counts != self.columns.alive
+        if dropped or selection.merge is not None or selection.rank is not None:
+            hidden = self._remove(stage.insertion.layer_index, selection, counts, hidden)
+        columns = self.columns
+        self.cuts.append(
+            Cut(
+                stage.insertion.layer_index,
+                stage,
+                selection,
+                columns.origin,
+                list(columns.lengths),
+                columns.width,
+                list(columns.alive),
+            )
+        )
+        clock.lap("apply")
+        for name, seconds in clock.seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        return hidden
+
+    def _select(self, stage: StageSpec, signals: Signals, clock: Clock) -> Selection:
+        names = sorted(name for name in stage.needs if name.partition("@")[0] in PER_CROP)
+        given, place = self._with_crops(stage, signals, names) if names else (signals, None)
+        selection = Pruner(stage).select(given, self.prompt.started, clock, self.check)
+        if not self.check:
+            bad = given.bad_values(sorted(stage.needs)).any()
+            self.bad = bad if self.bad is None else self.bad | bad
+        if place is not None:
+            selection = join_groups(selection, place, given.sample, signals.batch, signals.tokens)
+        return selection
+
+    def _with_crops(
+        self, stage: StageSpec, signals: Signals, names: list[str]
+    ) -> tuple[Signals, Tensor | None]:
+        """Add signals that exist once per crop: one problem per crop where samples have several."""
+        assert self.store.crop is not None
+        crops, place = self.store.crop[:, 0], None
+        if self.prompt.groups > 1:
+            if stage.budget.scope != "group":
+                raise ModelError(
+                    f"signal {names[0]!r} is one per crop, but this budget pools the crops of a sample; set "
+                    "budget.scope=group"
+                )
+            signals, place = split_groups(signals)
+            crops = self.store.crop[signals.sample, place[:, 0]]
+        tensors = {name: signals[name] for name in signals if name != "group" or name in stage.needs}
+        if place is not None:
+            tensors.pop("group", None)
+        tensors |= {name: self.store.per_crop(name, crops) for name in names}
+        return Signals(tensors, signals.mask if signals.ragged else None, signals.sample), place
+
+    def _remove(self, layer: int, selection: Selection, counts: tuple[int, ...], hidden: Tensor) -> Tensor:
+        old = self.columns
+        self.columns, move = old.after(
+            selection.keep, counts, selection.rank, group=self.store["group", None]
+        )
+        merged = _merged(selection, move, old.visual(hidden), old.mask)
+        hidden = take(hidden, move.content)
+        if merged is not None:
+            hidden = self.columns.write(hidden, merged)
+        self.store.carry(move.tokens)
+        if selection.size is not None:
+            size = selection.size.masked_fill(~selection.keep, 0).nan_to_num(0.0)
+            self.store["size", None] = take(size.float(), move.tokens)
+        if self.deepstack is not None:
+            self.deepstack = self.deepstack.after(self.columns, move)
+        self._reposition(layer, move, hidden)
+        return hidden
+
+    def _reposition(self, layer: int, move: Move, hidden: Tensor) -> None:
+        """Positions and rotary embedding of the columns that are left, and the segment for later steps."""
+        assert self.rotary is not None
+        segment = Segment(layer, self.columns.valid, self.columns.full)
+        if self.positions is not None:
+            ids = self.positions.expand(-1, self.prompt.batch, -1)
+            self.positions = torch.stack([take(axis, move.order) for axis in ids])
+        if self.spec.positions == "compact":
+            assert self.positions is not None
+            self.positions, segment.following = compact_positions(self.positions, self.columns.valid)
+            self.rotary = rotary_of(self.adapter, hidden, self.positions)
+        else:
+            cos, sin = self.rotary
+            self.rotary = take(cos, move.order), take(sin, move.order)
+        self.state.cut(segment)
+
+    # small things
+
+    def view(self) -> View:
+        assert self.rotary is not None
+        return View(self.columns, self.rotary)
+
+    def timed(self, name: str, start: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def _entry(self, hidden: Tensor) -> None:
-        flow, needs = self.flow, {name.partition("@")[0] for name in self.spec.needs}
+        """Signals of the stream that enters the first layer."""
+        needs = {name.partition("@")[0] for name in self.spec.needs}
         if needs & {"embeddings", "text_embeddings", "start_embeddings", "start_mask"}:
-            view = flow.view()
-            flow.store["embeddings", None] = view.visual(hidden).detach()
-            flow.store["text_embeddings", None] = view.texts(hidden).detach()
-            flow.store["start_embeddings", None] = flow.store["embeddings", None]
-            flow.store["start_mask", None] = flow.mask
+            self.store["embeddings", None] = self.columns.visual(hidden).detach()
+            self.store["text_embeddings", None] = self.columns.texts(hidden).detach()
+            self.store["start_embeddings", None] = self.store["embeddings", None]
+            self.store["start_mask", None] = self.columns.mask
+
+
+def _merged(selection: Selection, move: Move, values: Tensor, mask: Tensor) -> Tensor | None:
+    """New values `[B',K,D]` of the kept tokens, from `values` `[B',N,D]` of all; None without a merge."""
+    if selection.merge is None:
+        return None
+    real = values.float().masked_fill(~mask[:, :, None], 0)
+    return (take(selection.merge, move.tokens).float() @ real).to(values.dtype)
 
 
 def checks_each_cut(device: torch.device) -> bool:

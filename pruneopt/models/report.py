@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
     from pruneopt.models.base import ModelAdapter
-    from pruneopt.models.flow import Flow
+    from pruneopt.models.outcome import Outcome
 
 FORMULA = (
     "per layer 2nd(q + kv) + 2n^2 q + 3ndm multiply-adds; n tokens, width d, q and kv head widths, MLP m"
@@ -253,11 +253,11 @@ def _few(values: list[float] | None) -> str:
     return f"[{shown}{', ...' if len(values) > 3 else ''}]"
 
 
-def measure(adapter: ModelAdapter, flow: Flow, cache: Any) -> Report:
+def measure(adapter: ModelAdapter, outcome: Outcome, cache: Any) -> Report:
     """The report of a finished prefill; `cache` is what it filled, or None."""
-    prompt, layers = flow.prompt, len(adapter.layers)
+    prompt, layers = outcome.prompt, len(adapter.layers)
     tokens, columns = [list(prompt.lengths)] * layers, [prompt.columns] * layers
-    for cut in flow.cuts:
+    for cut in outcome.cuts:
         for layer in range(cut.layer, layers):
             tokens[layer], columns[layer] = list(cut.lengths), cut.width
     found = None
@@ -267,28 +267,28 @@ def measure(adapter: ModelAdapter, flow: Flow, cache: Any) -> Report:
     for row, n in zip(prompt.rows, prompt.started, strict=True):
         by_sample[row] = n
     notes = []
-    if flow.spec.attention is Attention.FULL:
+    if outcome.spec.attention is Attention.FULL:
         notes.append("this method reads full attention maps; they were recomputed beside the model's kernel")
-    reads_cls = any(name.partition("@")[0] == "cls_attention" for name in flow.spec.needs)
+    reads_cls = any(name.partition("@")[0] == "cls_attention" for name in outcome.spec.needs)
     if reads_cls and not adapter.encoder().cls:
         notes.append(
             "this vision encoder has no CLS token: cls_attention was answered by the mean attention that a "
             "patch receives (received_attention)"
         )
     return Report(
-        flow.spec.name,
-        flow.spec.hash,
+        outcome.spec.name,
+        outcome.spec.hash,
         adapter.family,
         shape_of(adapter),
         prompt.batch,
         list(prompt.lengths),
         list(prompt.started),
-        [(cut.layer, cut.visual) for cut in flow.cuts],
+        [(cut.layer, cut.visual) for cut in outcome.cuts],
         tokens,
         columns,
         found,
-        dict(flow.seconds),
-        [cut.selection for cut in flow.cuts],
+        dict(outcome.seconds),
+        [cut.selection for cut in outcome.cuts],
         notes,
         visual_by_sample=by_sample,
         dense_columns=prompt.columns,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pruneopt.errors import InputError
 from pruneopt.models.base import ModelAdapter
-from pruneopt.models.flow import Flow
+from pruneopt.models.outcome import Outcome
 from pruneopt.models.report import Report
 from pruneopt.solution import Selection
 from pruneopt.spec import Spec
@@ -19,19 +19,19 @@ class Run:
 
     def __init__(self, adapter: ModelAdapter, spec: Spec) -> None:
         self.adapter, self.spec, self.prompts = adapter, spec, 0
-        self._last: tuple[Flow, Report] | None = None
+        self._last: tuple[Outcome, Report] | None = None
 
-    def done(self, flow: Flow, report: Report) -> None:
+    def done(self, outcome: Outcome, report: Report) -> None:
         """Take the results of a prompt."""
-        self._last, self.prompts = (flow, report), self.prompts + 1
+        self._last, self.prompts = (outcome, report), self.prompts + 1
 
-    def _results(self) -> tuple[Flow, Report]:
+    def _results(self) -> tuple[Outcome, Report]:
         if self._last is None:
             raise InputError("nothing was run yet: call the model, or generate, inside the pruning context")
         return self._last
 
     @property
-    def last(self) -> Flow:
+    def last(self) -> Outcome:
         """What happened in the last prompt, cut by cut."""
         return self._results()[0]
 

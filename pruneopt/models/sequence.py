@@ -1,15 +1,16 @@
-"""Columns: which of them hold what, and how removal and both position policies change them.
-
-A column is a place in the token axis of a batch.  Removal keeps the order, drops leading padding, and
-aligns rows at their last column, so `[:, -1]` means the same before and after.
-"""
+"""What decoder layers work on after a cut: a shorter sequence with masks and positions of its own."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from pruneopt.errors import ModelError
+from pruneopt.models.base import ModelAdapter
+from pruneopt.models.compat import causal_mask
 
 
 @dataclass
@@ -17,16 +18,17 @@ class Segment:
     """The columns that decoder layers from `layer` on hold, until the next cut.
 
     `valid` `[B,W]` bool: real tokens.  `full`: every column of every row is real, known without looking.
-    `rotary`: cos and sin of the columns (prefill only).  `following` `[B,1]`: position of the first decoded
-    token under `compact`, else None.
+    `following` `[B,1]`: position of the first decoded token under `compact`, else None.
     """
 
     layer: int
     valid: Tensor
-    width: int
     full: bool
-    rotary: tuple[Tensor, Tensor] | None = None
     following: Tensor | None = None
+
+    @property
+    def width(self) -> int:
+        return self.valid.shape[1]
 
     def take_rows(self, rows: Tensor, batch: int) -> Segment:
         """The segment after its cache moved `rows` of `batch`; a row may stand for several beams."""
@@ -54,64 +56,43 @@ class CacheState:
                 found = segment
         return found
 
+    def cut(self, segment: Segment) -> None:
+        """Layers from that of `segment` on work on it; an earlier cut at the same layer is overtaken."""
+        self.segments = [s for s in self.segments if s.layer != segment.layer] + [segment]
+
     def take_rows(self, rows: Tensor, batch: int) -> CacheState:
         """The state of a cache that held `batch` rows and now holds those named by `rows` (int64)."""
         return replace(self, segments=[segment.take_rows(rows, batch) for segment in self.segments])
 
 
-def placed(values: list[int], device: torch.device) -> Tensor:
-    """Host numbers as an int64 tensor on the device, without waiting for it."""
-    return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
+def segment_mask(
+    adapter: ModelAdapter, segment: Segment, hidden: Tensor, past: int, tail: Tensor | None
+) -> Any:
+    """Mask of a segment for `q` new columns after `past` cached ones; `tail` `[B, past + q - W]` or None.
 
-
-def survivors(alive: Tensor, width: int) -> Tensor:
-    """`[B,width]` int64: the alive columns of each row in order, right-aligned, dropped ones before them."""
-    return alive.to(torch.int8).argsort(dim=1, stable=True)[:, -width:]
-
-
-def inverse(order: Tensor, columns: int) -> Tensor:
-    """`[B,columns]`: where each old column went; arbitrary for dropped ones."""
-    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    return torch.zeros(order.shape[0], columns, dtype=torch.int64, device=order.device).scatter_(
-        1, order, places
-    )
-
-
-def emission(keep: Tensor, rank: Tensor | None, group: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """`[B,width]` twice: the places of the kept tokens in order, and which kept token goes to each.
-
-    Both index the tokens of `keep` `[B,N]`; rows that keep fewer than `width` end in dropped ones.  The
-    places that a group (`group` `[B,N]`) holds are filled with its own tokens by ascending `rank` `[B,N]`,
-    then index; without a rank every token stays in its place.
+    Raises ModelError when the cache is used for a batch that its own does not divide.
     """
-    places = (~keep).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
-    if rank is None:
-        return places, places
-    number = group.masked_fill(~keep, int(torch.iinfo(group.dtype).max))
-
-    def by_group(order: Tensor) -> Tensor:
-        return order.gather(1, number.gather(1, order).argsort(dim=1, stable=True))[:, :width]
-
-    every = torch.arange(keep.shape[1], device=keep.device).expand_as(number)
-    token = every.scatter(1, by_group(every), by_group(rank.argsort(dim=1, stable=True)))
-    return places, token.gather(1, places)
-
-
-def take_columns(values: Tensor, order: Tensor, dim: int = 1) -> Tensor:
-    """Gather `values` `[B or 1, ..., L, ...]` along `dim` by `order` `[B,W]`."""
-    shape = [1] * values.dim()
-    shape[0], shape[dim] = order.shape
-    sizes = list(values.shape)
-    sizes[0], sizes[dim] = order.shape
-    if values.shape[0] != order.shape[0]:
-        values = values.expand(order.shape[0], *values.shape[1:])
-    return values.gather(dim, order.view(shape).expand(sizes))
+    batch, new = hidden.shape[:2]
+    if segment.full and tail is None:
+        return causal_mask(adapter.text_config, hidden, None, past)
+    valid = segment.valid
+    if valid.shape[0] != batch:
+        if batch % valid.shape[0]:
+            raise ModelError(
+                f"the cache was pruned for a batch of {valid.shape[0]} but is used for {batch}; start with "
+                "a new cache, or use num_return_sequences"
+            )
+        valid = valid.repeat_interleave(batch // valid.shape[0], dim=0)
+    if tail is None:
+        tail = torch.ones(batch, past + new - segment.width, dtype=torch.bool, device=hidden.device)
+    return causal_mask(adapter.text_config, hidden, torch.cat([valid, tail.bool()], 1), past)
 
 
-def take_rotary(rotary: tuple[Tensor, Tensor], order: Tensor) -> tuple[Tensor, Tensor]:
-    """Cos and sin `[B or 1, L, d]` of the columns in `order`."""
-    cos, sin = rotary
-    return take_columns(cos, order), take_columns(sin, order)
+def rotary_of(adapter: ModelAdapter, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Cos and sin of positions `[A,B,W]` from the model's own rotary embedding."""
+    ids = positions[0] if positions.shape[0] == 1 else positions
+    cos, sin = adapter.text.rotary_emb(hidden, ids)
+    return cos, sin
 
 
 def compact_positions(positions: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,8 +17,8 @@ from pruneopt.models.decoder import DecoderCapture
 from pruneopt.models.encoder_signals import EncoderCapture
 from pruneopt.models.hooks import Attachments
 from pruneopt.models.plan import plan_captures
-from pruneopt.models.prefill import Prefill
-from pruneopt.models.prompt import has_pixels
+from pruneopt.models.prefill import Prefill, Sources, checks_each_cut
+from pruneopt.models.prompt import has_pixels, read_prompt, refuse_without_text
 from pruneopt.models.run import Run
 from pruneopt.pruner import Clock
 from pruneopt.spec import Spec
@@ -120,7 +120,7 @@ class Wiring:
                 "use the default dynamic cache (drop cache_implementation)"
             )
         if cache is None or not cache.get_seq_length():
-            return Prefill(self.adapter, self.spec, inputs, self.decoder, self.encoder, clock=self.clock)
+            return self._prefill(inputs)
         state = recall(cache)
         if bool((self.adapter.stream(inputs) > 0).any()) and has_pixels(inputs):
             raise ModelError(
@@ -136,11 +136,18 @@ class Wiring:
             )
         return None
 
+    def _prefill(self, inputs: Mapping[str, Any]) -> Prefill:
+        prompt = read_prompt(self.adapter, inputs)
+        refuse_without_text(prompt, self.spec.needs)
+        sources = Sources(self.decoder, self.encoder, inputs)
+        check = checks_each_cut(prompt.place.device)
+        return Prefill(self.adapter, self.spec, prompt, sources, clock=self.clock, check=check)
+
     # what happens inside one
 
     def _captured(self, layer: int, slot: str, value: Tensor) -> None:
         if isinstance(self.current, Prefill):
-            self.current.captured.keep(layer, slot, value)
+            self.current.sources.captured.keep(layer, slot, value)
 
     def _text(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return None if self.current is None else self.current.text_starts(args, kwargs)

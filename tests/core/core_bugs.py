@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 import test_compose
-import test_flow
 import test_grouping
 import test_hash
+import test_prefill
 import test_problems
 import test_resolve
 import test_signals
@@ -38,7 +38,7 @@ from pruneopt import (
     spec,
     subset_values,
 )
-from pruneopt.models import flow, sequence
+from pruneopt.models import columns, prefill, store
 
 
 @dataclass(frozen=True)
@@ -201,25 +201,25 @@ BUGS = [
     Bug("dropped tokens emitted by rank", solution.Selection, "index",
         "by_rank.gather(1, dropped.gather(1, by_rank).argsort(dim=1, stable=True))", "by_rank", ORDER),
     # forward pass
-    Bug("importance stale after the first cut", flow.Flow, "_apply", "if selection.importance is not None:",
-        'if ("importance", None) not in self.store:',
-        partial(test_flow.test_a_second_cut_goes_on_where_the_first_ended, test_flow.ROWS[0])),
-    Bug("the crop of a token not gathered", flow.Flow, "_carry",
-        "self.crop = take_columns(self.crop, chosen)", "pass",
-        partial(test_flow.test_one_cut_leaves_what_lists_leave, test_flow.ROWS[0], 2)),
-    Bug("a rank across crops", sequence, "emission", "number = group", "number = torch.zeros_like(group)",
-        partial(test_flow.test_ranks_order_tokens_within_the_places_of_their_crop, test_flow.ROWS[0])),
-    Bug("a NaN seen before the last cut forgotten", flow.Flow, "_select", "self.bad | bad", "bad",
-        partial(test_flow.test_bad_values_found_after_the_pass_are_never_forgotten, 0)),
-    Bug("sizes not carried", flow.Flow, "_carry", "if selection.size is not None:", "if False:",
-        partial(test_flow.test_merges_are_written_where_their_tokens_stand_and_sizes_are_carried,
-                test_flow.ROWS[0])),
-    Bug("a merge read by its columns", flow.Flow, "_merged", "take_columns(selection.merge, chosen)",
-        "take_columns(selection.merge.transpose(1, 2), chosen)",
-        partial(test_flow.test_merges_are_written_where_their_tokens_stand_and_sizes_are_carried,
-                test_flow.ROWS[0])),
-    Bug("padding inside a row forgotten", flow.Flow, "_remove", "and not any(prompt.inner)", "",
-        partial(test_flow.test_one_cut_leaves_what_lists_leave, ["T0000TT_", "T00T00T_"], 2)),
+    Bug("importance stale after the first cut", prefill.Prefill, "cut",
+        "if selection.importance is not None:", 'if ("importance", None) not in self.store:',
+        partial(test_prefill.test_a_second_cut_goes_on_where_the_first_ended, test_prefill.ROWS[0])),
+    Bug("the crop of a token not gathered", store.SignalStore, "carry",
+        "self.crop = take(self.crop, tokens)", "pass",
+        partial(test_prefill.test_one_cut_leaves_what_lists_leave, test_prefill.ROWS[0], 2)),
+    Bug("a rank across crops", columns, "emission", "number = group", "number = torch.zeros_like(group)",
+        partial(test_prefill.test_ranks_order_tokens_within_the_places_of_their_crop, test_prefill.ROWS[0])),
+    Bug("a NaN seen before the last cut forgotten", prefill.Prefill, "_select", "self.bad | bad", "bad",
+        partial(test_prefill.test_bad_values_found_after_the_pass_are_never_forgotten, 0)),
+    Bug("sizes not carried", prefill.Prefill, "_remove", "if selection.size is not None:", "if False:",
+        partial(test_prefill.test_merges_are_written_where_their_tokens_stand_and_sizes_are_carried,
+                test_prefill.ROWS[0])),
+    Bug("a merge read by its columns", prefill, "_merged", "take(selection.merge, move.tokens)",
+        "take(selection.merge.transpose(1, 2), move.tokens)",
+        partial(test_prefill.test_merges_are_written_where_their_tokens_stand_and_sizes_are_carried,
+                test_prefill.ROWS[0])),
+    Bug("padding inside a row forgotten", columns.Columns, "full", "in self.lengths", "in self.used",
+        partial(test_prefill.test_one_cut_leaves_what_lists_leave, ["T0000TT_", "T00T00T_"], 2)),
     # specs
     Bug("protect rounding not in the hash", schema.Protect, "to_spec", ', "rounding": self.rounding', "",
         test_hash.test_every_field_of_protect_decides_the_hash),

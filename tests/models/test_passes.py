@@ -73,7 +73,7 @@ def test_a_second_generate_with_the_whole_text_and_the_old_cache(family: str, wh
     with masked(model.model.language_model.layers, kept, real_columns(inputs)):
         wanted = two_turns(model, inputs, found)
     for turn in (0, 1):
-        assert difference(found[turn][1], wanted[turn][1]) < 2e-6
+        assert difference(found[turn][1], wanted[turn][1]) < 1e-5
 
 
 def test_turns_with_compact_positions_equal_one_pass_by_hand(model: Any, left: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import torch
 from test_llava import CASE as WHOLE
 
 import pruneopt
-from pruneopt.models import decode, flow, hooks, prefill, report
+from pruneopt.models import columns, decode, hooks, prefill, report, sequence, store
 from pruneopt.models.prompt import Prompt
 from pruneopt.problems import Budget
 from pruneopt.testing.insertion import CHECKS, ENTRY, LAYER, check_insertion
@@ -43,8 +43,8 @@ def one_hook_forgotten() -> Iterator[None]:
 @contextmanager
 def off_by_one_layer() -> Iterator[None]:
     """Tokens go one layer before the one that is reported."""
-    real = flow.Cut
-    with mock.patch.object(flow, "Cut", lambda layer, *rest: real(layer + 1, *rest)):
+    real = prefill.Cut
+    with mock.patch.object(prefill, "Cut", lambda layer, *rest: real(layer + 1, *rest)):
         yield
 
 
@@ -63,29 +63,34 @@ def decode_position_too_low() -> Iterator[None]:
 @contextmanager
 def text_dropped() -> Iterator[None]:
     """The first text token after the picture goes as well."""
-    real = flow.survivors
+    real = columns.survivors
 
     def survivors(alive: torch.Tensor, width: int) -> torch.Tensor:
         alive = alive.clone()
         alive[:, -3] = False
         return real(alive, width)
 
-    with mock.patch.object(flow, "survivors", survivors):
+    with mock.patch.object(columns, "survivors", survivors):
         yield
 
 
 @contextmanager
 def rotary_not_gathered() -> Iterator[None]:
-    def take(rotary: Any, order: torch.Tensor) -> Any:
-        return tuple(part[:, : order.shape[1]].expand(order.shape[0], -1, -1) for part in rotary)
+    real = prefill.Prefill._reposition
 
-    with mock.patch.object(flow, "take_rotary", take):
+    def reposition(self: Any, layer: int, move: Any, hidden: torch.Tensor) -> None:
+        first = self.rotary
+        real(self, layer, move, hidden)
+        shape = hidden.shape
+        self.rotary = tuple(part[:, : shape[1]].expand(shape[0], -1, -1) for part in first)
+
+    with mock.patch.object(prefill.Prefill, "_reposition", reposition):
         yield
 
 
 @contextmanager
 def padding_visible() -> Iterator[None]:
-    real = flow.segment_mask
+    real = sequence.segment_mask
 
     def everything(adapter: Any, segment: Any, hidden: Any, past: int, tail: Any) -> Any:
         return real(adapter, replace(segment, full=True), hidden, past, None)
@@ -119,13 +124,13 @@ def mlp_not_counted() -> Iterator[None]:
 @contextmanager
 def batch_mate_decides() -> Iterator[None]:
     """Selection looks at the number of rows of the batch."""
-    real = flow.Flow.signals
+    real = store.SignalStore.signals
 
-    def signals(self: Any, stage: Any, hidden: Any) -> Any:
-        found = real(self, stage, hidden)
-        return found if self.prompt.batch == 1 else _rolled(found)
+    def signals(self: Any, stage: Any, columns: Any, hidden: Any) -> Any:
+        found = real(self, stage, columns, hidden)
+        return found if len(columns.valid) == 1 else _rolled(found)
 
-    with mock.patch.object(flow.Flow, "signals", signals), _spread_scores():
+    with mock.patch.object(store.SignalStore, "signals", signals), _spread_scores():
         yield
 
 
@@ -153,16 +158,15 @@ def one_token_too_few() -> Iterator[None]:
 @contextmanager
 def state_leaks_between_prompts() -> Iterator[None]:
     """The second prompt reuses the kept set of the first, shifted by one."""
-    real = flow.Flow._apply
+    real = prefill.Prefill._select
     calls = [0]
 
-    def apply(self: Any, stage: Any, selection: Any, counts: Any, hidden: Any) -> Any:
+    def select(self: Any, *given: Any) -> Any:
         calls[0] += 1
-        if calls[0] % 2 == 0:
-            selection = replace(selection, keep=selection.keep.roll(1, 1))
-        return real(self, stage, selection, counts, hidden)
+        selection = real(self, *given)
+        return replace(selection, keep=selection.keep.roll(1, 1)) if calls[0] % 2 == 0 else selection
 
-    with mock.patch.object(flow.Flow, "_apply", apply):
+    with mock.patch.object(prefill.Prefill, "_select", select):
         yield
 
 
@@ -178,14 +182,7 @@ def static_cache_accepted() -> Iterator[None]:
 @contextmanager
 def counts_taken_from_the_first_row() -> Iterator[None]:
     """Ragged rows are cut to the count of the first."""
-    real = flow.Flow._remove
-
-    def remove(self: Any, layer: int, selection: Any, counts: list[int], hidden: Any) -> Any:
-        out = real(self, layer, selection, counts, hidden)
-        self.state.segments[-1].full = True
-        return out
-
-    with mock.patch.object(flow.Flow, "_remove", remove):
+    with mock.patch.object(columns.Columns, "full", True):
         yield
 
 

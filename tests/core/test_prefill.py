@@ -17,10 +17,12 @@ from torch import Tensor
 from pruneopt.errors import ModelError, SignalError
 from pruneopt.insertion.post_encoder import PostEncoder
 from pruneopt.insertion.prefill_layer import PrefillLayer
-from pruneopt.models import flow as flow_module
-from pruneopt.models.flow import Flow, rotary_of, segment_mask
+from pruneopt.models import prefill as prefill_module
+from pruneopt.models import sequence as sequence_module
+from pruneopt.models.deepstack import Deepstack
+from pruneopt.models.prefill import Prefill
 from pruneopt.models.prompt import Prompt
-from pruneopt.models.sequence import Segment
+from pruneopt.models.sequence import Segment, rotary_of, segment_mask
 from pruneopt.problems import Budget
 from pruneopt.pruner import Clock
 from pruneopt.schema import ProblemSpec, Spec, StageSpec, Weighted
@@ -80,13 +82,20 @@ class Rotary:
         return cos[:, :, None], 1000 + cos[:, :, None]
 
 
-def flow_of(rows: list[str], *stages: StageSpec, positions: str = "keep", check: bool = True) -> Flow:
+def flow_of(rows: list[str], *stages: StageSpec, positions: str = "keep", check: bool = True) -> Prefill:
     adapter: Any = SimpleNamespace(text=Rotary(), text_config="config")
-    flow = Flow(adapter, Spec("mine", stages, positions), prompt_of(rows), Clock, check)
+    sources: Any = None  # no layer is asked
+    flow = Prefill(
+        adapter, Spec("mine", stages, positions), prompt_of(rows), sources, clock=Clock, check=check
+    )
     columns = torch.arange(len(rows[0])).double()[None, :, None]
     flow.rotary = (columns, 1000 + columns)
     flow.positions = torch.arange(len(rows[0]))[None, None]
     return flow
+
+
+def signals_of(flow: Prefill, stage: StageSpec, hidden: Tensor) -> Any:
+    return flow.store.signals(stage, flow.columns, hidden)
 
 
 def stage_of(
@@ -122,17 +131,19 @@ def chosen(prompt: Prompt, values: Tensor, k: int) -> list[list[int]]:
 
 
 def check_flow(
-    flow: Flow, hidden: Tensor, rows: list[str], left: list[list[int]], kept: list[list[int]]
+    flow: Prefill, hidden: Tensor, rows: list[str], left: list[list[int]], kept: list[list[int]]
 ) -> None:
     """Every column, place and length against the lists `left` (columns per row) and `kept` (free ones)."""
     width = max(map(len, left))
-    assert flow.width == width == hidden.shape[1]
+    assert flow.columns.width == width == hidden.shape[1]
     real = [[row[c] not in "._" for c in columns] for row, columns in zip(rows, left, strict=True)]
-    assert flow.lengths == [sum(r) for r in real]
+    assert flow.columns.lengths == tuple(sum(r) for r in real)
     owners = flow.prompt.rows
-    assert flow.alive == [len(kept[b]) for b in owners]
-    assert flow.mask.tolist() == [[n < len(kept[b]) for n in range(max(flow.alive))] for b in owners]
-    assert flow.valid.tolist() == [[False] * (width - len(r)) + r for r in real]
+    assert flow.columns.alive == tuple(len(kept[b]) for b in owners)
+    assert flow.columns.mask.tolist() == [
+        [n < len(kept[b]) for n in range(max(flow.columns.alive))] for b in owners
+    ]
+    assert flow.columns.valid.tolist() == [[False] * (width - len(r)) + r for r in real]
     for b, columns in enumerate(left):
         shift = width - len(columns)
         assert hidden[b, shift:, 0].tolist() == [100 * b + c for c in columns]
@@ -142,13 +153,13 @@ def check_flow(
         i = owners.index(b)
         n = len(kept[b])
         new = {c: shift + at for at, c in enumerate(columns)}
-        assert flow.place[i, :n].tolist() == [new[c] for c in kept[b]]
-        assert flow.origin[i, :n].tolist() == kept[b]
+        assert flow.columns.place[i, :n].tolist() == [new[c] for c in kept[b]]
+        assert flow.columns.origin[i, :n].tolist() == kept[b]
         assert flow.store["xy", None][i, :n].tolist() == [[c, -c] for c in kept[b]]
         assert flow.store["group", None][i, :n].tolist() == [int(rows[b][c]) for c in kept[b]]
         old_text = flow.prompt.text[i].tolist()
-        assert flow.text[i].tolist() == [new[c] if c >= 0 else -1 for c in old_text]
-        assert flow.last[i].item() == new[int(flow.prompt.last[i])]
+        assert flow.columns.text[i].tolist() == [new[c] if c >= 0 else -1 for c in old_text]
+        assert flow.columns.last[i].item() == new[int(flow.prompt.last[i])]
 
 
 @pytest.mark.parametrize("rows", ROWS, ids=NAMES)
@@ -159,7 +170,7 @@ def test_one_cut_leaves_what_lists_leave(rows: list[str], k: int) -> None:
     flow = flow_of(rows, stage_of(values, k))
     flow.store["keys", 1] = torch.stack([address(rows)[b, p.clamp_min(0)] for b, p in
                                          zip(prompt.rows, prompt.place, strict=True)])[:, None]  # fmt: skip
-    flow.crop = flow.prompt.geometry["group"] + 10
+    flow.store.crop = flow.prompt.geometry["group"] + 10
     hidden = flow.cut(flow.spec.stages[0], address(rows))
     kept = chosen(prompt, values, k)
     live = [[c for c in range(len(row)) if row[c] != "."] for row in rows]
@@ -167,22 +178,21 @@ def test_one_cut_leaves_what_lists_leave(rows: list[str], k: int) -> None:
     check_flow(flow, hidden, rows, left, kept)
     for i, b in enumerate(prompt.rows):
         assert flow.store["keys", 1][i, 0, :k, 0].tolist() == [100 * b + c for c in kept[b]]
-        assert flow.crop[i, :k].tolist() == [10 + int(rows[b][c]) for c in kept[b]]
+        assert flow.store.crop[i, :k].tolist() == [10 + int(rows[b][c]) for c in kept[b]]
         importance = [float(values[i, prompt.place[i].tolist().index(c)]) for c in kept[b]]
         assert flow.store["importance", None][i, :k].tolist() == pytest.approx(importance)
-        assert flow.size[i, :k].tolist() == [1] * k
+        assert flow.store["size", None][i, :k].tolist() == [1] * k
     (cut,) = flow.cuts
-    assert (cut.layer, cut.stage, cut.width) == (0, flow.spec.stages[0], flow.width)
-    assert (cut.lengths, cut.visual) == (flow.lengths, flow.alive)
-    assert cut.lengths is not flow.lengths and cut.visual is not flow.alive
+    assert (cut.layer, cut.stage, cut.width) == (0, flow.spec.stages[0], flow.columns.width)
+    assert (cut.lengths, cut.visual) == (list(flow.columns.lengths), list(flow.columns.alive))
     assert cut.kept.tolist() == [kept[b] for b in prompt.rows]
-    assert cut.selection.known_counts == tuple(flow.alive)
+    assert cut.selection.known_counts == flow.columns.alive
     (segment,) = flow.state.segments
-    assert (segment.layer, segment.width, segment.following) == (0, flow.width, None)
-    assert segment.valid is flow.valid and segment.rotary is flow.rotary
+    assert (segment.layer, segment.width, segment.following) == (0, flow.columns.width, None)
+    assert segment.valid is flow.columns.valid
     assert segment.full is (rows is ROWS[2])
     for b, columns in enumerate(left):
-        shift = flow.width - len(columns)
+        shift = flow.columns.width - len(columns)
         assert flow.rotary is not None and flow.positions is not None
         assert flow.rotary[0][b, shift:, 0].tolist() == columns
         assert flow.rotary[1][b, shift:, 0].tolist() == [1000 + c for c in columns]
@@ -223,7 +233,9 @@ def test_two_cuts_at_one_layer_leave_one_segment() -> None:
     values = scores_of(prompt_of(rows))
     flow = flow_of(rows, stage_of(values, 3), stage_of(values[:, :3], 2))
     flow.cut(flow.spec.stages[1], flow.cut(flow.spec.stages[0], address(rows)))
-    assert [(s.layer, s.width) for s in flow.state.segments] == [(0, flow.width)] and len(flow.cuts) == 2
+    assert [(s.layer, s.width) for s in flow.state.segments] == [(0, flow.columns.width)] and len(
+        flow.cuts
+    ) == 2
 
 
 def test_keeping_everything_changes_nothing_but_is_remembered() -> None:
@@ -231,7 +243,7 @@ def test_keeping_everything_changes_nothing_but_is_remembered() -> None:
     flow = flow_of(rows, stage_of(scores_of(prompt_of(rows)), 4))
     given, rotary = address(rows), flow.rotary
     assert flow.cut(flow.spec.stages[0], given) is given
-    assert flow.state.segments == [] and flow.rotary is rotary and flow.width == len(rows[0])
+    assert flow.state.segments == [] and flow.rotary is rotary and flow.columns.width == len(rows[0])
     assert flow.cuts[0].kept.tolist() == [[1, 2, 3, 4]] * 2 and flow.cuts[0].visual == [4, 4]
 
 
@@ -246,7 +258,7 @@ def test_compact_positions_close_gaps_and_ask_the_model_for_its_angles() -> None
     )
     (segment,) = flow.state.segments
     for b, columns in enumerate(left):
-        shift, count, wanted = flow.width - len(columns), 0, []
+        shift, count, wanted = flow.columns.width - len(columns), 0, []
         for c in columns:  # real columns are counted, padding in between gets 0
             real = rows[b][c] not in "._"
             wanted.append(count if real else 0)
@@ -255,7 +267,7 @@ def test_compact_positions_close_gaps_and_ask_the_model_for_its_angles() -> None
         assert flow.positions[0, b, shift:].tolist() == wanted
         assert flow.rotary[0][b, shift:, 0].tolist() == wanted
         assert segment.following[b].tolist() == [count]
-    assert hidden.shape[1] == flow.width and segment.rotary is flow.rotary
+    assert hidden.shape[1] == flow.columns.width
     assert flow.adapter.text.hidden.shape == hidden.shape
 
 
@@ -298,26 +310,27 @@ def test_ranks_order_tokens_within_the_places_of_their_crop(rows: list[str]) -> 
     keep = [[[0, 2, 3, 5], [0, 1, 2, 4]], [[0, 2, 5], [0, 1, 2]], [[0, 2], [1, 3]]][ROWS.index(rows)]
     rank = -torch.arange(n).expand(len(keep), n).float()
     flow = flow_of(rows, told(keep, n, rank=rank), positions="compact")
-    flow.set_deepstack(prompt.free, [address(rows)[prompt.free]])
+    flow.deepstack = Deepstack.of(prompt.free, [address(rows)[prompt.free]])
     hidden = flow.cut(flow.spec.stages[0], address(rows))
-    added = flow.add_deepstack(0, torch.zeros_like(hidden))
+    added = flow.deepstack.added(0, torch.zeros_like(hidden))
     for i, b in enumerate(prompt.rows):
         columns = [int(prompt.place[i, t]) for t in keep[i]]
         waiting = {g: [c for c in columns if rows[b][c] == g] for g in "01"}
         content = {c: waiting[rows[b][c]].pop() for c in columns}  # each place of a crop, last token first
         live = [c for c in range(len(rows[b])) if rows[b][c] != "."]
         left = [c for c in live if rows[b][c] not in "01" or c in columns]
-        shift = flow.width - len(left)
+        shift = flow.columns.width - len(left)
         assert hidden[b, shift:, 0].tolist() == [100 * b + content.get(c, c) for c in left]
-        assert flow.origin[i, : len(columns)].tolist() == [content[c] for c in columns]
-        assert flow.place[i, : len(columns)].tolist() == [shift + left.index(c) for c in columns]
+        assert flow.columns.origin[i, : len(columns)].tolist() == [content[c] for c in columns]
+        assert flow.columns.place[i, : len(columns)].tolist() == [shift + left.index(c) for c in columns]
         wanted = [100 * b + content[c] if c in content else 0 for c in left]
         assert added[b, shift:, 0].tolist() == wanted
         assert not added[b, :shift].any()
     plain = [b for b in range(len(rows)) if b not in prompt.rows]
     for b in plain:
         assert (
-            hidden[b, hidden.shape[1] - flow.lengths[b] - prompt.inner[b], 0] == 100 * b + prompt.leading[b]
+            hidden[b, hidden.shape[1] - flow.columns.lengths[b] - prompt.inner[b], 0]
+            == 100 * b + prompt.leading[b]
         )
 
 
@@ -348,14 +361,14 @@ def test_merges_are_written_where_their_tokens_stand_and_sizes_are_carried(rows:
         tokens = [int(c) for c in prompt.place[i] if c >= 0]
         for slot, t in enumerate(keep[i]):
             wanted = sum(float(merge[i, t, m]) * float(before[row, c, 0]) for m, c in enumerate(tokens))
-            assert hidden[row, flow.place[i, slot], 0].item() == pytest.approx(wanted, rel=1e-6)
-        assert flow.size[i].tolist() == pytest.approx([float(size[i, t]) for t in keep[i]])
-        new = [int(p) for p in flow.place[i]]
-        others = [c for c in range(flow.width) if c not in new and flow.valid[row, c]]
+            assert hidden[row, flow.columns.place[i, slot], 0].item() == pytest.approx(wanted, rel=1e-6)
+        assert flow.store["size", None][i].tolist() == pytest.approx([float(size[i, t]) for t in keep[i]])
+        new = [int(p) for p in flow.columns.place[i]]
+        others = [c for c in range(flow.columns.width) if c not in new and flow.columns.valid[row, c]]
         kept = [tokens[t] for t in keep[i]]
         rest = [c for c in range(len(rows[row])) if rows[row][c] in "Ts"]
         assert hidden[row, others, 0].tolist() == [100 * row + c for c in rest] and len(kept) == 2
-    assert flow.size.dtype == torch.float32
+    assert flow.store["size", None].dtype == torch.float32
 
 
 def test_a_merge_that_drops_nothing_is_still_written() -> None:
@@ -384,7 +397,7 @@ def test_every_signal_is_read_where_it_stands() -> None:
         flow.store[key] = torch.rand(shape)
     names = ("features", "text_features", "text_mask", "text_index", "visual_index", "xy", "size",
              "keys", "keys@1", "attn_out", "encoder_features", "cls_attention@4", "cls_feature")  # fmt: skip
-    found = flow.signals(needing(names), hidden)
+    found = signals_of(flow, needing(names), hidden)
     assert set(found) == set(names) - {"cls_feature"}
     assert found["features"][:, :, 0].tolist() == [[1, 2, 3, 4], [102, 103, 104, 100]]
     assert found["text_features"][:, :, 0].tolist() == [[5, 6], [105, 0]]
@@ -396,29 +409,29 @@ def test_every_signal_is_read_where_it_stands() -> None:
     assert found["attn_out"] is flow.store["attn_out", 2]
     assert found["encoder_features"] is flow.store["encoder_features", None]
     assert found["cls_attention@4"] is flow.store["cls_attention", 4]
-    assert found.ragged and torch.equal(found.mask, flow.mask)
+    assert found.ragged and torch.equal(found.mask, flow.columns.mask)
     even = flow_of(ROWS[2])
-    assert not even.signals(needing(("xy",)), address(ROWS[2])).ragged
-    assert set(even.signals(needing(("text_mask",)), address(ROWS[2]))) == {"text_mask", "xy"}
+    assert not signals_of(even, needing(("xy",)), address(ROWS[2])).ragged
+    assert set(signals_of(even, needing(("text_mask",)), address(ROWS[2]))) == {"text_mask", "xy"}
     crops = flow_of(ROWS[0])
-    assert set(crops.signals(needing(("xy",)), address(ROWS[0]))) == {"xy", "group"}
+    assert set(signals_of(crops, needing(("xy",)), address(ROWS[0]))) == {"xy", "group"}
     with pytest.raises(SignalError) as caught:
-        even.signals(needing(("importance",)), address(ROWS[2]))
+        signals_of(even, needing(("importance",)), address(ROWS[2]))
     assert str(caught.value) == "signal 'importance' needs an earlier cut that ranks tokens; there was none"
     even.store["importance", None] = torch.ones(2, 4)
-    assert even.signals(needing(("importance",)), address(ROWS[2]))["importance"].all()
+    assert signals_of(even, needing(("importance",)), address(ROWS[2]))["importance"].all()
 
 
 def per_crop(
     rows: list[str], scope: str, names: tuple[str, ...] = ("features", "cls_feature")
-) -> tuple[Flow, Any]:
+) -> tuple[Prefill, Any]:
     """A flow whose crops have a CLS feature each: row and crop number."""
     flow = flow_of(rows)
     crops = sorted({(b, g) for b, row in enumerate(rows) for g in row if g in "01"})
     flow.store["cls_feature", None] = torch.tensor([[10.0 * b + int(g)] for b, g in crops])
     flow.store["cls_key", 4] = flow.store["cls_feature", None][:, None] + 0.5
     number = {crop: i for i, crop in enumerate(crops)}
-    flow.crop = padded([[number[b, c] for c in rows[b] if c in "01"] for b in flow.prompt.rows], 0)
+    flow.store.crop = padded([[number[b, c] for c in rows[b] if c in "01"] for b in flow.prompt.rows], 0)
     score = SeesCrops(names)
     problem = ProblemSpec("top_k", scores=(Weighted("s", score),))
     stage = StageSpec(PostEncoder(), Budget(0.5, scope=scope), None, problem, SpySolver(), None)
@@ -500,8 +513,8 @@ def test_budgets_are_relative_to_the_unpruned_prompt() -> None:
     flow = flow_of(rows, stage_of(values, 3))
     flow.cut(flow.spec.stages[0], address(rows))
     later = StageSpec(PrefillLayer(2), Budget(0.75), None, top_k(values[:, :3]), SpySolver(), None)
-    flow.cut(later, address(rows)[:, : flow.width])
-    assert flow.alive == [3, 3]  # of the three that were left it would be two
+    flow.cut(later, address(rows)[:, : flow.columns.width])
+    assert flow.columns.alive == (3, 3)  # of the three that were left it would be two
 
 
 class Ticks(Clock):
@@ -526,11 +539,11 @@ def test_text_that_moves_to_the_first_column_is_still_text() -> None:
     rows = ["00T000T", "00T000T"]
     flow = flow_of(rows, told([[2, 3, 4]] * 2, 5))
     hidden = flow.cut(flow.spec.stages[0], address(rows))
-    assert flow.text.tolist() == [[0, 4]] * 2 and hidden[0, :, 0].tolist() == [2, 3, 4, 5, 6]
-    found = flow.signals(needing(("text_mask", "visual_index")), hidden)
+    assert flow.columns.text.tolist() == [[0, 4]] * 2 and hidden[0, :, 0].tolist() == [2, 3, 4, 5, 6]
+    found = signals_of(flow, needing(("text_mask", "visual_index")), hidden)
     assert found["text_mask"].tolist() == [[True, True]] * 2
     flow.cut(told([[0, 2]] * 2, 3, layer=1), hidden)
-    assert flow.text.tolist() == [[0, 3]] * 2
+    assert flow.columns.text.tolist() == [[0, 3]] * 2
 
 
 @pytest.mark.parametrize("positions", ["keep", "compact"])
@@ -553,32 +566,33 @@ def test_deepstack_is_added_at_the_visual_columns_that_are_left() -> None:
     count = torch.arange(6)[:, None].expand(6, 2)
     features = [count.double() + 1, count.float() * 10]
     flow = flow_of(rows, told([[1, 3], [0, 1]], 4))
-    flow.set_deepstack(visual, features)
+    flow.deepstack = Deepstack.of(visual, features)
     base = torch.full((2, 7, 2), 0.5, dtype=torch.float64)
-    whole = flow.add_deepstack(0, base)
+    whole = flow.deepstack.added(0, base)
     assert whole[:, :, 0].tolist() == [
         [0.5, 1.5, 2.5, 3.5, 4.5, 0.5, 0.5],
         [0.5, 0.5, 0.5, 5.5, 6.5, 0.5, 0.5],
     ]
-    assert flow.add_deepstack(1, base).dtype == torch.float64
-    assert flow.add_deepstack(0, base.bfloat16()).dtype == torch.bfloat16
+    assert flow.deepstack.added(1, base).dtype == torch.float64
+    assert flow.deepstack.added(0, base.bfloat16()).dtype == torch.bfloat16
     flow.cut(flow.spec.stages[0], address(rows))
-    after = flow.add_deepstack(1, torch.zeros(2, flow.width, 2))
+    after = flow.deepstack.added(1, torch.zeros(2, flow.columns.width, 2))
     assert after[:, :, 1].tolist() == [[0, 0, 0, 10, 30, 0, 0], [0, 0, 0, 40, 50, 0, 0]]
 
 
 def test_views_show_the_columns_as_they_stand() -> None:
     flow = flow_of(ROWS[0])
     view = flow.view()
-    assert view.rows is not None and view.rows.tolist() == [0, 2]
-    for name in ("place", "mask", "text", "last", "valid", "rotary"):
-        assert getattr(view, name) is getattr(flow, name)
-    assert flow_of(ROWS[2]).view().rows is None
+    assert view.columns is flow.columns and view.rotary is flow.rotary
+    assert flow.columns.index is not None and flow.columns.index.tolist() == [0, 2]
+    cos, sin = view.rotary_at(torch.tensor([[4, -1], [2, 3]]))
+    assert cos[:, :, 0].tolist() == [[4, 0], [2, 3]] and sin[:, :, 0].tolist() == [[1004, 1000], [1002, 1003]]
+    assert flow_of(ROWS[2]).columns.index is None
 
 
 def test_times_of_one_name_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     flow = flow_of(ROWS[2])
-    monkeypatch.setattr(flow_module.time, "perf_counter", lambda: 10.0)
+    monkeypatch.setattr(prefill_module.time, "perf_counter", lambda: 10.0)
     flow.timed("a", 7.0)
     flow.timed("a", 9.0)
     flow.timed("b", 9.5)
@@ -597,7 +611,7 @@ def test_angles_come_from_the_model_by_its_own_axes() -> None:
 
 def test_masks_of_later_steps_join_the_prompt_and_what_came_after(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(flow_module, "causal_mask", lambda *given: asked.append(given) or "mask")
+    monkeypatch.setattr(sequence_module, "causal_mask", lambda *given: asked.append(given) or "mask")
     adapter: Any = SimpleNamespace(text_config="config")
     valid = torch.tensor([[False, True, True], [True, True, True]])
 
@@ -607,7 +621,7 @@ def test_masks_of_later_steps_join_the_prompt_and_what_came_after(monkeypatch: p
         assert config == "config" and seen is hidden and length == past
         return None if joined is None else joined.long().tolist()
 
-    ragged, full = Segment(2, valid, 3, False), Segment(2, valid, 3, True)
+    ragged, full = Segment(2, valid, False), Segment(2, valid, True)
     two, four = torch.zeros(2, 2, 8), torch.zeros(4, 1, 8)
     assert mask(full, two, 3, None) is None
     assert mask(ragged, two, 3, None) == [[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]]

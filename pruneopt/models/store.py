@@ -1,0 +1,94 @@
+"""Signals of the visual tokens that are still there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from pruneopt.errors import SignalError
+from pruneopt.models.columns import Columns, take
+from pruneopt.models.encoder_signals import PER_CROP
+from pruneopt.models.prompt import Prompt
+from pruneopt.schema import StageSpec
+from pruneopt.signals import Signals, signal_info
+
+Key = tuple[str, int | None]  # base name of a signal and the layer that it is of
+
+
+class SignalStore(Mapping[Key, Tensor]):
+    """Captured tensors by name and layer.  `crop` `[B',N]` says which crop each token came from, for signals
+    that exist once per crop.
+    """
+
+    def __init__(self, prompt: Prompt):
+        self._tensors: dict[Key, Tensor] = {(name, None): t for name, t in prompt.geometry.items()}
+        self["size", None] = torch.ones(prompt.place.shape, device=prompt.place.device)
+        self.several = prompt.groups > 1
+        self.crop: Tensor | None = None
+
+    def __getitem__(self, key: Key) -> Tensor:
+        return self._tensors[key]
+
+    def __setitem__(self, key: Key, tensor: Tensor) -> None:
+        self._tensors[key] = tensor
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def update(self, tensors: Mapping[Key, Tensor]) -> None:
+        self._tensors.update(tensors)
+
+    def carry(self, tokens: Tensor) -> None:
+        """Keep the tokens numbered `[B',K]` of everything that is held."""
+        if self.crop is not None:
+            self.crop = take(self.crop, tokens)
+        for key, tensor in self._tensors.items():
+            for dim in signal_info(key[0]).token_dims:
+                tensor = take(tensor, tokens, dim)
+            self._tensors[key] = tensor
+
+    def signals(self, stage: StageSpec, columns: Columns, hidden: Tensor) -> Signals:
+        """Everything that a stage reads; `hidden` `[B,W,D]` is the stream that it cuts.
+
+        Raises SignalError for the importance of an earlier cut where none ranked tokens.
+        """
+        names = set(stage.needs)
+        if self.several:
+            names.add("group")
+        if not any(signal_info(name).token_dims for name in names):
+            names.add("xy")
+        now = {
+            "features": lambda: columns.visual(hidden),
+            "text_features": lambda: columns.texts(hidden),
+            "text_mask": lambda: columns.text >= 0,
+            "text_index": lambda: columns.text.clamp_min(0),
+            "visual_index": lambda: columns.place.clamp_min(0),
+        }
+        tensors: dict[str, Tensor] = {}
+        for name in sorted(names):
+            base, _, at = name.partition("@")
+            if base in now:
+                tensors[name] = now[base]()
+            elif base not in PER_CROP:
+                tensors[name] = self[self._key(base, at, stage.insertion.layer_index)]
+        return Signals(tensors, columns.mask if columns.ragged else None)
+
+    def per_crop(self, name: str, crops: Tensor) -> Tensor:
+        """A signal that exists once per crop, at the crops numbered `[P]`."""
+        base, _, at = name.partition("@")
+        return self[base, int(at) if at else None][crops]
+
+    def _key(self, base: str, at: str, cut: int) -> Key:
+        """Without a layer in its name a signal is that of no layer, or of the last one that ran."""
+        if at:
+            return base, int(at)
+        if (base, None) in self:
+            return base, None
+        if base == "importance":
+            raise SignalError("signal 'importance' needs an earlier cut that ranks tokens; there was none")
+        return base, cut - 1
