@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pruneopt.errors import ModelError
 
@@ -54,6 +54,14 @@ def reach(config: Any, attention: Any, layer: int) -> int | None:
     else:
         found = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
     return None if found is None else int(found)
+
+
+def replays_hooks(layer: nn.Module) -> bool:
+    """Whether the backward pass will run the hooks of a layer again: older transformers checkpoint `__call__`
+    with the hooks in it, newer ones `forward` alone.
+    """
+    checkpointing = bool(getattr(layer, "gradient_checkpointing", False)) and layer.training
+    return checkpointing and type(layer).__call__ is not nn.Module.__call__
 
 
 class CacheLengths:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pruneopt.errors import ModelError
 from pruneopt.models.base import ModelAdapter
 from pruneopt.models.cache import held, recall
+from pruneopt.models.compat import replays_hooks
 from pruneopt.models.decode import Decode
 from pruneopt.models.decoder import DecoderCapture
 from pruneopt.models.encoder_signals import EncoderCapture
@@ -137,6 +138,11 @@ class Wiring:
         return None
 
     def _prefill(self, inputs: Mapping[str, Any]) -> Prefill:
+        if any(map(replays_hooks, self.adapter.layers)):
+            raise ModelError(
+                "this version of transformers would cut again when the backward pass recomputes a layer; "
+                "switch gradient checkpointing off, or update transformers"
+            )
         prompt = read_prompt(self.adapter, inputs)
         refuse_without_text(prompt, self.spec.needs)
         sources = Sources(self.decoder, self.encoder, inputs)

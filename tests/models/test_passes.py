@@ -237,6 +237,26 @@ def test_an_interruption_leaves_nothing_behind(place: str) -> None:
         assert torch.equal(found[0], wanted)
 
 
+def test_layers_whose_hooks_run_again_in_the_backward_pass_are_refused(left: dict[str, Any]) -> None:
+    """As older transformers checkpoint: the call of a layer, hooks included."""
+    model = llava()
+    layer = model.model.language_model.layers[3]
+
+    class Replayed(type(layer)):  # type: ignore[misc]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return super().__call__(*args, **kwargs)
+
+    layer.__class__ = Replayed
+    with pruneopt.prune(model, LAYER) as run:
+        for checkpointing, training in ((True, False), (False, True)):
+            layer.gradient_checkpointing, layer.training = checkpointing, training
+            forward(model, left)
+        layer.gradient_checkpointing = True
+        with pytest.raises(ModelError, match="switch gradient checkpointing off"):
+            forward(model, left)
+    assert run.prompts == 2
+
+
 # planted bugs
 
 
