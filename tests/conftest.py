@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+
+# One thread, before anything imports torch: tensors here are tiny, and workers that each start two threads
+# on two cores were measured nine times slower.  Commands that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 
 import pytest
