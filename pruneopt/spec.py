@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -68,11 +68,11 @@ def _load(raw: Any, overrides: Iterable[str]) -> Spec:
             with blame(override.partition("=")[0].strip()):
                 config = _override(config, override)
                 _refuse_idle(config, override)
-        data = OmegaConf.to_container(config, resolve=True)
+        data: Any = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         words = str(error).splitlines()[0]
         raise SpecError(f"the spec cannot be read: {words}", key=str(error.full_key or "")) from error
-    return resolve(cast("dict[str, Any]", data))
+    return resolve(data)
 
 
 def _read(source: str | Path) -> Document:

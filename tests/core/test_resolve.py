@@ -239,6 +239,21 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     (put(TOP, solver="emd"), "solver 'emd' does not solve top_k problems", "solver"),
     (put(MOVE, solver="stable_top_k"), "solver 'stable_top_k' does not solve transport problems", "solver"),
     (
+        put(TOP, solver="branch_and_bound"),
+        "solver 'branch_and_bound' does not solve top_k; it solves log_det, max_min",
+        "solver",
+    ),
+    (
+        put(
+            SPREAD,
+            problem__anchors={"t": {"kind": "text_pivots", "count": 3}},
+            solver={"kind": "pivot", "text_pivots": 2},
+        ),
+        "text_pivots: problem.anchors has 3 text pivots (count) and solver.text_pivots is 2; "
+        "every text pivot that is chosen must be visited, so set both",
+        "",
+    ),
+    (
         put(SPREAD, solver="stable_top_k"),
         "solver 'stable_top_k' does not solve max_min; it solves top_k",
         "solver",
@@ -727,6 +742,16 @@ def test_idle_overrides_are_those_that_every_stage_overrules() -> None:
 def test_idle_overrides_with_two_equal_signs_are_found_too() -> None:
     with pytest.raises(SpecError, match="has no effect"):
         load_spec(put(TOP, stages=[{"budget": {"keep": 0.5}}]), ["budget.keep=a=b"])
+    with pytest.raises(SpecError, match="has no effect") as caught:
+        load_spec(put(TOP, stages=[{"budget": {"keep": 0.5}}]), [" budget.keep =a=b"])
+    assert caught.value.key == "budget.keep"
+
+
+def test_references_to_nothing_are_refused_with_their_key() -> None:
+    with pytest.raises(SpecError) as caught:
+        load_spec(put(TOP, problem__scores__norm__weight="${nothing.here}"))
+    assert str(caught.value) == "the spec cannot be read: Interpolation key 'nothing.here' not found"
+    assert caught.value.key == "problem.scores.norm.weight"
 
 
 def test_folders_and_files_that_are_no_methods_are_not_listed(
