@@ -179,10 +179,12 @@ def empty_all(node: ast.AST) -> Found:
 
 
 def swallowed(function: Any, helpers: set[str]) -> Found:
-    """A handler that only passes, or `suppress`: what should fail does not."""
+    """A handler that only passes, one of any exception that does not look at it, or `suppress`."""
     for node in own(function):
         if isinstance(node, ast.ExceptHandler) and all(map(does_nothing, node.body)):
             yield node.lineno, "an error is swallowed"
+        elif isinstance(node, ast.ExceptHandler) and broad(node.type) and not looked_at(node):
+            yield node.lineno, "any exception will do, a crash too"
         if isinstance(node, ast.withitem) and called(node.context_expr) == "suppress":
             yield node.context_expr.lineno, "an error is swallowed"
 
@@ -284,6 +286,13 @@ def broad(kind: ast.AST | None) -> bool:
     """Whether an exception class, or one of a tuple of them, is met by everything."""
     kinds = kind.elts if isinstance(kind, ast.Tuple) else [kind]
     return any(k is None or getattr(k, "id", "") in ("Exception", "BaseException") for k in kinds)
+
+
+def looked_at(handler: ast.ExceptHandler) -> bool:
+    """Whether a handler raises, or does something with the exception it caught."""
+    steps = [step for line in handler.body for step in ast.walk(line)]
+    names = {step.id for step in steps if isinstance(step, ast.Name)}
+    return handler.name in names or any(isinstance(step, ast.Raise) for step in steps)
 
 
 def truthy(node: ast.AST) -> bool:

@@ -173,8 +173,8 @@ def worker(seconds):
     sweep.answer = answer
     try:
         sweep.run_sweep(model, None, asked, entries, out)
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        traceback.print_exception(error)
         os._exit(1)
     os._exit(0)
 

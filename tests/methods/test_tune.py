@@ -28,13 +28,15 @@ def bowl(spec: Spec) -> float:
 
 def test_tuning_beats_random_search_on_a_bowl() -> None:
     pytest.importorskip("sklearn")
-    found = tune("vflowopt", SPACE, bowl, calls=30, initial=10, seed=1)
+    found = tune("vflowopt", SPACE, bowl, calls=30, initial=10, seed=3)
     generator = np.random.default_rng(0)
     chance = [
         max(-((a - 0.4) ** 2) - (b - 1 / 3) ** 2 for a, b in generator.random((30, 2))) for _ in range(20)
     ]
     assert found.value > np.mean(chance)
-    assert found.value > -2e-3
+    assert found.value > -1e-4
+    # Points by chance have a median near -0.16: later proposals must come from what the first ten showed.
+    assert np.median([value for _, value in found.trials[10:]]) > -1e-3
     assert len(found.trials) == 30 and found.value == max(v for _, v in found.trials)
     assert bowl(found.spec) == pytest.approx(found.value, abs=1e-4)
 
