@@ -9,35 +9,39 @@ __version__ = "0.1.0"
 
 # Public name -> module.  Resolved on first use, so that `import pruneopt` stays cheap.
 _PUBLIC = {
-    "Budget": "pruneopt.problems",
+    "Budget": "pruneopt.problems.budget",
     "Certificate": "pruneopt.solution",
     "Pruner": "pruneopt.pruner",
     "PruneoptError": "pruneopt.errors",
-    "Selection": "pruneopt.solution",
+    "Selection": "pruneopt.problems.selection",
     "Signals": "pruneopt.signals",
-    "Solution": "pruneopt.solution",
-    "Spec": "pruneopt.spec",
+    "Solution": "pruneopt.problems.solution",
+    "Spec": "pruneopt.spec.schema",
     "SpecError": "pruneopt.errors",
-    "Status": "pruneopt.solution",
-    "SubsetProblem": "pruneopt.problems",
-    "TransportProblem": "pruneopt.problems",
+    "Status": "pruneopt.problems.solution",
+    "SubsetProblem": "pruneopt.problems.subset",
+    "TransportProblem": "pruneopt.problems.transport",
     "apply": "pruneopt.models.apply",
-    "list_methods": "pruneopt.spec",
-    "load_spec": "pruneopt.spec",
+    "list_methods": "pruneopt.spec.load",
+    "load_spec": "pruneopt.spec.load",
     "prune": "pruneopt.models.apply",
     "select": "pruneopt.pruner",
-    "solve": "pruneopt.solvers.solve",
+    "solve": "pruneopt.parts.solvers._solve",
 }
 
 if TYPE_CHECKING:
     from pruneopt.errors import PruneoptError, SpecError
     from pruneopt.models.apply import apply, prune
-    from pruneopt.problems import Budget, SubsetProblem, TransportProblem
+    from pruneopt.parts.solvers._solve import solve
+    from pruneopt.problems.budget import Budget
+    from pruneopt.problems.selection import Selection
+    from pruneopt.problems.solution import Certificate, Solution, Status
+    from pruneopt.problems.subset import SubsetProblem
+    from pruneopt.problems.transport import TransportProblem
     from pruneopt.pruner import Pruner, select
     from pruneopt.signals import Signals
-    from pruneopt.solution import Certificate, Selection, Solution, Status
-    from pruneopt.solvers.solve import solve
-    from pruneopt.spec import Spec, list_methods, load_spec
+    from pruneopt.spec.load import list_methods, load_spec
+    from pruneopt.spec.schema import Spec
 
 __all__ = [
     "Budget", "Certificate", "Pruner", "PruneoptError", "Selection", "Signals", "Solution", "Spec",

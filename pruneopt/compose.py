@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from pruneopt.errors import ProblemError, SignalError, SpecError
-from pruneopt.problems import TransportProblem
-from pruneopt.schema import ProblemSpec, Protect, Weighted
+from pruneopt.problems.transport import TransportProblem
 from pruneopt.signals import Signals
+from pruneopt.spec.schema import ProblemSpec, Protect, Weighted
+from pruneopt.tensors import keep_top
 
 
 def normalize(values: Tensor, how: str, mask: Tensor) -> Tensor:
@@ -94,14 +95,6 @@ def anchor_strength(summands: Sequence[Weighted], signals: Signals) -> Tensor | 
     rows = [s.part.strength(signals.view(s.part.needs)) for s in summands]  # type: ignore[attr-defined]
     known = [row for row in rows if row is not None]
     return torch.cat(known, 1) if known and len(known) == len(rows) else None
-
-
-def keep_top(importance: Tensor, k: Tensor, mask: Tensor) -> Tensor:
-    """`[B,N]` bool: the `k[b]` largest real entries of each row, ties to the lower index."""
-    ranked = importance.masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    place = torch.empty_like(ranked)
-    place.scatter_(1, ranked, torch.arange(ranked.shape[1], device=k.device).expand_as(ranked))
-    return (place < k[:, None]) & mask
 
 
 def protected_tokens(protect: Protect, signals: Signals, k: Tensor, unary: Tensor | None) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pruneopt.errors import SignalError
+from pruneopt.problems.selection import Selection
 from pruneopt.signals import Signals, signal_info
-from pruneopt.solution import Selection
 
 
 def split_groups(signals: Signals) -> tuple[Signals, Tensor]:

@@ -17,7 +17,6 @@ from pruneopt.compose import (
     combine_anchors,
     combine_pairs,
     equal_quotas,
-    keep_top,
     normalize,
     protected_tokens,
     transport_problem,
@@ -25,10 +24,13 @@ from pruneopt.compose import (
 from pruneopt.errors import CostBlindReadoutWarning, SignalError, SpecError
 from pruneopt.grouping import join_groups, split_groups
 from pruneopt.parts import Grouping, Score, SubsetSolver, TransportSolver
-from pruneopt.problems import SubsetProblem
+from pruneopt.problems.selection import Selection
+from pruneopt.problems.solution import Solution
+from pruneopt.problems.subset import SubsetProblem
 from pruneopt.signals import Signals
-from pruneopt.solution import Selection, Solution
-from pruneopt.spec import Spec, StageSpec, load_spec
+from pruneopt.spec.load import load_spec
+from pruneopt.spec.schema import Spec, StageSpec
+from pruneopt.tensors import keep_top
 
 
 @dataclass

@@ -1,33 +1,70 @@
-"""Names to parts: lazy class paths found through entry points.
+"""Names to parts.
 
-Built-in parts are declared in this package's own `pyproject.toml` and come through the same door as
-plugins.  Nothing is imported until a name is asked for, a broken plugin hides nothing but itself, and two
-packages that claim one name are both named in the error.
+A file without a leading underscore in `pruneopt/parts/<kind>/` (for model families, in
+`pruneopt/models/families/`) is the part of that name; other packages register theirs through entry points,
+one group per kind.  Both meet here, under one collision rule and in one listing.  Nothing is imported until
+a name is asked for, a broken plugin hides nothing but itself, and two that claim one name are both named.
 """
 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
+from pathlib import Path
 from threading import Lock
 
+from pruneopt import __version__
 from pruneopt.errors import RegistryError, nearest
 
-GROUPS = (
-    "costs",
-    "scores",
-    "kernels",
-    "marginals",
-    "solvers",
-    "readouts",
-    "steps",
-    "budgets",
-    "insertions",
-    "models",
-)
+# Kind of part -> the package whose files are the built-in parts of that kind.
+PACKAGES = {
+    "costs": "pruneopt.parts.costs",
+    "scores": "pruneopt.parts.scores",
+    "kernels": "pruneopt.parts.kernels",
+    "marginals": "pruneopt.parts.marginals",
+    "solvers": "pruneopt.parts.solvers",
+    "readouts": "pruneopt.parts.readouts",
+    "steps": "pruneopt.parts.steps",
+    "budgets": "pruneopt.parts.budgets",
+    "insertions": "pruneopt.parts.insertions",
+    "models": "pruneopt.models.families",
+}
+GROUPS = tuple(PACKAGES)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One package's claim on a name: `module:Class` of an entry point, or the module of a built-in part."""
+
+    name: str
+    target: str
+    origin: str
+
+    def load(self) -> type:
+        """The class behind it.  Raises whatever importing the module raises, TypeError for no class."""
+        module, _, attribute = self.target.partition(":")
+        loaded = importlib.import_module(module)
+        if attribute:
+            found = getattr(loaded, attribute)
+        else:
+            answers = [value for value in vars(loaded).values() if _answers(value, self.name)]
+            if len(answers) != 1:
+                raise TypeError(f"{len(answers)} classes in {module} are called {self.name!r}, not one")
+            found = answers[0]
+        if not isinstance(found, type):
+            raise TypeError(f"{self.target} is not a class")
+        return found
+
+
+def _answers(value: object, name: str) -> bool:
+    """Whether `value` is the class of a file called `name`: a part of that name, or a family of that type."""
+    if not isinstance(value, type):
+        return False
+    return getattr(value, "name", None) == name or name in getattr(value, "model_types", ())
 
 
 # Names that are gone, and what to write instead.
@@ -54,31 +91,43 @@ class Entry:
     problem: str = ""
 
 
-def _origin(point: EntryPoint) -> str:
-    dist = point.dist
-    return f"{dist.name} {dist.version}" if dist is not None else "unknown distribution"
+def built_in(group: str) -> list[Claim]:
+    """The parts of this package, read from the file system; nothing is imported."""
+    folder = Path(__file__).parent.joinpath(*PACKAGES[group].split(".")[1:])
+    names = sorted(m.name for m in pkgutil.iter_modules([str(folder)]) if not m.name.startswith("_"))
+    return [Claim(name, f"{PACKAGES[group]}.{name}", f"pruneopt {__version__}") for name in names]
+
+
+def plugged_in(group: str) -> list[Claim]:
+    """The parts that other packages register in the entry-point group `pruneopt.<group>`."""
+    found = []
+    for point in entry_points(group=f"pruneopt.{group}"):
+        # Versions before 0.2 registered their own parts this way: a stale install must not dispute the files.
+        if point.dist is not None and point.dist.name == "pruneopt":
+            continue
+        origin = "unknown distribution" if point.dist is None else f"{point.dist.name} {point.dist.version}"
+        found.append(Claim(point.name, point.value, origin))
+    return found
 
 
 class Registry:
     """One group of names. Use `registry(group)`; construct one only in tests."""
 
-    def __init__(self, group: str, points: list[EntryPoint] | None = None):
+    def __init__(self, group: str, claims: list[Claim] | None = None):
         self.group = group
-        if points is None:
-            points = list(entry_points(group=f"pruneopt.{group}"))
-        self._points: dict[str, list[EntryPoint]] = {}
-        for point in points:
-            same = self._points.setdefault(point.name, [])
-            if (point.value, _origin(point)) not in [(p.value, _origin(p)) for p in same]:
-                same.append(point)
+        if claims is None:
+            claims = built_in(group) + plugged_in(group)
+        self._claims: dict[str, list[Claim]] = {}
+        for claim in dict.fromkeys(claims):  # a distribution found twice on the path claims a name once
+            self._claims.setdefault(claim.name, []).append(claim)
         self._loaded: dict[str, type] = {}
         self._lock = Lock()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._points))
+        return iter(sorted(self._claims))
 
     def __contains__(self, name: object) -> bool:
-        return name in self._points
+        return name in self._claims
 
     def get(self, name: str) -> type:
         """The class behind a name.
@@ -92,38 +141,37 @@ class Registry:
             return self._loaded[name]
 
     def _load(self, name: str) -> type:
-        if name not in self._points:
+        if name not in self._claims:
             hint = MOVED.get((self.group, name))
-            hint = nearest(name, self._points) if hint is None else f", which is gone: {hint}"
+            hint = nearest(name, self._claims) if hint is None else f", which is gone: {hint}"
             raise RegistryError(f"unknown {self.group.rstrip('s')} {name!r}{hint}")
-        points = self._points[name]
-        if len(points) > 1:
-            claims = " and ".join(f"{_origin(p)} ({p.value})" for p in points)
-            raise RegistryError(f"{self.group} name {name!r} is claimed by {claims}; uninstall one of them")
-        point = points[0]
-        module, _, attribute = point.value.partition(":")
+        claims = self._claims[name]
+        if len(claims) > 1:
+            both = " and ".join(f"{c.origin} ({c.target})" for c in claims)
+            cure = (
+                "rename the plugin's" if any(":" not in c.target for c in claims) else "uninstall one of them"
+            )
+            raise RegistryError(f"{self.group} name {name!r} is claimed by {both}; {cure}")
+        claim = claims[0]
         try:
-            found = getattr(importlib.import_module(module), attribute)
+            return claim.load()
         except Exception as error:
             raise RegistryError(
-                f"{self.group} {name!r} from {_origin(point)} cannot be loaded from {point.value}: "
+                f"{self.group} {name!r} from {claim.origin} cannot be loaded from {claim.target}: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        if not isinstance(found, type):
-            raise RegistryError(f"{self.group} {name!r} from {_origin(point)}: {point.value} is not a class")
-        return found
 
     def entries(self, check: bool = True) -> list[Entry]:
         """Every name with its origin; with `check` each is imported and its problem, if any, reported."""
         rows = []
-        for name, points in sorted(self._points.items()):
+        for name, claims in sorted(self._claims.items()):
             problem = ""
             if check:
                 try:
                     self.get(name)
                 except RegistryError as error:
                     problem = str(error)
-            rows += [Entry(self.group, name, p.value, _origin(p), problem) for p in points]
+            rows += [Entry(self.group, name, c.target, c.origin, problem) for c in claims]
         return rows
 
 
@@ -133,6 +181,6 @@ def registry(group: str) -> Registry:
 
     Raises RegistryError for an unknown group.
     """
-    if group not in GROUPS:
-        raise RegistryError(f"unknown kind of part {group!r}{nearest(group, GROUPS)}")
+    if group not in PACKAGES:
+        raise RegistryError(f"unknown kind of part {group!r}{nearest(group, PACKAGES)}")
     return Registry(group)

@@ -65,3 +65,11 @@ def cosine_gram(rows: Tensor, mask: Tensor, heads: str) -> Tensor:
     if rows.dim() == 4:
         rows = flat_heads(rows) if heads == "joined" else rows.float().mean(1)
     return gram(unit_rows(rows).masked_fill(~mask[:, :, None], 0))
+
+
+def keep_top(importance: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+    """`[B,N]` bool: the `k[b]` largest real entries of each row, ties to the lower index."""
+    ranked = importance.masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    place = torch.empty_like(ranked)
+    place.scatter_(1, ranked, torch.arange(ranked.shape[1], device=k.device).expand_as(ranked))
+    return (place < k[:, None]) & mask

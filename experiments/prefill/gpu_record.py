@@ -20,9 +20,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import pruneopt
-from pruneopt.bench.prefill import environment, run_prefill_bench
-from pruneopt.bench.presets import build, prompt
-from pruneopt.spec import load_spec
+from pruneopt.lab.prefill.presets import build, prompt
+from pruneopt.lab.prefill.run import environment, run_prefill_bench
+from pruneopt.spec.load import load_spec
 from pruneopt.testing.masking import masked, real_columns
 
 METHODS = ("topv", "fastv", "divprune", "cdpruner")

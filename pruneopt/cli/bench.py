@@ -46,9 +46,9 @@ def solvers(
     threads: Threads = 0,
 ) -> None:
     """Transport and subset solvers against the exact optimum: accuracy, time, memory, readouts."""
-    from pruneopt.bench import solvers as transport
-    from pruneopt.bench import subset
-    from pruneopt.eval.records import prepare_folder
+    from pruneopt.lab.records import prepare_folder
+    from pruneopt.lab.solvers import run as transport
+    from pruneopt.lab.subset import run as subset
 
     if problems not in _PROBLEMS:
         raise InputError(f"unknown --problems {problems!r}{nearest(problems, _PROBLEMS)}")
@@ -75,8 +75,8 @@ def targets(
     threads: Threads = 0,
 ) -> None:
     """The speed and accuracy that the project promises; exit code 1 when one is missed."""
-    from pruneopt.bench.targets import run_targets
-    from pruneopt.eval.records import prepare_folder
+    from pruneopt.lab.records import prepare_folder
+    from pruneopt.lab.targets.run import run_targets
 
     if out is not None:
         prepare_folder(out)
@@ -100,10 +100,10 @@ def select(
     report: Annotated[bool, typer.Option("--report", help="only rewrite tables from the record")] = False,
 ) -> None:
     """Time, memory and growth of every method's selection; with --gap, how far greedy is from optimal."""
-    from pruneopt.bench.cells import run_threads
-    from pruneopt.bench.select import run_select_bench
-    from pruneopt.bench.select_gap import run_gap_bench, write_tables
-    from pruneopt.eval.records import prepare_folder
+    from pruneopt.lab.gap.run import run_gap_bench, write_tables
+    from pruneopt.lab.records import prepare_folder
+    from pruneopt.lab.selection.run import run_select_bench
+    from pruneopt.lab.solvers.cells import run_threads
 
     tokens = counts(sizes)
     if max(tokens) <= keep:
@@ -142,10 +142,10 @@ def prefill(
     out: Annotated[Path | None, typer.Option(help="record to write (JSON)")] = None,
 ) -> None:
     """Dense and pruned prefill side by side: time per part, FLOP-ideal speed-up, KV bytes, memory."""
-    from pruneopt.bench.cells import run_threads
-    from pruneopt.bench.prefill import picture_inputs, run_prefill_bench, table
-    from pruneopt.eval.images import asked
-    from pruneopt.eval.records import prepare_file
+    from pruneopt.lab.prefill.run import picture_inputs, run_prefill_bench, table
+    from pruneopt.lab.records import prepare_file
+    from pruneopt.lab.solvers.cells import run_threads
+    from pruneopt.show.images import asked
 
     machine = Machine(device, dtype, attention)
     methods, keeps, batches = split(method), budgets(keep), counts(batch)
@@ -182,8 +182,8 @@ def report(
     into: Annotated[Path | None, typer.Option(help="page to write the tables into")] = None,
 ) -> None:
     """Redo tables and pictures of a solver run from its records."""
-    from pruneopt.bench.report import write_page
-    from pruneopt.eval.records import prepare_folder
+    from pruneopt.lab.records import prepare_folder
+    from pruneopt.lab.targets.page import write_page
 
     _marked(into, ("solvers", "subset", "targets"), all)
     if not out.is_dir():
@@ -194,7 +194,7 @@ def report(
 
 def _marked(page: Path | None, names: Sequence[str], enough: Callable[[Iterable[bool]], bool]) -> None:
     """Raise InputError unless `page` can be written and has marks for enough of these tables."""
-    from pruneopt.eval.records import prepare_file
+    from pruneopt.lab.records import prepare_file
 
     if page is None:
         return

@@ -13,7 +13,8 @@ from pruneopt.errors import RegistryError, nearest
 from pruneopt.parts import Part
 from pruneopt.registry import GROUPS, registry
 from pruneopt.signals import signal_info
-from pruneopt.spec import Spec, list_methods, load_spec
+from pruneopt.spec.load import list_methods, load_spec
+from pruneopt.spec.schema import Spec
 
 _KINDS = ("methods", *GROUPS)
 

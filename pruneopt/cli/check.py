@@ -9,7 +9,7 @@ import typer
 
 from pruneopt.cli.catalogue import console
 from pruneopt.errors import SpecError
-from pruneopt.yamlfile import parse_value
+from pruneopt.spec.yamlfile import parse_value
 
 MARKS = {
     "passed": "[green]pass[/]",

@@ -14,9 +14,9 @@ from pruneopt.cli.options import Attention, Device, Dtype, Machine, budgets, spl
 from pruneopt.errors import InputError
 
 if TYPE_CHECKING:
+    from pruneopt.problems.selection import Selection
     from pruneopt.signals import Signals
-    from pruneopt.solution import Selection
-    from pruneopt.spec import Spec
+    from pruneopt.spec.schema import Spec
 
 _Names = Annotated[str, typer.Option(help="names, separated by commas; all when not given")]
 
@@ -45,7 +45,7 @@ def cross_command(
 
     Exit code 1 when a legal cell fails or misses its budget.
     """
-    from pruneopt.eval.cross import Outcome, cross, run_cells
+    from pruneopt.lab.cross.cells import Outcome, cross, run_cells
 
     if signals is not None and model:
         raise InputError("give either --signals or --model, not both")
@@ -66,8 +66,8 @@ def cross_command(
         available=None if tensors is None else [name.partition("@")[0] for name in tensors],
     )
     if model:
-        from pruneopt.eval.cross_live import live_select
-        from pruneopt.eval.images import asked
+        from pruneopt.lab.cross.live import live_select
+        from pruneopt.show.images import asked
 
         question = asked(model, image, prompt)
         select = live_select(*machine.load(model), *question) if run else None
@@ -115,11 +115,11 @@ def _signals(path: Path) -> Signals:
 
 def _on(signals: Signals | None) -> Callable[[Spec], Selection]:
     """Selections on saved signals, or on random ones that have everything."""
-    from pruneopt.eval.cross import on_signals
+    from pruneopt.lab.cross.cells import on_signals
 
     if signals is not None:
         return on_signals(signals)
-    from pruneopt.insertion.provided import DECODER, ENCODER, ENTRY, GEOMETRY
+    from pruneopt.parts.insertions._provided import DECODER, ENCODER, ENTRY, GEOMETRY
     from pruneopt.testing.cases import make_signals
 
     last = {"cls_query@-1", "encoder_keys@-1", "cls_key@-1"}

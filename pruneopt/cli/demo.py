@@ -15,13 +15,14 @@ from rich.text import Text
 from pruneopt.cli.catalogue import console
 from pruneopt.cli.options import Attention, Device, Dtype, Machine, Method, Overrides
 from pruneopt.cli.progress import progress
-from pruneopt.eval.compare import Comparison, compare
-from pruneopt.eval.images import asked, open_image
-from pruneopt.eval.metrics import mean_and_spread, paired, share
-from pruneopt.eval.picture import save_overlay
-from pruneopt.eval.records import prepare_folder
-from pruneopt.eval.survivors import survivor_panel
-from pruneopt.spec import Spec, load_spec
+from pruneopt.lab.records import prepare_folder
+from pruneopt.lab.statistics import mean_and_spread, paired, share
+from pruneopt.show.compare import Comparison, compare
+from pruneopt.show.images import asked, open_image
+from pruneopt.show.picture import save_overlay
+from pruneopt.show.survivors import survivor_panel
+from pruneopt.spec.load import load_spec
+from pruneopt.spec.schema import Spec
 
 _RANDOM_SEEDS = range(5)
 
@@ -92,7 +93,7 @@ def demo_command(
     _side_by_side(model, processor, spec, out)
     if questions:
         from pruneopt.demo.assets import load_questions
-        from pruneopt.eval.accuracy import spread
+        from pruneopt.lab.accuracy.answer import spread
 
         _accuracy(model, processor, spec, spread(load_questions(), questions), show)
     show.print(f"{time.perf_counter() - start:.0f} s")
@@ -137,7 +138,7 @@ def controls(spec: Spec, kept: int) -> dict[str, Spec]:
 
 
 def _accuracy(model: Any, processor: Any, spec: Spec, chosen: Sequence[Any], show: Any) -> None:
-    from pruneopt.eval.accuracy import answer
+    from pruneopt.lab.accuracy.answer import answer
 
     with progress(show, "questions", len(chosen) * 8) as step:
         dense = answer(model, processor, chosen, None, on_batch=step)

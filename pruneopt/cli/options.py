@@ -38,7 +38,7 @@ def counts(text: str) -> list[int]:
 
 def budgets(text: str) -> list[float | int]:
     """Ratios or counts separated by commas. Raises BadParameter, or SpecError for one out of range."""
-    from pruneopt.problems import Budget
+    from pruneopt.problems.budget import Budget
 
     try:
         found = [float(word) for word in split(text) or []]
@@ -71,11 +71,9 @@ class Machine:
 
         Raises ModelError for what cannot be loaded or does not fit on the device.
         """
-        from transformers.utils import logging
+        from pruneopt.models.load import load_model, quiet
 
-        from pruneopt.models.load import load_model
-
-        logging.disable_progress_bar()  # its bars would stand between our own lines
+        quiet()  # its bars would stand between our own lines
         if source == "demo":
             model, processor = self._demo()
         else:

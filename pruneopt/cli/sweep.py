@@ -11,11 +11,12 @@ from pruneopt.cli.catalogue import console
 from pruneopt.cli.options import Attention, Device, Dtype, Machine
 from pruneopt.cli.progress import progress
 from pruneopt.errors import PruneoptError, SpecError, located, nearest
-from pruneopt.spec import Spec, load_spec, touches
-from pruneopt.yamlfile import read_yaml
+from pruneopt.spec.load import load_spec, touches
+from pruneopt.spec.schema import Spec
+from pruneopt.spec.yamlfile import read_yaml
 
 if TYPE_CHECKING:
-    from pruneopt.eval.sweep import Entry
+    from pruneopt.lab.accuracy.sweep import Entry
 
 _KEYS = ("label", "method", "overrides", "seeds", "seed_key")
 
@@ -54,7 +55,7 @@ def read_entries(path: Path) -> list[Entry]:
 
 def _entries(row: Any, where: str) -> list[Entry]:
     """The entries of one row. Raises SpecError whose `key` is one of the row's."""
-    from pruneopt.eval.sweep import Entry
+    from pruneopt.lab.accuracy.sweep import Entry
 
     if not isinstance(row, dict):
         raise SpecError(f"an entry is a mapping with a label and a method, got {row!r}")
@@ -113,9 +114,9 @@ def sweep_command(
     entries = read_entries(file)
     machine = Machine(device, dtype, attention)
     from pruneopt.demo.assets import load_questions
-    from pruneopt.eval.accuracy import spread
-    from pruneopt.eval.records import prepare_folder
-    from pruneopt.eval.sweep import run_sweep
+    from pruneopt.lab.accuracy.answer import spread
+    from pruneopt.lab.accuracy.sweep import run_sweep
+    from pruneopt.lab.records import prepare_folder
 
     prepare_folder(out)
     asked = load_questions()
@@ -131,6 +132,6 @@ def table_command(
     folder: Annotated[Path, typer.Argument(help="a folder of run folders")] = Path("runs"),
 ) -> None:
     """Print the accuracy table of a folder of runs, as Markdown."""
-    from pruneopt.eval.tables import accuracy_of
+    from pruneopt.lab.tables import accuracy_of
 
     typer.echo(accuracy_of(folder))

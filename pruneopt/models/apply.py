@@ -14,7 +14,8 @@ from pruneopt.models.hooks import Attachments
 from pruneopt.models.run import Run
 from pruneopt.models.wiring import Wiring
 from pruneopt.pruner import Clock
-from pruneopt.spec import Spec, load_spec
+from pruneopt.spec.load import load_spec
+from pruneopt.spec.schema import Spec
 
 _MARK = "_pruneopt_handle"
 

@@ -1,7 +1,6 @@
 """What an adapter says about a model family.
 
-A family is one file: a subclass of `ModelAdapter`, registered under every `config.model_type` it serves in
-the entry-point group `pruneopt.models`.  It says where the decoder layers and the encoder are, which columns
+A family is one file: a subclass of `ModelAdapter`, named in `model_types` for every `config.model_type` it serves.  It says where the decoder layers and the encoder are, which columns
 are visual and what picture they show; everything else is shared.
 """
 
@@ -11,14 +10,16 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pruneopt.errors import InputError, ModelError
-from pruneopt.models.encoder import Encoder
 from pruneopt.registry import registry
+
+if TYPE_CHECKING:
+    from pruneopt.models.capture.encoder import Encoder
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from pruneopt.models.hooks import Around, Attachments
 from pruneopt.models.prompt import has_pixels
 from pruneopt.models.refuse import refuse_batches, refuse_call, refuse_generation
 from pruneopt.models.window import Window
-from pruneopt.spec import Spec
+from pruneopt.spec.schema import Spec
 
 _COMPILED = "_torchdynamo_orig_callable"
 

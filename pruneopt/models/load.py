@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def quiet() -> None:
+    """Switch the progress bars of transformers off."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def dtype_of(name: str) -> torch.dtype:
     """A torch dtype by name. Raises ModelError for others than float32, bfloat16, float16."""
     if name not in DTYPES:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pruneopt.models.prompt import Prompt
-from pruneopt.schema import Spec, StageSpec
-from pruneopt.solution import Selection
+from pruneopt.problems.selection import Selection
+from pruneopt.spec.schema import Spec, StageSpec
 
 
 @dataclass(frozen=True)

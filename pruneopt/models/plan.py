@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pruneopt.errors import ModelError
-from pruneopt.insertion.provided import DECODER, ENCODER, ENTRY, GEOMETRY
 from pruneopt.models.base import ModelAdapter
-from pruneopt.spec import Spec
+from pruneopt.parts.insertions._provided import DECODER, ENCODER, ENTRY, GEOMETRY
+from pruneopt.spec.schema import Spec
 
 
 def plan_captures(

@@ -14,19 +14,19 @@ from pruneopt.errors import ModelError, SignalError
 from pruneopt.grouping import join_groups, split_groups
 from pruneopt.models.base import ModelAdapter
 from pruneopt.models.cache import remember
+from pruneopt.models.capture.decoder import Captured, DecoderCapture, View
+from pruneopt.models.capture.encoder_signals import PER_CROP, EncoderCapture
 from pruneopt.models.columns import Columns, Move, take
-from pruneopt.models.decoder import Captured, DecoderCapture, View
 from pruneopt.models.deepstack import Deepstack
-from pruneopt.models.encoder_signals import PER_CROP, EncoderCapture
 from pruneopt.models.outcome import Cut, Outcome
 from pruneopt.models.prompt import Prompt
 from pruneopt.models.report import Report, measure
 from pruneopt.models.sequence import CacheState, Segment, compact_positions, rotary_of, segment_mask
 from pruneopt.models.store import SignalStore
+from pruneopt.problems.selection import Selection
 from pruneopt.pruner import Clock, Pruner
-from pruneopt.schema import Spec, StageSpec
 from pruneopt.signals import Signals
-from pruneopt.solution import Selection
+from pruneopt.spec.schema import Spec, StageSpec
 
 
 @dataclass

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from pruneopt.problems.selection import Selection
+from pruneopt.problems.solution import SubsetSolution, TransportSolution
 from pruneopt.signals import Attention
-from pruneopt.solution import Selection, SubsetSolution, TransportSolution
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult

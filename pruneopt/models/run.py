@@ -6,8 +6,8 @@ from pruneopt.errors import InputError
 from pruneopt.models.base import ModelAdapter
 from pruneopt.models.outcome import Outcome
 from pruneopt.models.report import Report
-from pruneopt.solution import Selection
-from pruneopt.spec import Spec
+from pruneopt.problems.selection import Selection
+from pruneopt.spec.schema import Spec
 
 
 class Run:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from pruneopt.errors import SignalError
+from pruneopt.models.capture.encoder_signals import PER_CROP
 from pruneopt.models.columns import Columns, take
-from pruneopt.models.encoder_signals import PER_CROP
 from pruneopt.models.prompt import Prompt
-from pruneopt.schema import StageSpec
 from pruneopt.signals import Signals, signal_info
+from pruneopt.spec.schema import StageSpec
 
 Key = tuple[str, int | None]  # base name of a signal and the layer that it is of
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from pruneopt.errors import ModelError
 from pruneopt.models.base import ModelAdapter
 from pruneopt.models.compat import reach
-from pruneopt.spec import Spec
+from pruneopt.spec.schema import Spec
 
 
 class Window:

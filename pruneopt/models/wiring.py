@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from pruneopt.errors import ModelError
 from pruneopt.models.base import ModelAdapter
 from pruneopt.models.cache import held, recall
+from pruneopt.models.capture.decoder import DecoderCapture
+from pruneopt.models.capture.encoder_signals import EncoderCapture
 from pruneopt.models.compat import replays_hooks
 from pruneopt.models.decode import Decode
-from pruneopt.models.decoder import DecoderCapture
-from pruneopt.models.encoder_signals import EncoderCapture
 from pruneopt.models.hooks import Attachments
 from pruneopt.models.plan import plan_captures
 from pruneopt.models.prefill import Prefill, Sources, checks_each_cut
 from pruneopt.models.prompt import has_pixels, read_prompt, refuse_without_text
 from pruneopt.models.run import Run
 from pruneopt.pruner import Clock
-from pruneopt.spec import Spec
+from pruneopt.spec.schema import Spec
 
 
 class Wiring:

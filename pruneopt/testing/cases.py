@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pruneopt.grouping import gather_tokens
-from pruneopt.problems import SubsetProblem, TransportProblem
+from pruneopt.problems.subset import SubsetProblem
+from pruneopt.problems.transport import TransportProblem
 from pruneopt.signals import Signals, signal_info
 
 GEOMETRY = frozenset({"xy", "grid", "group", "time", "tile", "visual_index", "text_index", "size"})

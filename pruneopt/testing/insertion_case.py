@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import pruneopt
-from pruneopt.spec import Spec, load_spec
+from pruneopt.spec.load import load_spec
+from pruneopt.spec.schema import Spec
 
 # Kernels round in an order of their own on every processor and for every number of threads: models of five
 # layers differ by up to 2.4e-6 in float32 and by 1e-15 in float64, whatever runs them.  So test in float64.

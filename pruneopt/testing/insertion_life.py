@@ -16,7 +16,7 @@ import pruneopt
 from pruneopt.errors import ModelError
 from pruneopt.parts import BudgetRule
 from pruneopt.signals import Signals
-from pruneopt.spec import Spec
+from pruneopt.spec.schema import Spec
 from pruneopt.testing.insertion_case import ENTRY, LAYER, InsertionCase
 from pruneopt.testing.insertion_values import with_rule
 from pruneopt.testing.masking import forward, generate, masked, real_columns

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from pruneopt.parts import BudgetRule
 from pruneopt.signals import Signals
-from pruneopt.spec import Spec, load_spec
+from pruneopt.spec.load import load_spec
+from pruneopt.spec.schema import Spec
 from pruneopt.testing.insertion_case import KEEP_ALL, STEPS, InsertionCase, cut_spec, label, tolerance
 from pruneopt.testing.masking import difference, forward, generate, hidden_keys, masked, real_columns
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pruneopt.errors import PruneoptError
 from pruneopt.parts import Readout, TransportSolver
-from pruneopt.problems import TransportProblem
+from pruneopt.problems.transport import TransportProblem
 from pruneopt.testing import cases
 from pruneopt.testing.calls import agree
 from pruneopt.testing.core import Check, CheckFailure, changed, require
@@ -19,9 +19,9 @@ from pruneopt.testing.part_checks import part_checks, torch_rng_untouched
 
 def partners() -> list[TransportSolver]:
     """Solvers that a readout is combined with: both update orders, one side only, and exact."""
-    from pruneopt.solvers.emd import Emd
-    from pruneopt.solvers.one_sided import OneSided
-    from pruneopt.solvers.sinkhorn import Sinkhorn
+    from pruneopt.parts.solvers.emd import Emd
+    from pruneopt.parts.solvers.one_sided import OneSided
+    from pruneopt.parts.solvers.sinkhorn import Sinkhorn
 
     few = Sinkhorn(rounds=20)
     return [few, replace(few, order="source_then_target"), OneSided(), Emd()]

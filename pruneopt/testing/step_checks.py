@@ -9,9 +9,9 @@ from torch import Tensor
 
 from pruneopt.compose import keep_top
 from pruneopt.parts import BudgetRule, Step
-from pruneopt.problems import SubsetProblem
+from pruneopt.problems.selection import Selection
+from pruneopt.problems.subset import SubsetProblem
 from pruneopt.signals import Signals
-from pruneopt.solution import Selection
 from pruneopt.testing import cases
 from pruneopt.testing.calls import agree
 from pruneopt.testing.core import Check, require
@@ -35,7 +35,7 @@ def selection_on(
 
 
 def _selected(signals: Signals, score: Tensor, group: Tensor, counts: tuple[int, ...]) -> Selection:
-    from pruneopt.solvers.stable_top_k import StableTopK
+    from pruneopt.parts.solvers.stable_top_k import StableTopK
 
     k = torch.tensor(counts)
     problem = SubsetProblem.build(

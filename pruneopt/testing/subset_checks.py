@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pruneopt.errors import ProblemError
 from pruneopt.parts import SubsetSolver
-from pruneopt.problems import SUBSET_KINDS, SubsetProblem
-from pruneopt.solution import Status, SubsetSolution
+from pruneopt.problems.solution import Status, SubsetSolution
+from pruneopt.problems.subset import SUBSET_KINDS, SubsetProblem
 from pruneopt.testing import cases
 from pruneopt.testing.core import Check, changed, require
 from pruneopt.testing.part_checks import part_checks, torch_rng_untouched
@@ -119,7 +119,7 @@ def check_fields(solver: SubsetSolver) -> None:
 
 def check_below_bound(solver: SubsetSolver) -> None:
     """The value is at most the optimum found by enumeration, and the bound at least that."""
-    from pruneopt.solvers.brute_force import BruteForce
+    from pruneopt.parts.solvers.brute_force import BruteForce
 
     for kind in _each_kind(solver):
         for seed in (0, 1):
@@ -162,7 +162,7 @@ def check_scale(solver: SubsetSolver) -> None:
 
 def check_optimal(solver: SubsetSolver) -> None:
     """Tagged `exact`: the value is that of enumeration, with status OPTIMAL and no gap."""
-    from pruneopt.solvers.brute_force import BruteForce
+    from pruneopt.parts.solvers.brute_force import BruteForce
 
     for kind in _each_kind(solver):
         for seed in (2, 3):
@@ -181,7 +181,7 @@ def check_optimal(solver: SubsetSolver) -> None:
 
 def check_beats_random(solver: SubsetSolver) -> None:
     """The value is above the mean of twenty random choices of the same size."""
-    from pruneopt.solvers.objectives import subset_value
+    from pruneopt.problems.kinds._objectives import subset_value
 
     for kind in _each_kind(solver):
         problem = cases.subset(kind, batch=4, tokens=size(solver), k=5, seed=4)
@@ -201,7 +201,7 @@ def check_beats_random(solver: SubsetSolver) -> None:
 
 def check_half_of_optimum(solver: SubsetSolver) -> None:
     """Tagged `half_of_metric_max_min`: at least half of the optimum for distances in the plane."""
-    from pruneopt.solvers.brute_force import BruteForce
+    from pruneopt.parts.solvers.brute_force import BruteForce
 
     for seed in range(6):
         problem = cases.subset("max_min", tokens=10, k=4, seed=seed, metric=True)
@@ -211,7 +211,7 @@ def check_half_of_optimum(solver: SubsetSolver) -> None:
 
 def check_submodular_bound(solver: SubsetSolver) -> None:
     """Tagged `submodular_greedy`: at least 1 - 1/e of the optimum for similarities in [0, 1]."""
-    from pruneopt.solvers.brute_force import BruteForce
+    from pruneopt.parts.solvers.brute_force import BruteForce
 
     for seed in range(6):
         problem = cases.subset("facility_location", tokens=12, k=3, seed=seed)

@@ -9,8 +9,8 @@ import torch
 
 from pruneopt.errors import ProblemError
 from pruneopt.parts import TransportSolver
-from pruneopt.problems import TransportProblem
-from pruneopt.solution import Status, TransportSolution
+from pruneopt.problems.solution import Status, TransportSolution
+from pruneopt.problems.transport import TransportProblem
 from pruneopt.testing import cases
 from pruneopt.testing.core import Check, changed, require
 from pruneopt.testing.part_checks import part_checks, torch_rng_untouched

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from pruneopt.parts import TransportSolver
-from pruneopt.problems import TransportProblem
-from pruneopt.solution import Status, TransportSolution
+from pruneopt.problems.solution import Status, TransportSolution
+from pruneopt.problems.transport import TransportProblem
 from pruneopt.testing import cases
 from pruneopt.testing.core import require
 

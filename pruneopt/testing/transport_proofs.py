@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pruneopt.errors import ProblemError, PruneoptError
 from pruneopt.parts import TransportSolver
-from pruneopt.problems import TransportProblem
-from pruneopt.solution import Status
+from pruneopt.problems.solution import Status
+from pruneopt.problems.transport import TransportProblem
 from pruneopt.testing.core import changed, require
 from pruneopt.testing.transport_instances import accuracy, excess, instance
 

@@ -193,12 +193,12 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
     for place in (
         "pruneopt.cli.options.Machine._demo",
         "pruneopt.demo.assets.load_model",
-        "pruneopt.bench.prefill.measure_spec",
-        "pruneopt.bench.select._measure",
-        "pruneopt.bench.solvers._measured",
-        "pruneopt.bench.subset._measure",
-        "pruneopt.bench.targets.sinkhorn_targets",
-        "pruneopt.eval.cross.run_cells",
+        "pruneopt.lab.prefill.run.measure_spec",
+        "pruneopt.lab.selection.run._measure",
+        "pruneopt.lab.solvers.run._measured",
+        "pruneopt.lab.subset.run._measure",
+        "pruneopt.lab.targets.run.sinkhorn_targets",
+        "pruneopt.lab.cross.cells.run_cells",
     ):
         monkeypatch.setattr(place, _work)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -49,7 +49,7 @@ def test_an_interrupt_is_no_traceback(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pruneopt.bench.targets.run_targets", interrupted)
+    monkeypatch.setattr("pruneopt.lab.targets.run.run_targets", interrupted)
     assert call("bench", "targets") == 130
     assert "Traceback" not in capsys.readouterr().err
 
@@ -58,12 +58,12 @@ def test_an_interrupt_is_no_traceback(
 def test_a_missed_target_is_exit_code_1(
     values: tuple[float, ...], code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from pruneopt.bench import subset, targets
+    from pruneopt.lab.targets import run as targets
 
     found = [targets.Target("t", value, "at most", 2.0, "x") for value in values]
     monkeypatch.setattr(targets, "sinkhorn_targets", lambda: found[:1])
     monkeypatch.setattr(targets, "emd_targets", lambda: found[1:])
-    monkeypatch.setattr(subset, "subset_targets", list)
+    monkeypatch.setattr(targets, "subset_targets", list)
     threads = torch.get_num_threads()
     assert call("bench", "targets", "--out", str(tmp_path), "--threads", str(threads)) == code
     record = json.loads((tmp_path / "targets.json").read_text())
@@ -77,7 +77,7 @@ def test_cross_is_exit_code_1_when_a_cell_fails_or_misses_its_budget(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from pruneopt.errors import ProblemError
-    from pruneopt.solvers.farthest_point import FarthestPoint
+    from pruneopt.parts.solvers.farthest_point import FarthestPoint
 
     assert call(*CROSS) == 0
     assert "1 legal" in capsys.readouterr().out
@@ -140,7 +140,7 @@ def test_prefill_checks_the_last_spec_before_the_first_is_measured(
     def work(*_: object, **__: object) -> None:
         raise AssertionError("work began")
 
-    monkeypatch.setattr("pruneopt.bench.prefill.measure_spec", work)
+    monkeypatch.setattr("pruneopt.lab.prefill.run.measure_spec", work)
     threads = str(torch.get_num_threads())
     words = ["bench", "prefill", "insertion.layer=4", "--preset", "tiny", "--threads", threads]
     assert call(*words, "--method", "fastv") == 2
@@ -164,14 +164,14 @@ def test_questions_are_spread_over_all_types(
     monkeypatch.setattr("pruneopt.demo.assets.load_questions", lambda: by_type)
     monkeypatch.setattr("pruneopt.cli.options.Machine.load", lambda *_: (SimpleNamespace(), None))
     if command == "sweep":
-        monkeypatch.setattr("pruneopt.eval.sweep.run_sweep", stand_in)
+        monkeypatch.setattr("pruneopt.lab.accuracy.sweep.run_sweep", stand_in)
         (tmp_path / "sweep.yaml").write_text("entries: [{label: dense, method: dense}]")
         words = ["sweep", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "runs")]
     else:
         from pruneopt.cli import demo
 
         monkeypatch.setattr(demo, "_side_by_side", lambda *_, **__: None)
-        monkeypatch.setattr("pruneopt.eval.accuracy.answer", stand_in)
+        monkeypatch.setattr("pruneopt.lab.accuracy.answer.answer", stand_in)
         words = ["demo", "--out", str(tmp_path)]
     with pytest.raises(Stop):
         main([*words, "--questions", "20"])
@@ -192,8 +192,8 @@ class Clock:
 
 def test_side_by_side_times_are_medians_of_warm_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first pass of either side is planted to take 100 s, later ones 1 s (dense) and 2 s (pruned)."""
-    from pruneopt.eval.compare import compare
     from pruneopt.models import timing
+    from pruneopt.show.compare import compare
 
     clock = Clock()
     monkeypatch.setattr(timing, "time", clock)

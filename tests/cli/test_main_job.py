@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pruneopt.demo.assets import sample
-from pruneopt.eval.images import open_image
+from pruneopt.show.images import open_image
 
 
 def pruneopt(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:

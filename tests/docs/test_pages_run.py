@@ -16,7 +16,6 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +25,7 @@ import torch
 
 import pruneopt
 from pruneopt.cli.main import main
-from pruneopt.registry import GROUPS, registry
+from pruneopt.registry import GROUPS, Claim, registry
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", "plugins/pruneopt-entropy/README.md"]
@@ -158,19 +157,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plugin(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The example plugin, as if it were installed."""
     monkeypatch.syspath_prepend(str(place / "plugins" / "pruneopt-entropy"))
-    point = EntryPoint("patch_entropy", "pruneopt_entropy.patch_entropy:PatchEntropy", "pruneopt.costs")
-    monkeypatch.setitem(registry("costs")._points, "patch_entropy", [point])
+    claim = Claim("patch_entropy", "pruneopt_entropy.patch_entropy:PatchEntropy", "pruneopt-entropy 0")
+    monkeypatch.setitem(registry("costs")._claims, "patch_entropy", [claim])
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """`bench targets` has no sizes to set, and `bench select --gap` no methods."""
-    from pruneopt.bench import select_gap, subset, targets
+    from pruneopt.lab.gap import run as select_gap
+    from pruneopt.lab.targets import run as targets
 
     for module, name, settings in (
         (targets, "sinkhorn_targets", {"tokens": 8, "batch": 1, "rounds": 5, "repeats": 1}),
         (targets, "emd_targets", {"tokens": 8, "batch": 2, "repeats": 1}),
-        (subset, "subset_targets", {"tokens": 16, "k": 4, "batch": 1, "repeats": 1}),
+        (targets, "subset_targets", {"tokens": 16, "k": 4, "batch": 1, "repeats": 1}),
     ):
         monkeypatch.setattr(module, name, partial(getattr(module, name), **settings))
     monkeypatch.setattr(select_gap, "GREEDY", select_gap.GREEDY[:3:2])
@@ -209,8 +209,8 @@ def run(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
         return 0
     words = ["pruneopt", *words[3:]] if words[:3] == ["python", "-m", "pruneopt"] else words
     assert words[0] == "pruneopt", f"no table says what to do with: {line}"
-    from pruneopt.bench import plots
     from pruneopt.demo.assets import model_path
+    from pruneopt.lab.solvers import plots
 
     words = [STANDS_FOR.get(word, word).replace("MODEL", str(model_path())) for word in words[1:]]
     words += MENTIONED.get(" ".join(words), [])

@@ -8,12 +8,12 @@ from fair import ranked, rows_in_common, same_worth
 from golden_files import GoldenCase
 from zoo import Ledger, rotary_rows, run, tensor
 
-import pruneopt.steps.recycle_clusters as recycling
+import pruneopt.parts.steps.recycle_clusters as recycling
+from pruneopt.parts.scores.rater_attention import RaterAttention
+from pruneopt.parts.scores.transition import sublayer_transition
 from pruneopt.pruner import combine
-from pruneopt.scores.rater_attention import RaterAttention
-from pruneopt.scores.transition import sublayer_transition
 from pruneopt.signals import Signals
-from pruneopt.spec import load_spec
+from pruneopt.spec.load import load_spec
 
 
 @pytest.mark.golden("fastv")

@@ -9,13 +9,13 @@ from fair import Check, cosines, no_worse, same_worth, tie_of
 from golden_files import GoldenCase
 from zoo import Ledger, run, tensor
 
-from pruneopt.costs.cosine_distance import CosineDistance
-from pruneopt.costs.text_pivots import TextPivots
-from pruneopt.scores.key_norm import KeyNorm
-from pruneopt.scores.twin_redundancy import odd_cosines
+from pruneopt.parts.costs.cosine_distance import CosineDistance
+from pruneopt.parts.costs.text_pivots import TextPivots
+from pruneopt.parts.scores.key_norm import KeyNorm
+from pruneopt.parts.scores.twin_redundancy import odd_cosines
+from pruneopt.parts.solvers.bipartite_elimination import BipartiteElimination
+from pruneopt.problems.selection import Selection
 from pruneopt.signals import Signals
-from pruneopt.solution import Selection
-from pruneopt.solvers.bipartite_elimination import BipartiteElimination
 
 
 @pytest.mark.golden("divprune")

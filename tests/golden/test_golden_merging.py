@@ -9,14 +9,14 @@ from fair import Check, cosines, ranked, rows_in_common, same_worth
 from golden_files import GoldenCase
 from zoo import Ledger, run, tensor
 
-from pruneopt.budgets.crop_allocation import CropAllocation
 from pruneopt.grouping import split_groups
-from pruneopt.scores.pagerank import PageRank
-from pruneopt.scores.patch_entropy import PatchEntropy
-from pruneopt.scores.thumbnail_score import ThumbnailScore
+from pruneopt.parts.budgets.crop_allocation import CropAllocation
+from pruneopt.parts.scores.pagerank import PageRank
+from pruneopt.parts.scores.patch_entropy import PatchEntropy
+from pruneopt.parts.scores.thumbnail_score import ThumbnailScore
+from pruneopt.problems.selection import Selection
 from pruneopt.signals import Signals
-from pruneopt.solution import Selection
-from pruneopt.spec import load_spec
+from pruneopt.spec.load import load_spec
 
 
 def emitted(chosen: Selection, values: torch.Tensor) -> torch.Tensor:

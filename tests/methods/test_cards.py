@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from pruneopt.problems.selection import Selection
 from pruneopt.pruner import Pruner, select
 from pruneopt.signals import Signals
-from pruneopt.solution import Selection
-from pruneopt.spec import load_spec
+from pruneopt.spec.load import load_spec
 
 
 def unit(c: int, *shape: int) -> torch.Tensor:

@@ -12,11 +12,11 @@ import torch
 
 from pruneopt.errors import ProblemError, PruneoptError, RegistryError, SpecError
 from pruneopt.parts import SubsetSolver
+from pruneopt.parts.solvers.quota_top_k import QuotaTopK
 from pruneopt.pruner import Pruner, select
 from pruneopt.registry import MOVED, registry
 from pruneopt.signals import Signals
-from pruneopt.solvers.quota_top_k import QuotaTopK
-from pruneopt.spec import load_spec
+from pruneopt.spec.load import load_spec
 from pruneopt.testing.cases import make_signals
 
 # method, the side that a user may change alone, the side that follows it, a value for both

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from pruneopt.errors import ModelError
-from pruneopt.insertion.prefill_layer import PrefillLayer
 from pruneopt.models.apply import prune
-from pruneopt.schema import Spec
-from pruneopt.scores.pagerank import PageRank
-from pruneopt.scores.transition import Transition
-from pruneopt.spec import list_methods, load_spec
+from pruneopt.parts.insertions.prefill_layer import PrefillLayer
+from pruneopt.parts.scores.pagerank import PageRank
+from pruneopt.parts.scores.transition import Transition
+from pruneopt.spec.load import list_methods, load_spec
+from pruneopt.spec.schema import Spec
 
 ELSEWHERE = {
     "aim/llava": "block 23",
@@ -77,7 +77,7 @@ def check_run(model, inputs, spec: Spec) -> None:
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_walk_along_attention_does_not_depend_on_padding(side: str, embedded) -> None:
     from pruneopt.demo.assets import load_inputs, load_processor, samples
-    from pruneopt.eval.live_signals import record_signals
+    from pruneopt.lab.record_signals import record_signals
 
     model, processor = embedded[0], load_processor()
     short, long = samples()[0], replace(samples()[0], question=samples()[0].question + " Or what is it?" * 3)

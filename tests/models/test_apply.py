@@ -14,9 +14,10 @@ import pruneopt
 from pruneopt.errors import InputError, ModelError, PruneoptError, SignalError
 from pruneopt.models.supported import supported_models
 from pruneopt.parts import Step
+from pruneopt.problems.selection import Selection
 from pruneopt.signals import Signals
-from pruneopt.solution import Selection
-from pruneopt.spec import Spec, load_spec
+from pruneopt.spec.load import load_spec
+from pruneopt.spec.schema import Spec
 from pruneopt.testing.insertion import ENTRY, LAYER, inventory
 from pruneopt.testing.masking import forward, generate
 

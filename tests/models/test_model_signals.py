@@ -18,7 +18,8 @@ from pruneopt.errors import ModelError
 from pruneopt.models.apply import prune
 from pruneopt.parts import Score, param
 from pruneopt.signals import Signals
-from pruneopt.spec import Spec, load_spec
+from pruneopt.spec.load import load_spec
+from pruneopt.spec.schema import Spec
 from pruneopt.testing.insertion import ENTRY, LAYER, SEVERAL
 from pruneopt.testing.masking import forward
 

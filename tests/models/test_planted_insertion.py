@@ -15,7 +15,7 @@ from test_llava import CASE as WHOLE
 import pruneopt
 from pruneopt.models import columns, decode, hooks, prefill, report, sequence, store
 from pruneopt.models.prompt import Prompt
-from pruneopt.problems import Budget
+from pruneopt.problems.budget import Budget
 from pruneopt.testing.insertion import CHECKS, ENTRY, LAYER, check_insertion
 
 SCENARIOS = {name: inputs for name, inputs in WHOLE.scenarios.items() if name in ("single", "left")}
@@ -141,7 +141,7 @@ def _rolled(signals: Any) -> Any:
 
 @contextmanager
 def _spread_scores() -> Iterator[None]:
-    from pruneopt.scores.random import RandomScore
+    from pruneopt.parts.scores.random import RandomScore
 
     with mock.patch.object(RandomScore, "__call__", lambda self, s: s["features"].float().norm(dim=2)):
         yield

@@ -18,12 +18,14 @@ from torch import Tensor
 
 import pruneopt
 from pruneopt.errors import InputError, SignalError
-from pruneopt.insertion.prefill_layer import PrefillLayer
-from pruneopt.models import columns, decoder, deepstack, encoder_signals, prefill, store, wiring
+from pruneopt.models import columns, deepstack, prefill, store, wiring
+from pruneopt.models.capture import decoder, encoder_signals
 from pruneopt.parts import Step
+from pruneopt.parts.insertions.prefill_layer import PrefillLayer
+from pruneopt.problems.selection import Selection
 from pruneopt.signals import Signals
-from pruneopt.solution import Selection
-from pruneopt.spec import Spec, load_spec
+from pruneopt.spec.load import load_spec
+from pruneopt.spec.schema import Spec
 from pruneopt.testing.insertion import ENTRY, LAYER
 from pruneopt.testing.masking import difference, forward, masked, real_columns
 

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from pruneopt.bench.prefill import table
+from pruneopt.lab.prefill.run import table
 from pruneopt.models.report import FORMULA, Report, Shape, measure, mebibytes, shape_of
+from pruneopt.problems.selection import Selection
+from pruneopt.problems.solution import Solution, Status, SubsetSolution, TransportSolution
 from pruneopt.signals import Attention
-from pruneopt.solution import Selection, Solution, Status, SubsetSolution, TransportSolution
 
 SHAPE = Shape(layers=3, width=8, queries=8, keys=4, mlp=16, bytes=2)
 

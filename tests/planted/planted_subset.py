@@ -11,9 +11,9 @@ import torch
 
 from pruneopt.errors import ProblemError
 from pruneopt.parts import SubsetSolver, param
-from pruneopt.problems import SubsetProblem
-from pruneopt.solution import Status, SubsetSolution
-from pruneopt.solvers.brute_force import BruteForce
+from pruneopt.parts.solvers.brute_force import BruteForce
+from pruneopt.problems.solution import Status, SubsetSolution
+from pruneopt.problems.subset import SubsetProblem
 
 
 @dataclass(frozen=True)

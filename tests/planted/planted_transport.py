@@ -12,8 +12,8 @@ from scipy.optimize import linprog
 
 from pruneopt.errors import ProblemError
 from pruneopt.parts import TransportSolver, param
-from pruneopt.problems import TransportProblem
-from pruneopt.solution import Status, TransportSolution
+from pruneopt.problems.solution import Status, TransportSolution
+from pruneopt.problems.transport import TransportProblem
 
 
 def _log(mass):

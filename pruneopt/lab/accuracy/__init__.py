@@ -1,0 +1,1 @@
+"""Accuracy of methods on a question set."""

@@ -1,0 +1,1 @@
+"""Every part with every other."""

@@ -1,0 +1,1 @@
+"""Optimality gaps of published greedy rules."""

@@ -1,0 +1,1 @@
+"""Transport solvers compared."""

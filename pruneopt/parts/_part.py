@@ -1,0 +1,275 @@
+"""Base classes of everything that a spec can name.
+
+A part is a frozen dataclass whose fields are its parameters.  Constructing one stores and range-checks
+them, nothing else.  `needs` says which signals it reads; reading another raises.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from torch import Tensor
+
+from pruneopt.errors import SpecError, blame, nearest
+from pruneopt.problems.selection import Selection
+from pruneopt.problems.solution import SubsetSolution, TransportSolution
+from pruneopt.problems.subset import SubsetProblem
+from pruneopt.problems.transport import TransportProblem
+from pruneopt.signals import Signals
+
+if TYPE_CHECKING:
+    from pruneopt.spec.schema import StageSpec
+
+P = TypeVar("P", bound="Part")
+
+
+def param(
+    default: Any = MISSING,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: tuple[Any, ...] | None = None,
+    doc: str = "",
+) -> Any:
+    """A part parameter with its allowed range: `low <= x <= high`, `x > above`, or one of `choices`."""
+    metadata = {"low": low, "high": high, "above": above, "choices": choices, "doc": doc}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    if hint is Any:
+        return True
+    if origin is not None:
+        return isinstance(value, origin)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+@dataclass(frozen=True)
+class Part(ABC):
+    """Anything that a spec can name by `kind`.
+
+    Class attributes: `name` (the registered name), `source` (paper and section), `needs` (signals read; a
+    property where it depends on parameters), `tags` (declared behaviour, checked by `pruneopt check`),
+    `moved` (parameters that it no longer has, and what to write instead).
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[str] = ""
+    tags: ClassVar[frozenset[str]] = frozenset()
+    moved: ClassVar[Mapping[str, str]] = {}
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for item in fields(self):
+            with blame(item.name):
+                self._check(item, getattr(self, item.name), hints[item.name])
+
+    def _check(self, item: dataclasses.Field[Any], value: Any, hint: Any) -> None:
+        where = f"{self.name}.{item.name}"
+        if not _fits(value, hint):
+            wanted = getattr(hint, "__name__", str(hint))
+            raise SpecError(f"{where} must be {wanted}, got {value!r}")
+        meta = item.metadata
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            low, high, above = meta.get("low"), meta.get("high"), meta.get("above")
+            if value != value:
+                raise SpecError(f"{where} is NaN; give a number")
+            if (low is not None and value < low) or (above is not None and value <= above):
+                raise SpecError(f"{where} must be {_range(meta)}, got {value}")
+            if high is not None and value > high:
+                raise SpecError(f"{where} must be {_range(meta)}, got {value}")
+        if meta.get("choices") and value not in meta["choices"]:
+            known = meta["choices"]
+            raise SpecError(f"{where} must be one of {', '.join(map(str, known))}, got {value!r}")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of the signals that this part reads."""
+        return frozenset()
+
+    def misfit(self, stage: StageSpec) -> str | None:
+        """Why this part cannot stand beside the others of `stage`, or None.
+
+        For parameters that two parts must agree on: say both keys.  Asked once, when a spec is resolved.
+        """
+        return None
+
+    def to_spec(self) -> dict[str, Any]:
+        """`{"kind": name, **parameters}` with every default filled in."""
+        return {"kind": self.name, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
+
+    @classmethod
+    def from_spec(cls: type[P], params: Mapping[str, Any]) -> P:
+        """Build from parameters (without `kind`).
+
+        Raises SpecError for unknown, missing, ill-typed or out-of-range ones.
+        """
+        known = {f.name: f for f in fields(cls)}
+        for key in params:
+            if key not in known:
+                hint = f": {cls.moved[key]}" if key in cls.moved else nearest(key, known)
+                raise SpecError(f"{cls.name} has no parameter {key!r}{hint}", key=key)
+        for key, item in known.items():
+            if key not in params and item.default is MISSING and item.default_factory is MISSING:
+                raise SpecError(f"{cls.name} needs a value for {key!r}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in params.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _range(meta: Mapping[str, Any]) -> str:
+    parts = []
+    if meta.get("low") is not None:
+        parts.append(f"at least {meta['low']}")
+    if meta.get("above") is not None:
+        parts.append(f"above {meta['above']}")
+    if meta.get("high") is not None:
+        parts.append(f"at most {meta['high']}")
+    return " and ".join(parts)
+
+
+class CostTerm(Part):
+    """A cost: lower is cheaper to keep.
+
+    `__call__(signals)` returns `[B,N,M]` when `shape == "pairwise"` (source token by target token),
+    `[B,N]` when `shape == "unary"` (broadcast over targets), or `[B,A,N]` when `shape == "anchor"`
+    (external points by token).  float32 or better, finite at real tokens.
+    """
+
+    shape: ClassVar[str] = "pairwise"
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the cost of (i, j) is that of (j, i): the tag, or a property where parameters decide."""
+        return "symmetric" in self.tags
+
+    @abstractmethod
+    def __call__(self, signals: Signals) -> Tensor: ...
+
+    def strength(self, signals: Signals) -> Tensor | None:
+        """How strong each external point is, `[B,A]`, for terms of shape `anchor`; None when alike."""
+        return None
+
+
+class Score(Part):
+    """An importance `[B,N]`: higher is kept."""
+
+    @abstractmethod
+    def __call__(self, signals: Signals) -> Tensor: ...
+
+
+class Grouping(Score):
+    """The groups of a quota problem: whole numbers `[B,N]` from 0, not a ranking."""
+
+    def shares(
+        self, group: Tensor, mask: Tensor, k: Tensor, importance: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """Groups `[B,N]` and quotas `[B,G]` int64 that sum to `k` `[B]`; None: in proportion to size."""
+        return None
+
+
+class Kernel(Part):
+    """A similarity `[B,N,N]`, symmetric, larger is more alike; positive semi-definite if tagged `psd`."""
+
+    symmetric: ClassVar[bool] = True
+
+    @abstractmethod
+    def __call__(self, signals: Signals) -> Tensor: ...
+
+
+class Marginal(Part):
+    """Non-negative weights `[B,N]` that sum to one over the real tokens of each problem (float32)."""
+
+    @abstractmethod
+    def __call__(self, signals: Signals) -> Tensor: ...
+
+
+class TransportSolver(Part):
+    """Solves balanced or semi-relaxed transport. Tag `exact` when it returns an optimum."""
+
+    @abstractmethod
+    def solve(self, problem: TransportProblem) -> TransportSolution:
+        """Return plan and potentials per problem; never raises for non-convergence, see `Status`."""
+
+
+class SubsetSolver(Part):
+    """Solves the subset problems named in `kinds`. Tag `exact` when it returns an optimum."""
+
+    kinds: ClassVar[frozenset[str]]
+
+    @abstractmethod
+    def solve(self, problem: SubsetProblem) -> SubsetSolution: ...
+
+
+class Readout(Part):
+    """Turns a transport solution into an importance `[B,N]`: higher is kept."""
+
+    @abstractmethod
+    def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Tensor: ...
+
+    def ignores_cost(self, solver: Part) -> str | None:
+        """Why this readout cannot depend on the cost after `solver`, or None when it can."""
+        return None
+
+
+class Step(Part):
+    """Changes a selection after the solver: recover, merge, recycle."""
+
+    @abstractmethod
+    def __call__(self, selection: Selection, signals: Signals) -> Selection: ...
+
+    def count(self, kept: int, tokens: int) -> int:
+        """How many of `tokens` are kept after this step when `kept` were before it."""
+        return kept
+
+
+class BudgetRule(Part):
+    """Changes the counts that a budget asks for: allocation over groups, or a count chosen from scores.
+
+    `__call__(signals, k, importance)` takes the counts `[B]` int64 of the plain budget, one per problem
+    (`signals.sample` tells which problems belong together), and the importance `[B,N]` where the problem
+    is `top_k`, else None; it returns the counts to use, each from 1 to the tokens of the problem.
+    """
+
+    @abstractmethod
+    def __call__(self, signals: Signals, k: Tensor, importance: Tensor | None) -> Tensor: ...
+
+
+class Insertion(Part):
+    """A place in the forward pass where tokens are removed."""
+
+    @property
+    @abstractmethod
+    def layer_index(self) -> int:
+        """Decoder layer (0-based) before which tokens are removed; 0 is the input of the language model."""
+
+    @property
+    @abstractmethod
+    def provides(self) -> frozenset[str]:
+        """Base names of the signals that exist here."""
+
+
+__all__ = [
+    "BudgetRule", "CostTerm", "Grouping", "Insertion", "Kernel", "Marginal", "Part", "Readout", "Score",
+    "Step", "SubsetSolver", "TransportSolver", "param",
+]  # fmt: skip

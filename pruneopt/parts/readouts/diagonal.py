@@ -1,0 +1,31 @@
+"""How much of a token stays where it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from pruneopt.errors import ProblemError
+from pruneopt.parts import Readout
+from pruneopt.problems.solution import TransportSolution
+from pruneopt.problems.transport import TransportProblem
+
+
+@dataclass(frozen=True)
+class Diagonal(Readout):
+    """`I_i = P_ii / sum_j P_ij`, `[B,N]` in [0,1]; higher (maps to itself) is kept.
+
+    Only for sources and targets that are the same tokens in the same order.  As unstable as `row_max`.
+    Zero for tokens without mass.
+    """
+
+    name: ClassVar[str] = "diagonal"
+    tags: ClassVar[frozenset[str]] = frozenset({"reads_shape"})
+
+    def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Tensor:
+        plan = solution.plan
+        if plan.shape[1] != plan.shape[2]:
+            raise ProblemError(f"diagonal needs as many targets as sources, got {list(plan.shape[1:])}")
+        return plan.diagonal(dim1=1, dim2=2) / plan.sum(2).clamp_min(1e-30)

@@ -1,0 +1,57 @@
+"""Transport with only the targets constrained: one softmax."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from pruneopt.parts import TransportSolver, param
+from pruneopt.problems.solution import Status, TransportSolution
+from pruneopt.problems.transport import TransportProblem
+
+
+@dataclass(frozen=True)
+class OneSided(TransportSolver):
+    """`P_ij = b_j softmax_i(-C_ij / eps)`: entropic transport without the source marginal, closed form.
+
+    Columns are exact; rows are free, so their sums say how much each source is asked for.  The source
+    marginal plays no part beyond its support.  Source: docs/methods/topv.md, item 5; the semi-relaxed limit
+    of unbalanced Sinkhorn (Chizat et al. 2018).
+    """
+
+    name: ClassVar[str] = "one_sided"
+    source: ClassVar[str] = "semi-relaxed entropic transport (Chizat et al. 2018), closed form"
+    tags: ClassVar[frozenset[str]] = frozenset({"relaxed"})
+    epsilon: float = param(0.05, above=0, doc="entropic regularisation")
+    epsilon_scale: str = param(
+        "range",
+        choices=("range", "absolute"),
+        doc="epsilon as a share of the cost range, or as is",
+    )
+
+    def solve(self, problem: TransportProblem) -> TransportSolution:
+        """Never iterates; status `CLOSED_FORM`, and the gap says what dropping the source side costs."""
+        begin = time.perf_counter()
+        low, high = problem.span()
+        width = torch.where(high > low, high - low, torch.ones_like(low))
+        eps = width * self.epsilon if self.epsilon_scale == "range" else torch.full_like(width, self.epsilon)
+        score = -problem.cost / eps[:, None, None]
+        score = score.masked_fill((problem.a == 0)[:, :, None], -torch.inf)
+        plan = score.softmax(1) * problem.b[:, None, :]
+        mass = torch.where(problem.a > 0, torch.zeros_like(problem.a), torch.full_like(problem.a, -torch.inf))
+        g = eps[:, None] * (problem.b.log() - score.logsumexp(1))
+        return TransportSolution(
+            time.perf_counter() - begin,
+            {"epsilon": eps},
+            problem=problem,
+            plan=plan,
+            f=mass.double(),
+            g=g.double(),
+            rounds=torch.zeros(len(eps), dtype=torch.int64, device=eps.device),
+            ended=(Status.CLOSED_FORM,) * len(eps),
+            order="target",
+            solver=self.name,
+        )

@@ -1,0 +1,1 @@
+"""Optimisation problems, what solves them returns, and the kinds of subset problem."""

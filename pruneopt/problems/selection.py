@@ -1,0 +1,74 @@
+"""Which tokens survive, and what is merged into them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from pruneopt.problems.certificate import Certificate, c_transform, certify, round_to_polytope  # noqa: F401
+from pruneopt.problems.solution import Solution
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Selection:
+    """Which visual tokens survive, and what is merged into them.
+
+    Parameters
+    ----------
+    keep: `[B,N]` bool.
+    counts: kept tokens per sample where they are known without looking at the tensor, else None.
+    importance: `[B,N]` scores behind the choice (higher was kept), if the problem has them.
+    merge: `[B,N,N]` or None; row i holds the weights that build the new value of kept token i from all
+        tokens (identity rows leave a token alone).  Rows of dropped tokens are never read.
+    size: `[B,N]` how many original tokens each kept one stands for, carried by merging steps.
+    rank: `[B,N]` or None; kept tokens are emitted by ascending rank, then index (None: by index).
+    diagnostics: sentences about how far the result can be trusted.
+    """
+
+    keep: Tensor
+    counts: tuple[int, ...] | None = None
+    importance: Tensor | None = None
+    merge: Tensor | None = None
+    size: Tensor | None = None
+    rank: Tensor | None = None
+    solution: Solution | None = None
+    diagnostics: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """One line: counts, device, what is attached, how the solve ended, seconds; no tensor."""
+        counts = list(self.known_counts)
+        shown = f"{counts[:8]}".replace("]", ", ...]") if len(counts) > 8 else f"{counts}"
+        words = [f"keeps {shown} of {self.keep.shape[1]} tokens on {self.keep.device}"]
+        attached = ("importance", "merge", "size", "rank")
+        words += [", ".join(name for name in attached if getattr(self, name) is not None)]
+        ended = getattr(self.solution, "ended", ())
+        words += [" ".join([getattr(self.solution, "solver", ""), *dict.fromkeys(s.name for s in ended)])]
+        words += [f"{len(self.diagnostics)} diagnostics" if self.diagnostics else ""]
+        words += [f"{1000 * sum(self.seconds.values()):.1f} ms" if self.seconds else ""]
+        return f"Selection({'; '.join(word for word in words if word.strip())})"
+
+    @property
+    def known_counts(self) -> tuple[int, ...]:
+        """Kept tokens per sample; waits for the device only when a method chose the count itself."""
+        return self.counts if self.counts is not None else tuple(self.keep.sum(1).tolist())
+
+    @property
+    def indices(self) -> list[Tensor]:
+        """Sorted kept positions per sample, each `[k]` int64."""
+        return [row.nonzero().squeeze(1) for row in self.keep]
+
+    def index(self) -> Tensor:
+        """`[B,K]` int64 kept positions in order of emission; rows shorter than K end in dropped ones."""
+        width = max(self.known_counts)
+        dropped = (~self.keep).to(torch.int8)
+        if self.rank is None:
+            return dropped.argsort(dim=1, stable=True)[:, :width]
+        by_rank = self.rank.argsort(dim=1, stable=True)
+        return by_rank.gather(1, dropped.gather(1, by_rank).argsort(dim=1, stable=True))[:, :width]
+
+    def with_diagnostics(self, notes: Sequence[str]) -> Selection:
+        return replace(self, diagnostics=(*self.diagnostics, *notes))

@@ -1,0 +1,149 @@
+"""What the values of a subset problem must be: every refusal names the argument, the sample and the cure."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pruneopt.errors import ProblemError
+
+if TYPE_CHECKING:
+    from pruneopt.problems.subset import SubsetProblem
+
+ASYMMETRY = 1e-5  # of the largest entry: what float32 products of either order may differ by
+
+
+def check_values(problem: SubsetProblem, rounding: float) -> None:
+    """Raise ProblemError for values that a problem of this kind cannot have.
+
+    `rounding` is the relative rounding of the dtype that `pairwise` came in, before it was promoted.
+    """
+    _check_counts(problem)
+    _check_finite("unary", problem.unary, problem.real)
+    if problem.pairwise is not None:
+        pairs = problem.real[:, :, None] & problem.real[:, None, :]
+        _check_finite("pairwise", problem.pairwise, pairs)
+        if problem.symmetric:
+            clean = problem.pairwise.masked_fill(~pairs, 0)
+            _check_symmetric(clean, problem.kind, max(ASYMMETRY, 4 * rounding))
+            if problem.kind == "log_det":
+                _check_psd(clean, max(rounding, torch.finfo(torch.float32).eps))
+    _check_anchors(problem)
+    if problem.kind == "quota":
+        _check_quota(problem)
+
+
+def _first(bad: Tensor) -> int:
+    return int(bad.nonzero()[0, 0])
+
+
+def _check_counts(problem: SubsetProblem) -> None:
+    k, real = problem.k, problem.real.sum(1)
+    bad = (k < 1) | (k > real)
+    if bad.any():
+        i = _first(bad)
+        raise ProblemError(f"cannot choose {int(k[i])} of {int(real[i])} tokens in sample {i}")
+    if problem.counts is not None and list(problem.counts) != k.tolist():
+        raise ProblemError(f"counts {list(problem.counts)} are not k {k.tolist()}; leave them out or agree")
+    if problem.protected is None:
+        return
+    padded = (problem.protected & ~problem.real).any(1)
+    if padded.any():
+        raise ProblemError(f"protected marks padding in sample {_first(padded)}; protect real tokens only")
+    many = problem.protected.sum(1) > k
+    if many.any():
+        i = _first(many)
+        raise ProblemError(
+            f"sample {i} protects {int(problem.protected[i].sum())} tokens but the budget is {int(k[i])}"
+        )
+
+
+def _check_finite(name: str, tensor: Tensor | None, real: Tensor) -> None:
+    if tensor is None:
+        return
+    bad = (~tensor.isfinite() & real).flatten(1).any(1)
+    if bad.any():
+        raise ProblemError(
+            f"{name} is not finite in sample {_first(bad)}; look for NaN or infinity in the signals"
+        )
+
+
+def _check_symmetric(pairwise: Tensor, kind: str, tolerance: float) -> None:
+    off = (pairwise - pairwise.transpose(1, 2)).abs().amax((1, 2))
+    largest = pairwise.abs().amax((1, 2))
+    bad = off > tolerance * largest
+    if bad.any():
+        i = _first(bad)
+        raise ProblemError(
+            f"pairwise of sample {i} is not symmetric: the two directions of a pair differ by "
+            f"{float(off[i] / largest[i]):.2g} of the largest entry, and {kind} knows unordered pairs only. "
+            "Set problem.symmetric=mean in the spec, or pass (P + P.transpose(1, 2)) / 2"
+        )
+
+
+def _check_psd(kernel: Tensor, rounding: float) -> None:
+    """Positive semi-definite up to N times `rounding` of the largest entry, tried by a factorisation."""
+    kernel = kernel.double()
+    kernel = (kernel + kernel.transpose(1, 2)) / 2
+    tokens = kernel.shape[1]
+    unit = kernel.abs().amax((1, 2)).clamp_min(1e-300)
+    eye = torch.eye(tokens, dtype=kernel.dtype, device=kernel.device)
+    raised = kernel / unit[:, None, None] + tokens * rounding * eye
+    bad = torch.linalg.cholesky_ex(raised).info != 0
+    if bad.any():
+        i = _first(bad)
+        least = float(torch.linalg.eigvalsh(kernel[i])[0])
+        raise ProblemError(
+            f"pairwise of sample {i} is no kernel: its smallest eigenvalue is {least:.4g}, and log_det needs "
+            "a positive semi-definite one. Set problem.ridge="
+            f"{-1.01 * least:.3g} or more in the spec, or add it to the diagonal"
+        )
+
+
+def _check_anchors(problem: SubsetProblem) -> None:
+    anchors, strength = problem.anchors, problem.anchor_strength
+    if anchors is None or anchors.shape[1] == 0:
+        return
+    real = problem.real[:, None, :].expand_as(anchors)
+    bad = ((anchors.isnan() | (anchors == -math.inf)) & real).flatten(1).any(1)
+    if bad.any():
+        raise ProblemError(
+            f"anchors hold NaN or -infinity in sample {_first(bad)}; an absent anchor is a row of +infinity"
+        )
+    absent = anchors == math.inf
+    torn = ((absent & real).any(2) & (~absent & real).any(2)).any(1)
+    if torn.any():
+        raise ProblemError(
+            f"anchors hold a row with some +infinity in sample {_first(torn)}; only a whole row may be "
+            "+infinity, and is then absent"
+        )
+    if strength is not None and strength.isnan().any():
+        raise ProblemError(f"anchor_strength is NaN in sample {_first(strength.isnan().any(1))}")
+
+
+def _check_quota(problem: SubsetProblem) -> None:
+    group, quota, real = problem.group, problem.quota, problem.real
+    assert group is not None and quota is not None
+    bad = (real & ((group < 0) | (group >= quota.shape[1]))).any(1)
+    if bad.any():
+        raise ProblemError(f"group numbers of sample {_first(bad)} are outside 0..{quota.shape[1] - 1}")
+    bad = (quota < 0).any(1)
+    if bad.any():
+        raise ProblemError(f"quota of sample {_first(bad)} is negative")
+    off = quota.sum(1) != problem.k
+    if off.any():
+        i = _first(off)
+        raise ProblemError(f"quotas of sample {i} sum to {int(quota[i].sum())}, but k is {int(problem.k[i])}")
+    hot = torch.nn.functional.one_hot(group.masked_fill(~real, 0), quota.shape[1])
+    forced = torch.zeros_like(real) if problem.protected is None else problem.protected
+    for what, member in (("has only", real), ("protects", forced)):
+        size = (hot * (member & real)[:, :, None]).sum(1)
+        bad_group = quota > size if what == "has only" else quota < size
+        if bad_group.any():
+            i, g = (int(v) for v in bad_group.nonzero()[0])
+            raise ProblemError(
+                f"group {g} of sample {i} {what} {int(size[i, g])} tokens but its quota is {int(quota[i, g])}"
+            )

@@ -1,0 +1,1 @@
+"""Specs: methods as data."""

@@ -1,0 +1,163 @@
+"""Specs: methods as data.
+
+A spec is YAML.  `kind` names a registered part and every other key of that mapping is one of its
+parameters.  Loading resolves all defaults, refuses unknown keys, and yields frozen objects with a hash that
+names runs.  Specs never name classes, never run code and never read the environment.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pruneopt.errors import PruneoptError, SpecError, blame, located, nearest
+from pruneopt.spec.resolve import STAGE_KEYS, mixed, resolve
+from pruneopt.spec.schema import ProblemSpec, Protect, Spec, StageSpec, Weighted
+from pruneopt.spec.yamlfile import Document, parse_value, read_yaml
+
+
+def list_methods() -> list[str]:
+    """Names of all methods that ship with pruneopt."""
+    root = files("pruneopt") / "methods"
+    names = []
+    for entry in root.iterdir():
+        if entry.name.endswith(".yaml"):
+            names.append(entry.name[:-5])
+        elif entry.is_dir() and not entry.name.startswith("_"):
+            names += [f"{entry.name}/{f.name[:-5]}" for f in entry.iterdir() if f.name.endswith(".yaml")]
+    return sorted(names)
+
+
+def load_spec(source: str | Path | Mapping[str, Any] | Spec, overrides: Iterable[str] = ()) -> Spec:
+    """Load a method by name, a YAML file by path, or a mapping, and apply `key.path=value` overrides.
+
+    Raises SpecError for an unknown method, key, part or value, naming the nearest known one, and for a file
+    the line and column.
+    """
+    if isinstance(source, (Spec, Mapping)):
+        return _load(source.to_spec() if isinstance(source, Spec) else dict(source), overrides)
+    file, overrides = _read(source), list(overrides)
+    try:
+        return _load(file.data, overrides)
+    except PruneoptError as error:
+        key = error.key if error.key in file.marks else re.sub(r"^stages\.\d+\.", "", error.key)
+        if any(touches(override, key) for override in overrides):
+            raise  # what an override did is not in the file
+        raise located(error, file.place(key)) from error
+
+
+def touches(override: str, key: str) -> bool:
+    """Whether an override sets this key, or something above or below it."""
+    set_key = override.partition("=")[0].strip().replace("[", ".").replace("]", "").lstrip(".")
+    return f"{key}.".startswith(f"{set_key}.") or f"{set_key}.".startswith(f"{key}.")
+
+
+def _load(raw: Any, overrides: Iterable[str]) -> Spec:
+    try:
+        config = OmegaConf.create(raw)
+        if not isinstance(config, DictConfig):
+            raise SpecError("a spec must be a mapping of keys, not a list or a single value")
+        _refuse_code(OmegaConf.to_container(config, resolve=False), "")
+        for override in overrides:
+            with blame(override.partition("=")[0].strip()):
+                config = _override(config, override)
+                _refuse_idle(config, override)
+        data: Any = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        words = str(error).splitlines()[0]
+        raise SpecError(f"the spec cannot be read: {words}", key=str(error.full_key or "")) from error
+    return resolve(data)
+
+
+def _read(source: str | Path) -> Document:
+    text = str(source)
+    if text in list_methods():
+        return read_yaml(files("pruneopt") / "methods" / f"{text}.yaml", f"{text}.yaml")
+    path = Path(text)
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        raise SpecError(f"unknown method {text!r}{nearest(text, list_methods())}")
+    if not path.is_file():
+        raise SpecError(f"spec file {text!r} does not exist")
+    return read_yaml(path, text)
+
+
+def _refuse_code(value: Any, where: str) -> None:
+    """Specs are data: no instantiation targets, no resolvers that could read anything outside the spec."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if str(key).startswith("_") and str(key).endswith("_"):
+                raise SpecError(
+                    f"{where}{key} is not allowed: specs name parts by `kind`, never classes",
+                    key=f"{where}{key}",
+                )
+            _refuse_code(item, f"{where}{key}.")
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            _refuse_code(item, f"{where}{i}.")
+    elif isinstance(value, str) and re.search(r"\$\{[^}]*:", value):
+        key = where.rstrip(".")
+        raise SpecError(f"{key} uses a resolver ({value}); specs cannot read the environment", key=key)
+
+
+def _override(config: DictConfig, override: str) -> DictConfig:
+    if "=" not in override or override.startswith("="):
+        raise SpecError(f"override {override!r} is not of the form key.path=value")
+    key, _, text = override.partition("=")
+    key = key.strip()
+    try:
+        new = parse_value(text)
+    except SpecError as error:
+        raise located(error, f"override {override!r}") from error
+    _refuse_code({key.rpartition(".")[2]: new}, key.rpartition(".")[0] + ".")
+    if key.endswith(".kind"):
+        key, new = key.removesuffix(".kind"), {"kind": new}
+    elif _part_path(key) and isinstance(new, str):
+        new = {"kind": new}
+    try:
+        old = OmegaConf.select(config, key)
+        if isinstance(old, DictConfig) and isinstance(new, dict):
+            before: Any = OmegaConf.to_container(old, resolve=False)
+            new = mixed(before, new)
+        OmegaConf.update(config, key, new, merge=False)
+    except Exception as error:
+        first = str(error).splitlines()[0]
+        raise SpecError(f"override {override!r} does not fit the spec: {first}") from error
+    return config
+
+
+def _refuse_idle(config: DictConfig, override: str) -> None:
+    """An override that every stage overrules would be silently without effect."""
+    key = override.partition("=")[0].strip()
+    stages = config.get("stages")
+    if not stages or key.split(".")[0] not in STAGE_KEYS:
+        return
+    if all(OmegaConf.select(stage, key) is not None for stage in stages):
+        raise SpecError(
+            f"override {override!r} has no effect: every stage of this method sets {key} itself; "
+            f"use stages.0.{override}"
+        )
+
+
+def _part_path(key: str) -> bool:
+    parent, _, last = key.rpartition(".")
+    return last in ("solver", "readout", "insertion") or parent.endswith(
+        (
+            "problem.cost",
+            "problem.scores",
+            "problem.pairwise",
+            "problem.anchors",
+            "problem.marginals",
+            "problem.protect.scores",
+        )
+    )
+
+
+__all__ = [
+    "ProblemSpec", "Protect", "Spec", "StageSpec", "Weighted", "list_methods", "load_spec", "touches",
+]  # fmt: skip

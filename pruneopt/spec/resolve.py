@@ -1,0 +1,322 @@
+"""From plain data to a Spec: every key known, every part found, every value in range."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pruneopt.errors import SpecError, blame, located, nearest
+from pruneopt.parts import (
+    BudgetRule,
+    CostTerm,
+    Insertion,
+    Kernel,
+    Marginal,
+    Part,
+    Readout,
+    Score,
+    Step,
+    SubsetSolver,
+    TransportSolver,
+)
+from pruneopt.problems.budget import Budget
+from pruneopt.problems.subset import ANCHORED_KINDS, SUBSET_KINDS, SYMMETRIC_KINDS
+from pruneopt.registry import registry
+from pruneopt.spec.schema import ProblemSpec, Protect, Spec, StageSpec, Weighted
+
+NORMALIZATIONS = ("none", "minmax", "sum", "max", "zscore", "l2", "softmax")
+POSITIONS = ("keep", "compact")
+STAGE_KEYS = ("insertion", "budget", "problem", "solver", "readout", "steps")
+_TOP_KEYS = ("name", "positions", "stages", "meta", *STAGE_KEYS)
+_PROBLEM_KEYS = (
+    "kind", "cost", "scores", "pairwise", "anchors", "marginals", "threshold", "quota", "protect",
+    "symmetric", "ridge",
+)  # fmt: skip
+_META_KEYS = (
+    "title", "paper", "venue", "arxiv", "code", "licence", "certainty", "family", "differs",
+    "deviations", "uncertain", "supports", "refuses", "equation", "note", "aliases",
+)  # fmt: skip
+
+
+def resolve(data: Mapping[str, Any]) -> Spec:
+    """Turn plain data into a Spec. Raises SpecError for anything unknown or out of range."""
+    _keys(data, _TOP_KEYS, "")
+    positions = data.get("positions", "keep")
+    if positions not in POSITIONS:
+        raise SpecError(
+            f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}", key="positions"
+        )
+    meta = data.get("meta") or {}
+    _keys(meta, _META_KEYS, "meta.")
+    _deviations(meta.get("deviations"))
+    base = {key: data[key] for key in STAGE_KEYS if key in data}
+    raw = data.get("stages") or [{}]
+    if not isinstance(raw, list):
+        raise SpecError(f"stages must be a list of mappings, got {raw!r}", key="stages")
+    stages: list[StageSpec] = []
+    for i, part in enumerate(raw):
+        where = f"stages.{i}." if data.get("stages") else ""
+        with blame(where.rstrip(".")):
+            _keys(part, STAGE_KEYS, where)
+            stages += [_stage(each, where) for each in _spread(mixed(base, part), where)]
+    depth = [stage.insertion.layer_index for stage in stages]
+    if depth != sorted(depth):
+        raise SpecError(f"stages must be in order of depth, got layers {depth}", key="stages")
+    return Spec(str(data.get("name", "unnamed")), tuple(stages), positions, meta)
+
+
+def _keys(data: Any, known: Iterable[str], where: str) -> None:
+    if not isinstance(data, Mapping):
+        key = where.rstrip(".")
+        raise SpecError(f"{key or 'the spec'} must be a mapping, got {data!r}", key=key)
+    for key in data:
+        if key not in known:
+            raise SpecError(f"unknown key {where}{key}{nearest(str(key), known)}", key=f"{where}{key}")
+
+
+def _deviations(data: Any) -> None:
+    """How a spec departs from its source: a mapping from a short name to a sentence."""
+    good = data is None or isinstance(data, Mapping)
+    for key, text in data.items() if good and data else ():
+        good = good and str(key).isidentifier() and isinstance(text, str) and bool(text.strip())
+    if not good:
+        raise SpecError(
+            f"meta.deviations must map short names to sentences, got {data!r}", key="meta.deviations"
+        )
+
+
+def mixed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """`old` with what `new` says instead, for stages and overrides alike.
+
+    Mappings mix key by key.  One of another `kind` replaces, so that no parameter of the old kind reaches the
+    new one; only `weight` and `normalize`, which belong to the summand and not to its part, stay.
+    """
+    if new.get("kind", old.get("kind")) != old.get("kind"):
+        return {**{key: old[key] for key in ("weight", "normalize") if key in old}, **new}
+    out = dict(old)
+    for key, value in new.items():
+        both = isinstance(value, Mapping) and isinstance(old.get(key), Mapping)
+        out[key] = mixed(old[key], value) if both else value
+    return out
+
+
+def _spread(data: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """`insertion.layer: [8, 16, 24]` with `budget.keep: [0.5, 0.25, 0.125]` is three stages."""
+    insertion, budget = data.get("insertion"), data.get("budget") or {}
+    layers = insertion.get("layer") if isinstance(insertion, Mapping) else None
+    keeps = budget.get("keep") if isinstance(budget, Mapping) else None
+    if not isinstance(layers, list):
+        if isinstance(keeps, list):
+            raise SpecError(f"{where}budget.keep is a list but insertion.layer is not; give both or neither")
+        return [dict(data)]
+    assert isinstance(insertion, Mapping)
+    keeps = keeps if isinstance(keeps, list) else [keeps] * len(layers)
+    if len(keeps) != len(layers) or not layers:
+        raise SpecError(
+            f"{where}insertion.layer has {len(layers)} entries and budget.keep {len(keeps)}; they must agree"
+        )
+    return [
+        {
+            **data,
+            "insertion": {**insertion, "layer": layer},
+            "budget": {**budget, **({} if keep is None else {"keep": keep})},
+        }
+        for layer, keep in zip(layers, keeps, strict=True)
+    ]
+
+
+def _part(group: str, base: type[Part], data: Any, where: str) -> Any:
+    if isinstance(data, str):
+        data = {"kind": data}
+    with blame(where):
+        if not isinstance(data, Mapping) or "kind" not in data:
+            raise SpecError(f"{where} must name a part by `kind`, got {data!r}")
+        found = registry(group).get(str(data["kind"]))
+        if not issubclass(found, base):
+            raise SpecError(f"{where}: {data['kind']!r} is not a {base.__name__}")
+        try:
+            return found.from_spec({k: v for k, v in data.items() if k != "kind"})
+        except SpecError as error:
+            raise located(error, where) from error
+
+
+def _summands(group: str, base: type[Part], data: Any, where: str) -> tuple[Weighted, ...]:
+    if not data:
+        return ()
+    if not isinstance(data, Mapping):
+        raise SpecError(f"{where} must be a mapping from labels to parts, got {data!r}")
+    if "kind" in data and not isinstance(data["kind"], Mapping):
+        raise SpecError(f"{where} must map labels to parts: {where}.LABEL.kind={data['kind']}")
+    out = []
+    for label, entry in data.items():
+        if entry is not None:  # an override of null removes a summand
+            with blame(f"{where}.{label}"):
+                out.append(_summand(group, base, str(label), entry, f"{where}.{label}"))
+    return tuple(sorted(out, key=lambda s: s.label))
+
+
+def _summand(group: str, base: type[Part], label: str, entry: Any, where: str) -> Weighted:
+    if not isinstance(entry, (str, Mapping)):
+        raise SpecError(f"{where} must name a part by `kind`, got {entry!r}")
+    entry = {"kind": entry} if isinstance(entry, str) else dict(entry)
+    weight, normalize = entry.pop("weight", 1.0), entry.pop("normalize", "none")
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight != weight:
+        raise SpecError(f"{where}.weight must be a number, got {weight!r}", key="weight")
+    if normalize not in NORMALIZATIONS:
+        known = ", ".join(NORMALIZATIONS)
+        raise SpecError(f"{where}.normalize must be one of {known}, got {normalize!r}", key="normalize")
+    return Weighted(label, _part(group, base, entry, where), float(weight), normalize)
+
+
+def _problem(data: Any, where: str) -> ProblemSpec:
+    _keys(data, _PROBLEM_KEYS, where + ".")
+    kind = data.get("kind")
+    if kind == "transport":
+        for key in ("scores", "pairwise", "anchors", "threshold", "quota", "protect", "symmetric", "ridge"):
+            if data.get(key) is not None:
+                raise SpecError(f"{where}.{key} belongs to subset problems, not to transport", key=key)
+        cost = _summands("costs", CostTerm, data.get("cost"), f"{where}.cost")
+        if not cost:
+            raise SpecError(
+                f"{where}.cost is empty; a transport problem needs at least one cost term", key="cost"
+            )
+        marginals = data.get("marginals") or {}
+        _keys(marginals, ("source", "target"), f"{where}.marginals.")
+        sides = {
+            side: _part("marginals", Marginal, marginals.get(side, "uniform"), f"{where}.marginals.{side}")
+            for side in ("source", "target")
+        }
+        return ProblemSpec(kind, cost, source=sides["source"], target=sides["target"])
+    if kind not in SUBSET_KINDS:
+        known = ("transport", *SUBSET_KINDS)
+        raise SpecError(f"{where}.kind {kind!r} is unknown{nearest(str(kind), known)}", key="kind")
+    for key in ("cost", "marginals"):
+        if data.get(key):
+            raise SpecError(f"{where}.{key} belongs to transport; {kind} takes scores and pairwise", key=key)
+    scores = _summands("scores", Score, data.get("scores"), f"{where}.scores")
+    similar = kind in ("facility_location", "log_det", "independent_set")
+    group, base = ("kernels", Kernel) if similar else ("costs", CostTerm)
+    pairwise = _summands(group, base, data.get("pairwise"), f"{where}.pairwise")  # type: ignore[arg-type]
+    anchors = _summands(group, base, data.get("anchors"), f"{where}.anchors")  # type: ignore[arg-type]
+    if anchors and kind not in ANCHORED_KINDS:
+        raise SpecError(f"{where}.anchors have no meaning for {kind}; {', '.join(ANCHORED_KINDS)} take them")
+    if kind in ("top_k", "independent_set", "quota") and not scores:
+        raise SpecError(f"{where}.scores is empty; {kind} needs at least one score")
+    if kind in ("max_min", "max_sum", "facility_location", "log_det", "independent_set") and not pairwise:
+        wanted = "kernel" if similar else "cost term"
+        raise SpecError(f"{where}.pairwise is empty; {kind} needs at least one {wanted}")
+    threshold = data.get("threshold")
+    if kind == "independent_set" and not isinstance(threshold, (int, float)):
+        raise SpecError(
+            f"{where}.threshold must be a number for independent_set, got {threshold!r}", key="threshold"
+        )
+    quota = data.get("quota") or None
+    if isinstance(quota, Mapping):
+        quota = _part("scores", Score, quota, f"{where}.quota")
+    protect = _protect(data.get("protect"), bool(scores), f"{where}.protect")
+    symmetric, ridge = _symmetric(data.get("symmetric"), kind, pairwise, where), data.get("ridge")
+    if ridge is not None and (kind != "log_det" or isinstance(ridge, bool) or not _above_zero(ridge)):
+        raise SpecError(
+            f"{where}.ridge must be a number above 0 and belongs to log_det, got {ridge!r} for {kind}"
+        )
+    return ProblemSpec(
+        kind, (), scores, pairwise, anchors, threshold=threshold, quota=quota, protect=protect,
+        symmetric=symmetric, ridge=None if ridge is None else float(ridge),
+    )  # fmt: skip
+
+
+def _above_zero(value: Any) -> bool:
+    return isinstance(value, (int, float)) and 0 < value < float("inf")
+
+
+def _symmetric(how: Any, kind: str, pairwise: tuple[Weighted, ...], where: str) -> str | None:
+    """How the two directions of a pair become one; refuses terms that need it where nothing is said."""
+    if how not in (None, "mean") or (how and kind not in SYMMETRIC_KINDS):
+        raise SpecError(
+            f"{where}.symmetric can be mean, for {', '.join(SYMMETRIC_KINDS)}; got {how!r} for {kind}"
+        )
+    for summand in pairwise:
+        if kind in SYMMETRIC_KINDS and how is None and summand.weight and not summand.part.symmetric:  # type: ignore[attr-defined]
+            raise SpecError(
+                f"{where}.pairwise.{summand.label}: {summand.part.name} is not symmetric, and {kind} knows "
+                f"unordered pairs only; set {where}.symmetric=mean to average both directions"
+            )
+    return str(how) if how else None
+
+
+def _protect(data: Any, scored: bool, where: str) -> Protect | None:
+    if not data:
+        return None
+    _keys(data, tuple(Protect.__dataclass_fields__), f"{where}.")
+    if data.get("where") is not None:
+        extra = [key for key in data if key != "where" and data[key] is not None]
+        if extra:
+            raise SpecError(f"{where}.where names the tokens by itself; remove {', '.join(extra)}")
+        return Protect(where=_part("scores", Score, data["where"], f"{where}.where"))
+    share, count, rounding = data.get("share"), data.get("count"), data.get("rounding", "floor")
+    if (share is None) == (count is None):
+        raise SpecError(f"{where} needs either share (of the budget) or count, not both and not neither")
+    good = isinstance(share, (int, float)) and not isinstance(share, bool) and 0 <= share <= 1
+    if share is not None and not good:
+        raise SpecError(f"{where}.share must be a number from 0 to 1, got {share!r}")
+    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+        raise SpecError(f"{where}.count must be a whole number from 1, got {count!r}")
+    if rounding not in ("round", "floor", "ceil"):
+        raise SpecError(f"{where}.rounding must be one of round, floor, ceil, got {rounding!r}")
+    scores = _summands("scores", Score, data.get("scores"), f"{where}.scores")
+    if not scores and not scored:
+        raise SpecError(f"{where}.scores is empty and the problem has no scores either")
+    return Protect(None if share is None else float(share), count, rounding, scores)
+
+
+def _stage(data: Mapping[str, Any], where: str) -> StageSpec:
+    for key in ("insertion", "problem", "solver"):
+        if not data.get(key):
+            raise SpecError(f"{where}{key} is missing", key=f"{where}{key}")
+    insertion = _part("insertions", Insertion, data["insertion"], f"{where}insertion")
+    budget_data = data.get("budget") or {}
+    _keys(budget_data, (*Budget.__dataclass_fields__, "rule"), f"{where}budget.")
+    rule_data = budget_data.get("rule")
+    with blame(f"{where}budget"):
+        budget = Budget(**{key: value for key, value in budget_data.items() if key != "rule"})
+    rule = None if rule_data is None else _part("budgets", BudgetRule, rule_data, f"{where}budget.rule")
+    with blame(f"{where}problem"):
+        problem = _problem(data["problem"], f"{where}problem")
+    transport = problem.kind == "transport"
+    solver_base: type[Part] = TransportSolver if transport else SubsetSolver
+    solver = _part("solvers", Part, data["solver"], f"{where}solver")
+    if not isinstance(solver, solver_base):
+        raise SpecError(
+            f"{where}solver {solver.name!r} does not solve {problem.kind} problems", key=f"{where}solver"
+        )
+    if isinstance(solver, SubsetSolver) and problem.kind not in solver.kinds:
+        raise SpecError(
+            f"{where}solver {solver.name!r} does not solve {problem.kind}; it solves "
+            f"{', '.join(sorted(solver.kinds))}",
+            key=f"{where}solver",
+        )
+    readout = data.get("readout")
+    if transport and not readout:
+        raise SpecError(
+            f"{where}readout is missing: a transport plan does not rank tokens by itself",
+            key=f"{where}readout",
+        )
+    if not transport and readout:
+        raise SpecError(f"{where}readout has no meaning for {problem.kind}; remove it", key=f"{where}readout")
+    steps = data.get("steps") or []
+    if not isinstance(steps, list):
+        raise SpecError(f"{where}steps must be a list, got {steps!r}", key=f"{where}steps")
+    stage = StageSpec(
+        insertion,
+        budget,
+        rule,
+        problem,
+        solver,
+        _part("readouts", Readout, readout, f"{where}readout") if readout else None,
+        tuple(_part("steps", Step, step, f"{where}steps.{i}") for i, step in enumerate(steps)),
+    )
+    for part in stage.parts:
+        reason = part.misfit(stage)
+        if reason is not None:
+            raise SpecError(f"{where}{part.name}: {reason}")
+    return stage

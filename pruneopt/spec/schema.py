@@ -1,0 +1,202 @@
+"""What a resolved spec is: frozen objects with every default filled in, and a hash that names runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from pruneopt.parts import BudgetRule, Insertion, Part, Readout, Score, Step
+from pruneopt.problems.budget import Budget
+from pruneopt.signals import Attention, attention_need
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """One summand: a part, its weight, and how its output is scaled before weighting (per problem)."""
+
+    label: str
+    part: Part
+    weight: float = 1.0
+    normalize: str = "none"
+
+    def to_spec(self) -> dict[str, Any]:
+        return {**self.part.to_spec(), "weight": self.weight, "normalize": self.normalize}
+
+
+@dataclass(frozen=True)
+class Protect:
+    """Tokens that are chosen before the problem is solved: the best of the budget by `scores`.
+
+    Give `share` (of the budget, rounded) or `count`.  Without scores of its own it ranks by those of the
+    problem.  Or give `where`, a part that is above zero at every token to protect.
+    """
+
+    share: float | None = None
+    count: int | None = None
+    rounding: str = "floor"
+    scores: tuple[Weighted, ...] = ()
+    where: Score | None = None
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return (*(s.part for s in self.scores), *((self.where,) if self.where is not None else ()))
+
+    def to_spec(self) -> dict[str, Any]:
+        if self.where is not None:
+            return {"where": self.where.to_spec()}
+        out: dict[str, Any] = {"share": self.share, "count": self.count, "rounding": self.rounding}
+        return {**out, "scores": {s.label: s.to_spec() for s in self.scores}}
+
+
+@dataclass(frozen=True)
+class ProblemSpec:
+    """What is optimised: `transport`, or one of the subset kinds of `SubsetProblem`.
+
+    `symmetric="mean"` averages both directions of the pairwise term, `ridge` is added to its diagonal; both
+    happen before anything reads it.
+    """
+
+    kind: str
+    cost: tuple[Weighted, ...] = ()
+    scores: tuple[Weighted, ...] = ()
+    pairwise: tuple[Weighted, ...] = ()
+    anchors: tuple[Weighted, ...] = ()
+    source: Part | None = None
+    target: Part | None = None
+    threshold: float | None = None
+    quota: str | Score | None = None
+    protect: Protect | None = None
+    symmetric: str | None = None
+    ridge: float | None = None
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        summands = (*self.cost, *self.scores, *self.pairwise, *self.anchors)
+        protect = () if self.protect is None else self.protect.parts
+        marginals = tuple(p for p in (self.source, self.target) if p is not None)
+        quota = (self.quota,) if isinstance(self.quota, Part) else ()
+        return (*(s.part for s in summands), *protect, *marginals, *quota)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Signals that the parts of this problem and its quota read."""
+        groups = (
+            {self.quota or "group"} if self.kind == "quota" and not isinstance(self.quota, Part) else set()
+        )
+        return frozenset(groups).union(*(part.needs for part in self.parts))
+
+    def to_spec(self) -> dict[str, Any]:
+        out: dict[str, Any] = {"kind": self.kind}
+        for name in ("cost", "scores", "pairwise", "anchors"):
+            summands = getattr(self, name)
+            if summands:
+                out[name] = {s.label: s.to_spec() for s in summands}
+        if self.kind == "transport":
+            out["marginals"] = {
+                side: part.to_spec()
+                for side, part in (("source", self.source), ("target", self.target))
+                if part is not None
+            }
+        if self.threshold is not None:
+            out["threshold"] = self.threshold
+        if self.quota is not None:
+            out["quota"] = self.quota.to_spec() if isinstance(self.quota, Part) else self.quota
+        if self.protect is not None:
+            out["protect"] = self.protect.to_spec()
+        for name in ("symmetric", "ridge"):
+            if getattr(self, name) is not None:
+                out[name] = getattr(self, name)
+        return out
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One cut: where, how many, by which problem, solved how, and what happens to the answer."""
+
+    insertion: Insertion
+    budget: Budget
+    rule: BudgetRule | None
+    problem: ProblemSpec
+    solver: Part
+    readout: Readout | None
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        extra = tuple(p for p in (self.rule, self.readout) if p is not None)
+        return (*self.problem.parts, self.solver, *extra, *self.steps)
+
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """Signals that the parts of this stage read."""
+        return self.problem.needs.union(*(part.needs for part in self.parts))
+
+    @property
+    def attention(self) -> Attention:
+        return attention_need(self.needs)
+
+    def to_spec(self) -> dict[str, Any]:
+        budget = self.budget.to_spec()
+        if self.rule is not None:
+            budget["rule"] = self.rule.to_spec()
+        return {
+            "insertion": self.insertion.to_spec(),
+            "budget": budget,
+            "problem": self.problem.to_spec(),
+            "solver": self.solver.to_spec(),
+            "readout": None if self.readout is None else self.readout.to_spec(),
+            "steps": [step.to_spec() for step in self.steps],
+        }
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A resolved method: stages in order of depth, position policy, and what is known of its source."""
+
+    name: str
+    stages: tuple[StageSpec, ...]
+    positions: str = "keep"
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset().union(*(stage.needs for stage in self.stages))
+
+    @property
+    def attention(self) -> Attention:
+        """What this method asks of attention; only FULL is incompatible with fused kernels."""
+        return attention_need(self.needs)
+
+    def to_spec(self) -> dict[str, Any]:
+        """Everything that decides the result, with every default filled in; loads back to an equal spec."""
+        stages = [stage.to_spec() for stage in self.stages]
+        body = stages[0] if len(stages) == 1 else {"stages": stages}
+        return {"name": self.name, "positions": self.positions, **body, "meta": dict(self.meta)}
+
+    @cached_property
+    def hash(self) -> str:
+        """16 hexadecimal digits over all that decides the result (not the name, not the metadata)."""
+        body = self.to_spec()
+        body.pop("name"), body.pop("meta")
+        text = json.dumps(_numbers(body), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def yaml(self) -> str:
+        return OmegaConf.to_yaml(OmegaConf.create(self.to_spec()))
+
+
+def _numbers(value: Any) -> Any:
+    """Floats that are whole numbers hash like the integer: 1 and 1.0 are the same weight."""
+    if isinstance(value, Mapping):
+        return {k: _numbers(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_numbers(v) for v in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value

@@ -1,0 +1,82 @@
+"""Intervals against closed forms and against the exact distribution they approximate."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from pruneopt.lab.statistics import mean_and_spread, paired, share
+
+Z = 1.959963984540054  # 97.5 percent of the normal distribution
+
+
+def test_wilson_interval_against_its_formula() -> None:
+    outcomes = [True] * 17 + [False] * 8
+    n, p = 25, 17 / 25
+    middle = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z / (1 + Z * Z / n) * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
+    result = share(outcomes)
+    assert result.value == pytest.approx(p) and result.count == 25
+    assert (result.low, result.high) == pytest.approx((middle - half, middle + half))
+    assert str(result) == f"68.0 [{100 * (middle - half):.1f}, {100 * (middle + half):.1f}]"
+    assert share([True] * 5).high == 1
+    assert share([True] * 5).low == pytest.approx(1 / (1 + Z * Z / 5))
+
+
+def test_paired_difference_and_exact_mcnemar() -> None:
+    ours = [True] * 9 + [False] * 1 + [True] * 10
+    theirs = [False] * 9 + [True] * 1 + [True] * 10
+    result = paired(ours, theirs)
+    assert result.difference == pytest.approx(8 / 20)
+    assert result.p_value == pytest.approx(2 * (1 + 10) / 2**10)
+    other = paired(theirs, ours)
+    assert other.difference == pytest.approx(-8 / 20) and other.p_value == result.p_value
+    assert (other.low, other.high) == pytest.approx((-result.high, -result.low), abs=0.06)
+    same = paired(ours, ours)
+    assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1)
+
+
+def exact_bootstrap(delta: np.ndarray) -> np.ndarray:
+    """Probability of every sum from -n to n of n draws with replacement from `delta` of -1, 0 and 1."""
+    step = np.array([(delta == value).mean() for value in (-1, 0, 1)])
+    out = np.ones(1)
+    for _ in range(len(delta)):
+        out = np.convolve(out, step)
+    return out
+
+
+@pytest.mark.parametrize(("won", "lost", "equal"), [(30, 10, 60), (5, 25, 170), (80, 0, 20)])
+def test_the_bootstrap_interval_holds_95_percent(won: int, lost: int, equal: int) -> None:
+    """Of the exact bootstrap distribution 2.5 percent lie on either side, within what 20,000 draws allow."""
+    ours = [True] * won + [False] * lost + [True] * equal
+    theirs = [False] * won + [True] * lost + [True] * equal
+    result = paired(ours, theirs, draws=20_000, seed=3)
+    n = len(ours)
+    chance = exact_bootstrap(np.array(ours, dtype=int) - np.array(theirs, dtype=int))
+    sums = np.arange(-n, n + 1) / n
+    for below, at in ((sums < result.low - 1e-9, result.low), (sums > result.high + 1e-9, result.high)):
+        step = chance[np.abs(sums - at) < 1e-9].sum()  # the mass at the end itself
+        assert chance[below].sum() <= 0.025 + 0.004 <= chance[below].sum() + step + 0.008
+
+
+def test_the_bootstrap_is_drawn_by_its_seed() -> None:
+    rng = np.random.default_rng(0)
+    ours, theirs = (rng.random(173) < share for share in (0.7, 0.5))
+    runs = {seed: paired(ours, theirs, draws=50, seed=seed) for seed in range(5)}
+    assert {seed: paired(ours, theirs, draws=50, seed=seed) for seed in range(5)} == runs
+    assert len({(r.low, r.high) for r in runs.values()}) == 5
+    assert len({(r.difference, r.p_value) for r in runs.values()}) == 1
+
+
+def test_nothing_is_not_a_result() -> None:
+    with pytest.raises(ValueError, match="no outcome"):
+        share([])
+    with pytest.raises(ValueError, match="same samples"):
+        paired([True], [True, False])
+
+
+def test_spread_of_seeds() -> None:
+    assert mean_and_spread([1.0, 3.0]) == pytest.approx((2.0, math.sqrt(2)))
+    assert math.isnan(mean_and_spread([1.0])[1])
