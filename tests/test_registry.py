@@ -19,7 +19,7 @@ def point(name: str, value: str, origin: str = "a-plugin 1.0") -> Claim:
 
 
 GOOD = point("good", "pruneopt.parts.costs.spatial_gaussian:SpatialGaussian")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def test_every_built_in_part_loads_and_is_called_what_it_is_registered_as() -> None:

@@ -1,7 +1,8 @@
 """What an adapter says about a model family.
 
-A family is one file: a subclass of `ModelAdapter`, named in `model_types` for every `config.model_type` it serves.  It says where the decoder layers and the encoder are, which columns
-are visual and what picture they show; everything else is shared.
+A family is one file: a subclass of `ModelAdapter` with every `config.model_type` it serves in `model_types`.
+It says where the decoder layers and the encoder are, which columns are visual and what picture they show;
+everything else is shared.
 """
 
 from __future__ import annotations

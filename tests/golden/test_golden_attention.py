@@ -6,7 +6,7 @@ import pytest
 import torch
 from fair import ranked, rows_in_common, same_worth
 from golden_files import GoldenCase
-from zoo import Ledger, rotary_rows, run, tensor
+from golden_zoo import Ledger, rotary_rows, run, tensor
 
 import pruneopt.parts.steps.recycle_clusters as recycling
 from pruneopt.parts.scores.rater_attention import RaterAttention

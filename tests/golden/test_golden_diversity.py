@@ -7,7 +7,7 @@ import pytest
 import torch
 from fair import Check, cosines, no_worse, same_worth, tie_of
 from golden_files import GoldenCase
-from zoo import Ledger, run, tensor
+from golden_zoo import Ledger, run, tensor
 
 from pruneopt.parts.costs.cosine_distance import CosineDistance
 from pruneopt.parts.costs.text_pivots import TextPivots

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from fair import cosines, no_worse, ranked, rows_in_common, same_worth, tie_of
 from golden_files import GoldenCase
+from golden_zoo import Ledger, run, tensor
 from test_golden_diversity import log_nearest
-from zoo import Ledger, run, tensor
 
 
 def made_up() -> GoldenCase:

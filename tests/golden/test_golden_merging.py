@@ -7,7 +7,7 @@ import pytest
 import torch
 from fair import Check, cosines, ranked, rows_in_common, same_worth
 from golden_files import GoldenCase
-from zoo import Ledger, run, tensor
+from golden_zoo import Ledger, run, tensor
 
 from pruneopt.grouping import split_groups
 from pruneopt.parts.budgets.crop_allocation import CropAllocation

@@ -26,11 +26,12 @@ import test_signals
 import test_solution
 import test_stage
 
-from pruneopt import compose, grouping, problems, pruner, signals, solution
+from pruneopt import compose, grouping, pruner, signals, tensors
 from pruneopt.models import columns, prefill, store
-from pruneopt.problems.subset import values as subset_values
-from pruneopt.spec.load import load as spec
-from pruneopt.spec.load import resolve, schema
+from pruneopt.problems import selection, solution, subset, transport
+from pruneopt.problems import values as subset_values
+from pruneopt.spec import load as spec
+from pruneopt.spec import resolve, schema
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ BUGS = [
         "(exact - base).argsort(dim=1, descending=True, stable=True)",
         "(exact - base).flip(1).argsort(dim=1, descending=True, stable=True).neg() + base.shape[1] - 1",
         test_compose.test_quotas_ignore_padding_and_ties_go_to_the_lower_group),
-    Bug("padding ranked by its score", compose, "keep_top", "importance.masked_fill(~mask, -torch.inf)",
+    Bug("padding ranked by its score", tensors, "keep_top", "importance.masked_fill(~mask, -torch.inf)",
         "importance", partial(
             test_compose.test_keep_top_takes_the_largest_real_entries_and_the_lower_index_at_ties, 9.0)),
     # grouping and pruner
@@ -165,12 +166,12 @@ BUGS = [
     Bug("the NaN check misses infinity", signals.Signals, "bad_values", "finite = tensor.isfinite()",
         "finite = ~tensor.isnan()",
         partial(test_signals.test_one_bad_entry_is_found_at_every_place_and_only_at_real_tokens, "xy")),
-    Bug("columns of a problem unmasked", problems.TransportProblem, "pair_mask",
+    Bug("columns of a problem unmasked", transport.TransportProblem, "pair_mask",
         "if self.col_mask is not None:", "if False:",
         test_problems.test_the_span_and_range_of_costs_look_at_real_pairs_only),
-    Bug("the smallest k called the most", problems.SubsetProblem, "most", "max(self.counts)",
+    Bug("the smallest k called the most", subset.SubsetProblem, "most", "max(self.counts)",
         "min(self.counts)", test_problems.test_everything_given_is_kept),
-    Bug("padding called real", problems.SubsetProblem, "real", "return self.mask\n",
+    Bug("padding called real", subset.SubsetProblem, "real", "return self.mask\n",
         "return self.mask | True\n",
         test_problems.test_counts_beyond_the_real_tokens_are_refused_with_the_sample),
     Bug("a contradiction called usable", solution.Status, "ok", ", Status.INVALID)", ")",
@@ -187,10 +188,10 @@ BUGS = [
     Bug("the solver's own bound forgotten", solution.SubsetSolution, "_bound",
         "if self.proved_bound is not None:", "if False:",
         test_solution.test_subset_solutions_report_value_bound_and_gap),
-    Bug("counts read from the first sample", solution.Selection, "known_counts",
+    Bug("counts read from the first sample", selection.Selection, "known_counts",
         "tuple(self.keep.sum(1).tolist())", "(int(self.keep[0].sum()),) * len(self.keep)",
         partial(test_solution.test_emission_order_is_that_of_sorted_lists, None, [0, 1, 2], False)),
-    Bug("dropped tokens emitted by rank", solution.Selection, "index",
+    Bug("dropped tokens emitted by rank", selection.Selection, "index",
         "by_rank.gather(1, dropped.gather(1, by_rank).argsort(dim=1, stable=True))", "by_rank", ORDER),
     # forward pass
     Bug("importance stale after the first cut", prefill.Prefill, "cut",

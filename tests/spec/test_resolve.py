@@ -13,8 +13,8 @@ from pruneopt.errors import PruneoptError, SpecError
 from pruneopt.parts.budgets.capped import Capped
 from pruneopt.parts.scores.token_norm import TokenNormScore
 from pruneopt.problems.budget import Budget
+from pruneopt.spec import load as spec_module
 from pruneopt.spec.load import list_methods, load_spec, touches
-from pruneopt.spec.load import load as spec_module
 from pruneopt.spec.resolve import _spread, mixed, resolve
 from pruneopt.spec.schema import Protect, Weighted
 

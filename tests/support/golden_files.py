@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-DATA = Path(__file__).parent / "golden" / "data"
+DATA = Path(__file__).parents[1] / "golden" / "data"
 
 
 @dataclass(frozen=True)

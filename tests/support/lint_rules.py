@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 FILES = sorted([*ROOT.rglob("*.py"), *(ROOT.parent / "plugins").rglob("tests/*.py")])
 HELPERS = {path.stem: path for path in FILES if not path.stem.startswith("test_")}
 COMPARING = {"allclose", "equal", "array_equal", "array_equiv", "isclose"}

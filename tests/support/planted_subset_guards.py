@@ -9,27 +9,24 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
-import reports
+import subset_reports as reports
+import subset_walks as walks
 import torch
-import walks
 
-from pruneopt import compose, pruner, solution
+from pruneopt import compose, pruner
 from pruneopt.lab.gap import run as select_gap
 from pruneopt.lab.subset import run as subset
 from pruneopt.parts.costs.feature_sq_l2 import FeatureSquaredL2
+from pruneopt.parts.solvers import _exact as exact
+from pruneopt.parts.solvers import _linear as linear
+from pruneopt.parts.solvers import _walk as walk
+from pruneopt.parts.solvers import branch_and_bound, farthest_point, greedy_conflict
 from pruneopt.parts.solvers._linear import Program
+from pruneopt.problems import solution
+from pruneopt.problems import values as subset_values
+from pruneopt.problems.kinds import _bounds as bounds
+from pruneopt.problems.kinds import _objectives as objectives
 from pruneopt.problems.solution import Status
-from pruneopt.problems.subset import values as subset_values
-from pruneopt.solvers import (
-    bounds,
-    branch_and_bound,
-    exact,
-    farthest_point,
-    greedy_conflict,
-    linear,
-    objectives,
-    walk,
-)  # fmt: skip
 
 Bug = Callable[[], AbstractContextManager[Any]]
 

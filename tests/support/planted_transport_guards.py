@@ -11,15 +11,14 @@ from unittest import mock
 import numpy as np
 import torch
 
-from pruneopt import problems, solution
 from pruneopt.parts.readouts import _common as readout_common
 from pruneopt.parts.solvers import _common as common
 from pruneopt.parts.solvers import _scaling as scaling
 from pruneopt.parts.solvers import _unrolled as unrolled
 from pruneopt.parts.solvers import assignment
 from pruneopt.parts.solvers import exact as exact_transport
+from pruneopt.problems import certificate, gradients, solution, transport
 from pruneopt.problems.solution import Certificate, TransportSolution
-from pruneopt.problems.subset import certificate, gradients
 
 Bug = Callable[[], AbstractContextManager[Any]]
 patch = mock.patch.object
@@ -101,7 +100,7 @@ def offset_stays() -> AbstractContextManager[Any]:
 
 
 def anything_may_be_masked() -> AbstractContextManager[Any]:
-    return patch(problems, "_some_real", lambda mask, side: None)
+    return patch(transport, "_some_real", lambda mask, side: None)
 
 
 def empty_reaches_the_library() -> AbstractContextManager[Any]:
@@ -116,7 +115,7 @@ def empty_reaches_the_library() -> AbstractContextManager[Any]:
 
 
 def any_range() -> AbstractContextManager[Any]:
-    return patch(problems.TransportProblem, "cost_range", lambda self: torch.ones(len(self.cost)))
+    return patch(transport.TransportProblem, "cost_range", lambda self: torch.ones(len(self.cost)))
 
 
 def roughly_uniform() -> AbstractContextManager[Any]:

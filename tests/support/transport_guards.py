@@ -15,10 +15,10 @@ from torch import Tensor
 from transport_cases import random_problem
 
 import pruneopt
-from pruneopt import solution
 from pruneopt.errors import ProblemError
 from pruneopt.parts.solvers import _scaling as scaling
 from pruneopt.parts.solvers import assignment
+from pruneopt.problems import solution
 from pruneopt.problems.solution import Status, TransportSolution
 from pruneopt.problems.transport import TransportProblem
 from pruneopt.registry import registry

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import IMAGE, batch, clip, finish, llama, pixels, text_ids
 
 from pruneopt.errors import ModelError, SignalError
 from pruneopt.lab.cross.cells import Cell, cross
 from pruneopt.models.apply import prune
 from pruneopt.testing.masking import difference, forward, masked, real_columns
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-from tiny_models import IMAGE, batch, clip, finish, llama, pixels, text_ids
 
 KEEP = 5
 TOLERANCE = 1e-5  # of float32 on any processor

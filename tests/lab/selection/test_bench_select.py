@@ -15,7 +15,7 @@ from pruneopt.lab.selection.run import run_select_bench, select_markdown
 from pruneopt.lab.selection.signals import select_signals
 from pruneopt.spec.load import load_spec
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 RECORDS = ROOT / "experiments" / "records" / "select"
 
 

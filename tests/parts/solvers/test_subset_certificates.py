@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import guards
 import pytest
-import refusals
-import reports
-import walks
-from guards import every_solver
+import subset_guards as guards
+import subset_refusals as refusals
+import subset_reports as reports
+import subset_walks as walks
 from hypothesis import given
 from hypothesis import strategies as st
-from planted_guards import PLANTED
+from planted_subset_guards import PLANTED
 from subset_cases import KINDS
+from subset_guards import every_solver
 
 CHECKS = {
     name.removeprefix("check_"): found
