@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 # Public name -> module.  Resolved on first use, so that `import pruneopt` stays cheap.
 _PUBLIC = {
     "Budget": "pruneopt.problems.budget",
-    "Certificate": "pruneopt.solution",
+    "Certificate": "pruneopt.problems.solution",
     "Pruner": "pruneopt.pruner",
     "PruneoptError": "pruneopt.errors",
     "Selection": "pruneopt.problems.selection",
