@@ -120,7 +120,7 @@ def _side_by_side(model: Any, processor: Any, spec: Spec, out: Path) -> None:
 def controls(spec: Spec, kept: int) -> dict[str, Spec]:
     """Random (several seeds) and uniform grid at the insertion point of `spec`, keeping `kept` tokens."""
     last = spec.stages[-1]
-    place = {"insertion": last.insertion.to_spec(), "positions": spec.positions}
+    place = {"insertion": last.insertion.to_spec(), "positions": spec.positions_at(last)}
     budget = {"keep": kept if kept > 1 else 1e-9, "scope": "sample"}
     base = {**place, "budget": budget, "solver": "stable_top_k"}
     found = {

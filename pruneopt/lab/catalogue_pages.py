@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def _facts(spec: Spec) -> list[str]:
     facts = [
         ("Signals", needs or "none"),
         ("Attention", spec.attention.name.lower()),
-        ("Positions", spec.positions),
+        ("Positions", ", then ".join(policy for policy, _ in groupby(map(spec.positions_at, spec.stages)))),
         ("Supports", meta.get("supports")),
         ("Refuses", meta.get("refuses")),
         ("Uncertain", meta.get("uncertain")),

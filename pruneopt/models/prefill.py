@@ -159,7 +159,7 @@ class Prefill:
             clock.lap("signals")
             selection = self._select(stage, signals, clock)
             counts = selection.known_counts
-        if selection.rank is not None and self.spec.positions != "compact":
+        if selection.rank is not None and self.spec.positions_at(stage) != "compact":
             raise ModelError(
                 "a step orders the kept tokens anew, which needs positions=compact: with positions=keep "
                 "every token holds its place; override positions=compact"
@@ -168,7 +168,7 @@ class Prefill:
             self.store["importance", None] = selection.importance
         dropped = counts != self.columns.alive
         if dropped or selection.merge is not None or selection.rank is not None:
-            hidden = self._remove(stage.insertion.layer_index, selection, counts, hidden)
+            hidden = self._remove(stage, selection, counts, hidden)
         columns = self.columns
         self.cuts.append(
             Cut(
@@ -217,7 +217,9 @@ class Prefill:
         tensors |= {name: self.store.per_crop(name, crops) for name in names}
         return Signals(tensors, signals.mask if signals.ragged else None, signals.sample), place
 
-    def _remove(self, layer: int, selection: Selection, counts: tuple[int, ...], hidden: Tensor) -> Tensor:
+    def _remove(
+        self, stage: StageSpec, selection: Selection, counts: tuple[int, ...], hidden: Tensor
+    ) -> Tensor:
         old = self.columns
         self.columns, move = old.after(
             selection.keep, counts, selection.rank, group=self.store["group", None]
@@ -232,23 +234,26 @@ class Prefill:
             self.store["size", None] = take(size.float(), move.tokens)
         if self.deepstack is not None:
             self.deepstack = self.deepstack.after(self.columns, move)
-        self._reposition(layer, move, hidden)
+        self._reposition(stage, move, hidden)
         return hidden
 
-    def _reposition(self, layer: int, move: Move, hidden: Tensor) -> None:
+    def _reposition(self, stage: StageSpec, move: Move, hidden: Tensor) -> None:
         """Positions and rotary embedding of the columns that are left, and the segment for later steps."""
         assert self.rotary is not None
+        layer, before = stage.insertion.layer_index, self.state.at(stage.insertion.layer_index)
         segment = Segment(layer, self.columns.valid, self.columns.full)
+        # Positions move under either policy: a later cut may number them afresh although this one does not.
         if self.positions is not None:
             ids = self.positions.expand(-1, self.prompt.batch, -1)
             self.positions = torch.stack([take(axis, move.order) for axis in ids])
-        if self.spec.positions == "compact":
+        if self.spec.positions_at(stage) == "compact":
             assert self.positions is not None
             self.positions, segment.following = compact_positions(self.positions, self.columns.valid)
             self.rotary = rotary_of(self.adapter, hidden, self.positions)
         else:
             cos, sin = self.rotary
             self.rotary = take(cos, move.order), take(sin, move.order)
+            segment.following = None if before is None else before.following  # as numbered at earlier cuts
         self.state.cut(segment)
 
     # small things

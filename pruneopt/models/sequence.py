@@ -18,7 +18,8 @@ class Segment:
     """The columns that decoder layers from `layer` on hold, until the next cut.
 
     `valid` `[B,W]` bool: real tokens.  `full`: every column of every row is real, known without looking.
-    `following` `[B,1]`: position of the first decoded token under `compact`, else None.
+    `following` `[B,1]`: position of the first decoded token once a cut has numbered tokens afresh
+    (`compact`), None while every token holds the position of the unpruned prompt.
     """
 
     layer: int

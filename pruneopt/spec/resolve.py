@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pruneopt.errors import SpecError, blame, located, nearest
@@ -26,8 +27,8 @@ from pruneopt.spec.schema import ProblemSpec, Protect, Spec, StageSpec, Weighted
 
 NORMALIZATIONS = ("none", "minmax", "sum", "max", "zscore", "l2", "softmax")
 POSITIONS = ("keep", "compact")
-STAGE_KEYS = ("insertion", "budget", "problem", "solver", "readout", "steps")
-_TOP_KEYS = ("name", "positions", "stages", "meta", *STAGE_KEYS)
+STAGE_KEYS = ("insertion", "budget", "problem", "solver", "readout", "steps", "positions")
+_TOP_KEYS = ("name", "stages", "meta", *STAGE_KEYS)
 _PROBLEM_KEYS = (
     "kind", "cost", "scores", "pairwise", "anchors", "marginals", "threshold", "quota", "protect",
     "symmetric", "ridge",
@@ -41,11 +42,7 @@ _META_KEYS = (
 def resolve(data: Mapping[str, Any]) -> Spec:
     """Turn plain data into a Spec. Raises SpecError for anything unknown or out of range."""
     _keys(data, _TOP_KEYS, "")
-    positions = data.get("positions", "keep")
-    if positions not in POSITIONS:
-        raise SpecError(
-            f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}", key="positions"
-        )
+    positions = _positions(data, "")
     meta = data.get("meta") or {}
     _keys(meta, _META_KEYS, "meta.")
     _deviations(meta.get("deviations"))
@@ -62,7 +59,19 @@ def resolve(data: Mapping[str, Any]) -> Spec:
     depth = [stage.insertion.layer_index for stage in stages]
     if depth != sorted(depth):
         raise SpecError(f"stages must be in order of depth, got layers {depth}", key="stages")
-    return Spec(str(data.get("name", "unnamed")), tuple(stages), positions, meta)
+    if all(stage.positions == stages[0].positions for stage in stages):
+        positions = str(stages[0].positions)  # one policy is said once, wherever it was written
+    own = (replace(s, positions=None if s.positions == positions else s.positions) for s in stages)
+    return Spec(str(data.get("name", "unnamed")), tuple(own), positions, meta)
+
+
+def _positions(data: Mapping[str, Any], where: str) -> str:
+    """What becomes of position ids, said for all stages or for one."""
+    policy = data.get("positions", "keep")
+    if policy not in POSITIONS:
+        known = ", ".join(POSITIONS)
+        raise SpecError(f"{where}positions must be one of {known}, got {policy!r}", key=f"{where}positions")
+    return str(policy)
 
 
 def _keys(data: Any, known: Iterable[str], where: str) -> None:
@@ -314,6 +323,7 @@ def _stage(data: Mapping[str, Any], where: str) -> StageSpec:
         solver,
         _part("readouts", Readout, readout, f"{where}readout") if readout else None,
         tuple(_part("steps", Step, step, f"{where}steps.{i}") for i, step in enumerate(steps)),
+        _positions(data, where),
     )
     for part in stage.parts:
         reason = part.misfit(stage)

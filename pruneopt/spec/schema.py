@@ -117,7 +117,10 @@ class ProblemSpec:
 
 @dataclass(frozen=True)
 class StageSpec:
-    """One cut: where, how many, by which problem, solved how, and what happens to the answer."""
+    """One cut: where, how many, by which problem, solved how, and what happens to the answer.
+
+    positions: what becomes of position ids at this cut; None where it is what the spec says for all.
+    """
 
     insertion: Insertion
     budget: Budget
@@ -126,6 +129,7 @@ class StageSpec:
     solver: Part
     readout: Readout | None
     steps: tuple[Step, ...] = ()
+    positions: str | None = None
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -152,12 +156,16 @@ class StageSpec:
             "solver": self.solver.to_spec(),
             "readout": None if self.readout is None else self.readout.to_spec(),
             "steps": [step.to_spec() for step in self.steps],
+            **({} if self.positions is None else {"positions": self.positions}),
         }
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A resolved method: stages in order of depth, position policy, and what is known of its source."""
+    """A resolved method: stages in order of depth, position policy, and what is known of its source.
+
+    positions: the policy of every stage that names none of its own.
+    """
 
     name: str
     stages: tuple[StageSpec, ...]
@@ -172,6 +180,10 @@ class Spec:
     def attention(self) -> Attention:
         """What this method asks of attention; only FULL is incompatible with fused kernels."""
         return attention_need(self.needs)
+
+    def positions_at(self, stage: StageSpec) -> str:
+        """The position policy of a stage: `keep` or `compact`."""
+        return self.positions if stage.positions is None else stage.positions
 
     def to_spec(self) -> dict[str, Any]:
         """Everything that decides the result, with every default filled in; loads back to an equal spec."""

@@ -55,8 +55,6 @@ def test_every_method_says_where_it_comes_from_and_how_sure_that_is(name: str) -
 
 # Deviations that were found by comparing the specs with their cards, by key.
 KNOWN = {
-    "positions": ["vflowopt", "vflowopt/quarter", "vflowopt/tenth", "aim", "aim/llava", "vitcop",
-                  "vitcop/release", "saint/hybrid"],
     "newlines": ["vflowopt", "vflowopt/quarter", "vflowopt/tenth", "globalcom2", "globalcom2/release"],
     "pivot": ["todre", "todre/v1", "todre/diversity"],
     "onevision": ["globalcom2", "globalcom2/release", "globalcom2/mean"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from pruneopt.problems.selection import Selection
 from pruneopt.pruner import Pruner, select
 from pruneopt.signals import Signals
 from pruneopt.spec.load import load_spec
+from pruneopt.spec.schema import Spec
 
 
 def unit(c: int, *shape: int) -> torch.Tensor:
@@ -321,11 +323,28 @@ def test_topv_for_internvl_differs_in_two_numbers() -> None:
 
 
 def test_saint_hybrid_is_its_two_halves() -> None:
-    stages = load_spec("saint/hybrid").stages
-    encoder, inside = load_spec("saint/encoder_release").stages, load_spec("saint/release").stages
-    assert [s.to_spec() for s in stages] == [s.to_spec() for s in (*encoder, *inside)]
+    def cuts(spec: Spec) -> list[Any]:
+        return [{**stage.to_spec(), "positions": spec.positions_at(stage)} for stage in spec.stages]
+
+    hybrid = load_spec("saint/hybrid")
+    assert cuts(hybrid) == cuts(load_spec("saint/encoder_release")) + cuts(load_spec("saint/release"))
+    stages = hybrid.stages
     assert stages[0].budget.count(576, 576) == 375
     assert [s.insertion.layer_index for s in stages[1:]] == list(range(8, 18))
+
+
+@pytest.mark.parametrize(
+    ("name", "afresh"),
+    [
+        ("vflowopt", {0}), ("vflowopt/quarter", {0}), ("vflowopt/tenth", {0}), ("saint/hybrid", {0}),
+        ("aim", {0, 1}), ("aim/llava", {0, 1}), ("vitcop", {0, 2}), ("vitcop/release", {0, 2}),
+    ],
+)  # fmt: skip
+def test_tokens_are_numbered_afresh_at_the_cuts_of_the_released_code(name: str, afresh: set[int]) -> None:
+    spec = load_spec(name)
+    policies = [spec.positions_at(stage) for stage in spec.stages]
+    assert {n for n, policy in enumerate(policies) if policy == "compact"} == afresh
+    assert "positions" not in spec.meta["deviations"]
 
 
 def test_globalcom2_without_cls_scores_by_the_mean() -> None:

@@ -271,6 +271,25 @@ def test_compact_positions_close_gaps_and_ask_the_model_for_its_angles() -> None
     assert flow.adapter.text.hidden.shape == hidden.shape
 
 
+@pytest.mark.parametrize("order", [("compact", "keep"), ("keep", "compact")])
+def test_each_cut_numbers_as_its_stage_says(order: tuple[str, str]) -> None:
+    rows = ROWS[2]  # T0000TT: tokens 1, 2 and 4 stay, then 2 and 4
+    first, second = (
+        replace(told(keep, n, layer), positions=policy)
+        for keep, n, layer, policy in zip(([[0, 1, 3]] * 2, [[1, 2]] * 2), (4, 3), (1, 2), order, strict=True)
+    )
+    flow = flow_of(rows, first, second)
+    hidden = flow.cut(first, address(rows))
+    assert flow.positions is not None and flow.rotary is not None
+    once = [0, 1, 2, 3, 4, 5] if order[0] == "compact" else [0, 1, 2, 4, 5, 6]
+    assert flow.positions[0].tolist() == [once] * 2 and flow.rotary[0][1, :, 0].tolist() == once
+    flow.cut(second, hidden)
+    twice = [0, 2, 3, 4, 5] if order[1] == "keep" else [0, 1, 2, 3, 4]
+    assert flow.positions[0].tolist() == [twice] * 2 and flow.rotary[0][0, :, 0].tolist() == twice
+    ends = [s.following if s.following is None else s.following.tolist() for s in flow.state.segments]
+    assert ends == ([[[6], [6]]] * 2 if order[0] == "compact" else [None, [[5], [5]]])
+
+
 class Told(SpySolver):
     """Keeps what it is told."""
 

@@ -80,7 +80,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     (put(TOP, stages=[{}, 3]), "stages.1 must be a mapping, got 3", "stages.1"),
     (
         put(TOP, stages=[{"name": "x"}]),
-        "unknown key stages.0.name; known: budget, insertion, problem, readout, solver, steps",
+        "unknown key stages.0.name; known: budget, insertion, positions, problem, readout, solver, steps",
         "stages.0.name",
     ),
     (
