@@ -229,7 +229,7 @@ class Pruner:
             shared = None
             if isinstance(spec.quota, Grouping):
                 assert unary is not None
-                shared = spec.quota.shares(group, signals.mask, k, unary)
+                shared = spec.quota.shares(group, signals.mask, k=k, importance=unary)
             group, quota = equal_quotas(group, signals.mask, k) if shared is None else shared
         protected = None if spec.protect is None else protected_tokens(spec.protect, signals, k, unary)
         problem = SubsetProblem.build(

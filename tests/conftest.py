@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from pathlib import Path
 
 import pytest
+import shape_checks
 from golden_files import DATA, GoldenCase, golden_paths
 from hypothesis import HealthCheck, settings
 
@@ -32,6 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    shape_checks.install()  # here, before any test file imports pruneopt
     config.addinivalue_line("markers", "golden(method): runs once for every golden case of a method")
     if not Path(config.getoption("--golden")).is_dir():
         raise pytest.UsageError(f"--golden {config.getoption('--golden')} is not a folder")

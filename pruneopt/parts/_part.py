@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pruneopt.errors import SpecError, blame, nearest
@@ -164,9 +165,9 @@ class CostTerm(Part):
         return "symmetric" in self.tags
 
     @abstractmethod
-    def __call__(self, signals: Signals) -> Tensor: ...
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N M"] | Float[Tensor, "B N"]: ...
 
-    def strength(self, signals: Signals) -> Tensor | None:
+    def strength(self, signals: Signals) -> Float[Tensor, "B A"] | None:
         """How strong each external point is, `[B,A]`, for terms of shape `anchor`; None when alike."""
         return None
 
@@ -175,15 +176,20 @@ class Score(Part):
     """An importance `[B,N]`: higher is kept."""
 
     @abstractmethod
-    def __call__(self, signals: Signals) -> Tensor: ...
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]: ...
 
 
 class Grouping(Score):
     """The groups of a quota problem: whole numbers `[B,N]` from 0, not a ranking."""
 
     def shares(
-        self, group: Tensor, mask: Tensor, k: Tensor, importance: Tensor
-    ) -> tuple[Tensor, Tensor] | None:
+        self,
+        group: Int[Tensor, "B N"],
+        mask: Bool[Tensor, "B N"],
+        *,
+        k: Int[Tensor, " B"],
+        importance: Float[Tensor, "B N"],
+    ) -> tuple[Int[Tensor, "B N"], Int[Tensor, "B G"]] | None:
         """Groups `[B,N]` and quotas `[B,G]` int64 that sum to `k` `[B]`; None: in proportion to size."""
         return None
 
@@ -194,14 +200,14 @@ class Kernel(Part):
     symmetric: ClassVar[bool] = True
 
     @abstractmethod
-    def __call__(self, signals: Signals) -> Tensor: ...
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N N"]: ...
 
 
 class Marginal(Part):
     """Non-negative weights `[B,N]` that sum to one over the real tokens of each problem (float32)."""
 
     @abstractmethod
-    def __call__(self, signals: Signals) -> Tensor: ...
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]: ...
 
 
 class TransportSolver(Part):
@@ -225,7 +231,7 @@ class Readout(Part):
     """Turns a transport solution into an importance `[B,N]`: higher is kept."""
 
     @abstractmethod
-    def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Tensor: ...
+    def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Float[Tensor, "B N"]: ...
 
     def ignores_cost(self, solver: Part) -> str | None:
         """Why this readout cannot depend on the cost after `solver`, or None when it can."""
@@ -252,7 +258,9 @@ class BudgetRule(Part):
     """
 
     @abstractmethod
-    def __call__(self, signals: Signals, k: Tensor, importance: Tensor | None) -> Tensor: ...
+    def __call__(
+        self, signals: Signals, k: Int[Tensor, " B"], importance: Float[Tensor, "B N"] | None
+    ) -> Int[Tensor, " B"]: ...
 
 
 class Insertion(Part):

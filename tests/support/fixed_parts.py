@@ -79,7 +79,7 @@ class FixedGroups(Grouping):
         return self.values
 
     def shares(
-        self, group: Tensor, mask: Tensor, k: Tensor, importance: Tensor
+        self, group: Tensor, mask: Tensor, *, k: Tensor, importance: Tensor
     ) -> tuple[Tensor, Tensor] | None:
         self.seen.append((group, mask, k, importance))
         return self.quotas

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pruneopt.parts import BudgetRule, param
@@ -32,7 +33,9 @@ class AttentionRank(BudgetRule):
     def needs(self) -> frozenset[str]:
         return RaterAttention().needs
 
-    def __call__(self, signals: Signals, k: Tensor, importance: Tensor | None) -> Tensor:
+    def __call__(
+        self, signals: Signals, k: Int[Tensor, " B"], importance: Float[Tensor, "B N"] | None
+    ) -> Int[Tensor, " B"]:
         raters, _ = RaterAttention(strict=self.strict).raters(signals)
         rows = signals["attention_text"].float().mean(1) * raters[:, :, None] * signals.mask[:, None, :]
         rank = torch.linalg.matrix_rank(rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pruneopt.parts import BudgetRule, param
@@ -22,5 +23,7 @@ class Capped(BudgetRule):
     source: ClassVar[str] = "SparseVLM (ICML 2025), as released"
     spare: int = param(1, low=0, doc="tokens that are always dropped")
 
-    def __call__(self, signals: Signals, k: Tensor, importance: Tensor | None) -> Tensor:
+    def __call__(
+        self, signals: Signals, k: Int[Tensor, " B"], importance: Float[Tensor, "B N"] | None
+    ) -> Int[Tensor, " B"]:
         return k.minimum(signals.mask.sum(1) - self.spare).clamp_min(1)

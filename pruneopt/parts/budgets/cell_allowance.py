@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pruneopt.parts import BudgetRule, param
@@ -36,6 +37,8 @@ class CellAllowance(BudgetRule):
                 )
         return None
 
-    def __call__(self, signals: Signals, k: Tensor, importance: Tensor | None) -> Tensor:
+    def __call__(
+        self, signals: Signals, k: Int[Tensor, " B"], importance: Float[Tensor, "B N"] | None
+    ) -> Int[Tensor, " B"]:
         room = (signals.mask.sum(1).double() / self.cell**2).long()
         return (k - room).clamp_min(1)

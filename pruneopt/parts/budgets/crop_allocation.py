@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pruneopt.parts import BudgetRule, Part, Score, param
@@ -57,7 +58,9 @@ class CropAllocation(BudgetRule):
     def needs(self) -> frozenset[str]:
         return self.inner.needs | {"tile", "xy", "grid"}
 
-    def __call__(self, signals: Signals, k: Tensor, importance: Tensor | None) -> Tensor:
+    def __call__(
+        self, signals: Signals, k: Int[Tensor, " B"], importance: Float[Tensor, "B N"] | None
+    ) -> Int[Tensor, " B"]:
         values = self.inner(signals)
         tile = signals["tile"][:, 0].long()
         tokens = signals.mask.sum(1)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pruneopt.parts import BudgetRule, param
@@ -51,7 +52,9 @@ class DegreeVote(BudgetRule):
                     )
         return None
 
-    def __call__(self, signals: Signals, k: Tensor, importance: Tensor | None) -> Tensor:
+    def __call__(
+        self, signals: Signals, k: Int[Tensor, " B"], importance: Float[Tensor, "B N"] | None
+    ) -> Int[Tensor, " B"]:
         cosine, odd = odd_cosines(signals[self.signal], signals.mask)
         degree = ((cosine >= self.threshold) & odd).sum(2)
         even = signals.mask & ~is_destination(signals.mask, 2)

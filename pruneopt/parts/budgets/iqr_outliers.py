@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pruneopt.errors import SpecError
@@ -27,7 +28,9 @@ class IQROutliers(BudgetRule):
     factor: float = param(1.5, low=0, doc="times the interquartile range")
     cap: float = param(1.0, above=0, high=1, doc="largest share that may stay")
 
-    def __call__(self, signals: Signals, k: Tensor, importance: Tensor | None) -> Tensor:
+    def __call__(
+        self, signals: Signals, k: Int[Tensor, " B"], importance: Float[Tensor, "B N"] | None
+    ) -> Int[Tensor, " B"]:
         if importance is None:
             raise SpecError("budget.rule iqr_outliers counts outliers of the scores; give the problem scores")
         low = masked_quantile(importance, signals.mask, 0.25)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pruneopt.parts import BudgetRule, param
@@ -36,6 +37,8 @@ class PivotQuota(BudgetRule):
                 )
         return None
 
-    def __call__(self, signals: Signals, k: Tensor, importance: Tensor | None) -> Tensor:
+    def __call__(
+        self, signals: Signals, k: Int[Tensor, " B"], importance: Float[Tensor, "B N"] | None
+    ) -> Int[Tensor, " B"]:
         total = self.pivots + self.text_pivots
         return (self.pivots + total * (k // total)).minimum(signals.mask.sum(1))

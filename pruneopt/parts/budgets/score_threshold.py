@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pruneopt.errors import SpecError
@@ -23,7 +24,9 @@ class ScoreThreshold(BudgetRule):
     source: ClassVar[str] = "Beyond Intermediate States (arXiv 2503.20540), as released"
     bound: float = param(doc="score above which a token stays")
 
-    def __call__(self, signals: Signals, k: Tensor, importance: Tensor | None) -> Tensor:
+    def __call__(
+        self, signals: Signals, k: Int[Tensor, " B"], importance: Float[Tensor, "B N"] | None
+    ) -> Int[Tensor, " B"]:
         if importance is None:
             raise SpecError("budget.rule score_threshold needs scores; give the problem scores")
         return ((importance > self.bound) & signals.mask).sum(1).clamp_min(1)

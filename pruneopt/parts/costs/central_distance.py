@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import CostTerm
@@ -29,6 +30,6 @@ class CentralDistance(CostTerm):
     def needs(self) -> frozenset[str]:
         return frozenset({"xy", "grid"})
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         centre = (signals["grid"].float() - 1) / 2
         return (signals["xy"].float() - centre).norm(dim=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import CostTerm, param
@@ -31,5 +32,5 @@ class CosineDistance(CostTerm):
     def needs(self) -> frozenset[str]:
         return frozenset({self.signal})
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N M"]:
         return 1 - cosine_gram(signals[self.signal], signals.mask, self.heads)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import CostTerm, param
@@ -35,7 +36,7 @@ class FeatureSquaredL2(CostTerm):
     def symmetric(self) -> bool:
         return self.source_signal == self.target_signal
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N M"]:
         source, target = signals[self.source_signal].float(), signals[self.target_signal].float()
         real = signals.mask[:, :, None]
         if signals.ragged:  # whole batches skip these passes over [B,N,D]

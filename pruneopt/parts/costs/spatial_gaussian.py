@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import CostTerm, param
@@ -28,7 +29,7 @@ class SpatialGaussian(CostTerm):
     def needs(self) -> frozenset[str]:
         return frozenset({"xy"})
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N M"]:
         xy = signals["xy"].float()
         dx = xy[:, :, None, 0] - xy[:, None, :, 0]
         dy = xy[:, :, None, 1] - xy[:, None, :, 1]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import CostTerm, param
@@ -46,10 +47,10 @@ class TextPivots(CostTerm):
     def needs(self) -> frozenset[str]:
         return frozenset({self.signal, self.text, "text_keys", "text_mask"})
 
-    def strength(self, signals: Signals) -> Tensor:
+    def strength(self, signals: Signals) -> Float[Tensor, "B A"]:
         return flat_heads(signals["text_keys"].float()).norm(p=self.p, dim=2)
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B A N"]:
         real = signals["text_mask"]
         pivot = keep_top(
             self.strength(signals), torch.full_like(real[:, 0], self.count, dtype=torch.int64), real

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Kernel, param
@@ -29,5 +30,5 @@ class CosineKernel(Kernel):
     def needs(self) -> frozenset[str]:
         return frozenset({self.signal})
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N N"]:
         return cosine_gram(signals[self.signal], signals.mask, self.heads)

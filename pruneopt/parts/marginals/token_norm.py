@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Marginal, param
@@ -27,7 +28,7 @@ class TokenNorm(Marginal):
     def needs(self) -> frozenset[str]:
         return frozenset({self.signal})
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         norm = signals[self.signal].float().norm(dim=2).double() * signals.mask
         total = norm.sum(1, keepdim=True)
         flat = signals.mask.double() / signals.mask.sum(1, keepdim=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Marginal
@@ -17,6 +18,6 @@ class Uniform(Marginal):
 
     name: ClassVar[str] = "uniform"
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         mask = signals.mask.double()
         return (mask / mask.sum(1, keepdim=True)).float()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.errors import ProblemError
@@ -24,7 +25,7 @@ class Diagonal(Readout):
     name: ClassVar[str] = "diagonal"
     tags: ClassVar[frozenset[str]] = frozenset({"reads_shape"})
 
-    def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Tensor:
+    def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Float[Tensor, "B N"]:
         plan = solution.plan
         if plan.shape[1] != plan.shape[2]:
             raise ProblemError(f"diagonal needs as many targets as sources, got {list(plan.shape[1:])}")

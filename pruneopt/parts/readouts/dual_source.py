@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Part, Readout
@@ -27,7 +28,7 @@ class DualSource(Readout):
 
     name: ClassVar[str] = "dual_source"
 
-    def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Tensor:
+    def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Float[Tensor, "B N"]:
         f, a = source_dual(problem, solution, self.name), problem.a.double()
         return (a * f).sum(1, keepdim=True) / a.sum(1, keepdim=True) - f
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Readout
@@ -25,7 +26,7 @@ class OneSidedMass(Readout):
     name: ClassVar[str] = "one_sided_mass"
     source: ClassVar[str] = "TopV (CVPR 2025), reading as contribution of source i to building target j"
 
-    def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Tensor:
+    def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Float[Tensor, "B N"]:
         if solution.solver == "one_sided":
             return solution.plan.sum(2)
         return one_sided_mass(problem, None, epsilon_of(solution, self.name))

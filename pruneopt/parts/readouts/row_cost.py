@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Readout
@@ -22,7 +23,7 @@ class RowCost(Readout):
 
     name: ClassVar[str] = "row_cost"
 
-    def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Tensor:
+    def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Float[Tensor, "B N"]:
         plan, cost = solution.plan, problem.cost
         mass = plan.sum(2)
         per_unit = torch.einsum("bnm,bnm->bn", plan, cost.to(plan.dtype)) / mass.clamp_min(1e-30)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Readout
@@ -23,5 +24,5 @@ class RowMax(Readout):
     name: ClassVar[str] = "row_max"
     tags: ClassVar[frozenset[str]] = frozenset({"reads_shape"})
 
-    def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Tensor:
+    def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Float[Tensor, "B N"]:
         return solution.plan.amax(2) / solution.plan.sum(2).clamp_min(1e-30)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Part, Readout
@@ -25,7 +26,7 @@ class RowSum(Readout):
     name: ClassVar[str] = "row_sum"
     source: ClassVar[str] = "TopV (CVPR 2025), Figure 1 and Algorithm 1"
 
-    def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Tensor:
+    def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Float[Tensor, "B N"]:
         return solution.plan.sum(2)
 
     def ignores_cost(self, solver: Part) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Readout
@@ -26,6 +27,6 @@ class RowSumTargetLast(Readout):
     name: ClassVar[str] = "row_sum_target_last"
     source: ClassVar[str] = "TopV (CVPR 2025), reading with the target side updated last"
 
-    def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Tensor:
+    def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Float[Tensor, "B N"]:
         eps = epsilon_of(solution, self.name)
         return one_sided_mass(problem, source_dual(problem, solution, self.name), eps)

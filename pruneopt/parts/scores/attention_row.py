@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.errors import SignalError
@@ -40,7 +41,7 @@ class AttentionRow(Score):
         extra = {"text_mask"} if "text" in rows else set()
         return frozenset({f"{kind}_{row}" for row in rows} | extra)
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         total: Tensor | float = 0.0
         queries: Tensor | float = 0.0
         for name in sorted(self.needs - {"text_mask"}):

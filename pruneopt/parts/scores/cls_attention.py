@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Score, param
@@ -29,7 +30,7 @@ class CLSAttention(Score):
     def needs(self) -> frozenset[str]:
         return frozenset({"cls_attention" if self.layer is None else f"cls_attention@{self.layer}"})
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         (name,) = self.needs
         rows = signals[name].float()
         if self.heads == "max":

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Score, param
@@ -33,7 +34,7 @@ class CLSSimilarity(Score):
         names = {f"cls_query@{self.layer}", f"encoder_keys@{self.layer}"}
         return frozenset(names | ({f"cls_key@{self.layer}"} if self.output == "probs" else set()))
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         query = signals[f"cls_query@{self.layer}"].float()
         keys = signals[f"encoder_keys@{self.layer}"].float()
         if self.heads == "joined":

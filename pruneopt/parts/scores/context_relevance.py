@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Score, param
@@ -30,7 +31,7 @@ class ContextRelevance(Score):
     def needs(self) -> frozenset[str]:
         return frozenset({"encoder_attention" if self.layer is None else f"encoder_attention@{self.layer}"})
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         (name,) = self.needs
         real = signals.mask
         attention = signals[name].float().mean(1) * real[:, :, None]

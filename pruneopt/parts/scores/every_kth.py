@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Score, param
@@ -27,7 +28,7 @@ class EveryKth(Score):
     tags: ClassVar[frozenset[str]] = frozenset({"uses_order", "groups"})
     stride: int = param(2, low=2, doc="one token of this many")
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         return is_destination(signals.mask, self.stride).float()
 
 

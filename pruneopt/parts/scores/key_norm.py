@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Score, param
@@ -31,7 +32,7 @@ class KeyNorm(Score):
     def needs(self) -> frozenset[str]:
         return frozenset({self.signal})
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         keys = signals[self.signal].float()
         rows = flat_heads(keys) if self.heads == "joined" else keys.mean(1)
         return rows.norm(p=self.p, dim=2) * self.sign

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Score, param
@@ -40,7 +41,7 @@ class MatchSimilarity(Score):
     def misfit(self, stage: StageSpec) -> str | None:
         return stride_misfit(self.stride, stage)
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         rows = metric_rows(signals[self.signal])
         return -best_destination(rows, signals.mask, self.stride)[0]
 

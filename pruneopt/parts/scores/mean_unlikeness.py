@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Score, param
@@ -29,7 +30,7 @@ class MeanUnlikeness(Score):
     def needs(self) -> frozenset[str]:
         return frozenset({self.signal})
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         rows = signals[self.signal].float()
         mean = rows.masked_fill(~signals.mask[:, :, None], 0).sum(1) / signals.mask.sum(1, keepdim=True)
         return -torch.einsum("bnd,bd->bn", unit_rows(rows), unit_rows(mean))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Score, param
@@ -33,7 +34,7 @@ class PageRank(Score):
     def needs(self) -> frozenset[str]:
         return frozenset({"attention_logits", "visual_index"})
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         logits = signals["attention_logits"]
         masked = torch.finfo(logits.dtype).min / 2
         real = ~(logits.diagonal(dim1=2, dim2=3)[:, :1, None] <= masked)  # [B,1,1,L]; NaN is for the caller

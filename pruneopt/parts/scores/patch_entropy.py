@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Score, param
@@ -31,7 +32,7 @@ class PatchEntropy(Score):
     def needs(self) -> frozenset[str]:
         return frozenset({"patches"})
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         pixels = (signals["patches"].float() * self.std + self.mean).clamp(0, 1)
         broken = pixels.isnan().flatten(2).any(2)
         pixels = pixels.nan_to_num(0)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.errors import InputError, SpecError
@@ -38,7 +39,7 @@ class PrototypeSimilarity(Score):
     def needs(self) -> frozenset[str]:
         return frozenset({self.signal})
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         if not self.codebook:
             raise SpecError(
                 "prototype.codebook is empty; build one for your model (docs/methods/codebook.md) and set "

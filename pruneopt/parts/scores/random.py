@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Score, param
@@ -28,7 +29,7 @@ class RandomScore(Score):
     def needs(self) -> frozenset[str]:
         return frozenset({"features"})
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         generator = torch.Generator().manual_seed(self.seed)
         # One draw per place, so that padding a sample further does not change its ranks.
         ranks = torch.rand(signals.tokens, generator=generator, dtype=torch.float64)

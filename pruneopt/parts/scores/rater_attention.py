@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Score, param
@@ -37,7 +38,7 @@ class RaterAttention(Score):
         names = {"attention_text", "text_embeddings", "text_mask", "start_embeddings", "start_mask"}
         return frozenset(names | ({"visual_index", "text_index"} if self.rope_base else set()))
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         raters, weight = self.raters(signals)
         rows = signals["attention_text"].float()
         share = raters.to(rows.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Score, param
@@ -27,6 +28,6 @@ class ReceivedAttention(Score):
     def needs(self) -> frozenset[str]:
         return frozenset({"received_attention" if self.layer is None else f"received_attention@{self.layer}"})
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         (name,) = self.needs
         return signals[name].float().mean(1)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Score, param
@@ -39,7 +40,7 @@ class TextCosine(Score):
         masked = set() if self.text.startswith("clip_") else {"text_mask"}
         return frozenset({self.signal, self.text} | masked)
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         text = signals[self.text].float()
         real = signals["text_mask"] if "text_mask" in self.needs else torch.ones_like(text[:, :, 0]).bool()
         weight = real.float() / real.sum(1, keepdim=True).clamp_min(1)

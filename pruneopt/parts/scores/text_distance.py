@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Score, param
@@ -31,7 +32,7 @@ class TextDistance(Score):
     def needs(self) -> frozenset[str]:
         return frozenset({self.signal, self.text, "text_mask"})
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         visual, text = signals[self.signal].float(), signals[self.text].float()
         real = signals["text_mask"]
         count = real.sum(1, keepdim=True).clamp_min(1)

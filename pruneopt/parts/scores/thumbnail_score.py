@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Part, Score, param
@@ -42,7 +43,7 @@ class ThumbnailScore(Score):
     def needs(self) -> frozenset[str]:
         return self.inner.needs | {"tile", "xy", "grid"}
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         own = self.inner(signals)
         out = own.clone()
         for problem, owner in thumbnails(signals):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Score, param
@@ -26,5 +27,5 @@ class TokenNormScore(Score):
     def needs(self) -> frozenset[str]:
         return frozenset({self.signal})
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         return signals[self.signal].float().norm(dim=2)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Score, param
@@ -30,7 +31,7 @@ class Transition(Score):
         base = "transition_abs" if self.absolute else "transition"
         return frozenset({f"{base}@{layer}" for layer in self.layers} or {base})
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         return torch.stack([signals[name].float() for name in sorted(self.needs)]).sum(0)
 
 

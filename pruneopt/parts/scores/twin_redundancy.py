@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Score, param
@@ -42,7 +43,7 @@ class TwinRedundancy(Score):
     def misfit(self, stage: StageSpec) -> str | None:
         return stride_misfit(2, stage)
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         cosine, odd = odd_cosines(signals[self.signal], signals.mask)
         twins = (cosine >= self.threshold) & odd
         count = twins.sum(2)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Score
@@ -28,7 +29,7 @@ class UniformGridScore(Score):
     def needs(self) -> frozenset[str]:
         return frozenset({"xy", "grid"})
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         unit = (signals["xy"].double() + 0.5) / signals["grid"].double().clamp_min(1)
         tokens = signals.tokens
         points = torch.stack([_radical_inverse(tokens, base, signals.device) for base in (2, 3)], 1)

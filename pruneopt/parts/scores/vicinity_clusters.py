@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pruneopt.parts import Grouping, param
@@ -38,7 +39,7 @@ class VicinityClusters(Grouping):
     def needs(self) -> frozenset[str]:
         return frozenset({self.signal, "xy", "grid"})
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         rows = signals[self.signal]
         rows = flat_heads(rows).float() if rows.dim() == 4 else rows.float()
         unit = signals["xy"].float() / signals["grid"].float()
@@ -66,7 +67,14 @@ class VicinityClusters(Grouping):
             label = step
         return torch.where(label < 0, len(top), label).unique(return_inverse=True)[1]
 
-    def shares(self, group: Tensor, mask: Tensor, k: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
+    def shares(
+        self,
+        group: Int[Tensor, "B N"],
+        mask: Bool[Tensor, "B N"],
+        *,
+        k: Int[Tensor, " B"],
+        importance: Float[Tensor, "B N"],
+    ) -> tuple[Int[Tensor, "B N"], Int[Tensor, "B G"]]:
         joined, quotas = torch.zeros_like(group), []
         for b, real in enumerate(mask):
             size = group[b, real].bincount().tolist()

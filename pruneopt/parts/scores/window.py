@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Grouping, param
@@ -29,7 +30,7 @@ class Window(Grouping):
     def needs(self) -> frozenset[str]:
         return frozenset({"xy", "grid", "group"})
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         xy, grid = signals["xy"].long(), signals["grid"].long().clamp_min(1)
         column = xy[:, :, 0] * self.columns // grid[:, :, 0]
         row = xy[:, :, 1] * self.rows // grid[:, :, 1]
