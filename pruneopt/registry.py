@@ -32,8 +32,10 @@ PACKAGES = {
     "budgets": "pruneopt.parts.budgets",
     "insertions": "pruneopt.parts.insertions",
     "models": "pruneopt.models.families",
+    "sites": "pruneopt.models.sites",
 }
 GROUPS = tuple(PACKAGES)
+PARTS = tuple(group for group, package in PACKAGES.items() if package.startswith("pruneopt.parts."))
 
 
 @dataclass(frozen=True)

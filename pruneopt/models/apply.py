@@ -12,6 +12,7 @@ from pruneopt.models.base import adapter_for
 from pruneopt.models.guard import Guard
 from pruneopt.models.hooks import Attachments
 from pruneopt.models.run import Run
+from pruneopt.models.sites import sites_of
 from pruneopt.models.wiring import Wiring
 from pruneopt.pruner import Clock
 from pruneopt.spec.load import load_spec
@@ -60,7 +61,9 @@ def apply(
             "context, or call remove() on its handle, first (several cuts belong into the stages of one "
             "spec)"
         )
-    wiring, guard = Wiring(adapter, resolved, clock or Clock), Guard(adapter, resolved)
+    sites = sites_of(adapter, resolved)
+    wiring = Wiring(adapter, resolved, sites=sites, clock=clock or Clock)
+    guard = Guard(adapter, resolved, sites=sites)
     attachments = Attachments()
     handle = Handle(attachments, wiring)
     try:

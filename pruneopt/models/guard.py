@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
@@ -22,6 +22,7 @@ from pruneopt.models.compat import effective_generation
 from pruneopt.models.hooks import Around, Attachments
 from pruneopt.models.prompt import has_pixels
 from pruneopt.models.refuse import refuse_batches, refuse_call, refuse_generation
+from pruneopt.models.sites import Site
 from pruneopt.models.window import Window
 from pruneopt.spec.schema import Spec
 
@@ -31,10 +32,10 @@ _COMPILED = "_torchdynamo_orig_callable"
 class Guard:
     """Checks of one application of a spec to a model; `attach` after everything else is attached."""
 
-    def __init__(self, adapter: ModelAdapter, spec: Spec):
+    def __init__(self, adapter: ModelAdapter, spec: Spec, *, sites: Sequence[Site]):
         self.adapter = adapter
-        self.cuts = frozenset(stage.insertion.layer_index for stage in spec.stages)
-        self.window = Window(adapter, spec)
+        self.cut = frozenset[int]().union(*(site.layers for site in sites))
+        self.window = Window(adapter, spec, sites=sites)
         self.watched: list[tuple[str, nn.Module]] = []
         self._call = _Call()
         self._signature = inspect.signature(type(adapter.model).forward)
@@ -44,8 +45,8 @@ class Guard:
         model = self.adapter.model
         attachments.before(model, self._enter)
         attachments.after(model, self._leave, always=True)
-        for cut in self.cuts:
-            attachments.before(self.adapter.layers[cut], self._cut(cut))
+        for layer in sorted(self.cut):
+            attachments.before(self.adapter.layers[layer], self._ran(layer))
         hooked = set(map(id, attachments.modules))
         named = dict(model.named_modules())
         paths = [name.split(".") for name, module in named.items() if id(module) in hooked]
@@ -98,17 +99,18 @@ class Guard:
         self._call.due, self._call.pending = has_pixels(named) or self._call.pending, False
         if self._call.due:
             self.check_forwards()
-            self._call.cut = frozenset()
+            self._call.ran = frozenset()
 
-    def _cut(self, layer: int) -> Callable[..., None]:
+    def _ran(self, layer: int) -> Callable[..., None]:
         def hook(*_: Any) -> None:
-            self._call.cut |= {layer}
+            if self._call.due:
+                self._call.ran |= {layer}
 
         return hook
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         due, self._call.due = self._call.due, False
-        if due and output is not None and self._call.cut != self.cuts:
+        if due and output is not None and self._call.ran != self.cut:
             raise ModelError(
                 "a prompt with a picture went through the model but was not pruned: the decoder layers did "
                 "not run through their hooks (was the model compiled or patched?); prune the plain model"
@@ -117,12 +119,12 @@ class Guard:
 
 class _Call(threading.local):
     """What one thread is in the middle of: does the next forward of a `generate` have to cut (`pending`), the
-    one that runs (`due`), and before which layers was a cut made.
+    one that runs (`due`), and which of the layers that a cut shortens ran.
     """
 
     pending = False
     due = False
-    cut: frozenset[int] = frozenset()
+    ran: frozenset[int] = frozenset()
 
     @contextmanager
     def expecting(self, pixels: bool) -> Iterator[None]:

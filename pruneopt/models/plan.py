@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 from pruneopt.errors import ModelError
-from pruneopt.models.base import ModelAdapter
 from pruneopt.parts.insertions._provided import DECODER, ENCODER, ENTRY, GEOMETRY
 from pruneopt.spec.schema import Spec
 
 
-def plan_captures(
-    adapter: ModelAdapter, spec: Spec
-) -> tuple[dict[int, set[str]], set[tuple[str, int | None]]]:
+def plan_captures(spec: Spec) -> tuple[dict[int, set[str]], set[tuple[str, int | None]]]:
     """Which signals to capture in which decoder layer and from the encoder.
 
-    Raises ModelError for layers that do not exist and signals that do not exist where they are asked for.
+    Raises ModelError for signals that do not exist where they are asked for.
     """
-    depth = len(adapter.layers)
     plan: dict[int, set[str]] = {}
     encoder: set[tuple[str, int | None]] = set()
     for number, stage in enumerate(spec.stages):
         cut = stage.insertion.layer_index
-        if not 0 <= cut < depth:
-            raise ModelError(
-                f"insertion.layer={cut} does not exist: this model has {depth} decoder layers, so tokens "
-                f"can be removed before layers 0 to {depth - 1}"
-            )
         for name in sorted(stage.needs):
             base, _, at = name.partition("@")
             if base not in stage.insertion.provides:

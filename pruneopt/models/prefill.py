@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from pruneopt.models.columns import Columns, Move, take
 from pruneopt.models.deepstack import Deepstack
 from pruneopt.models.outcome import Cut, Outcome
 from pruneopt.models.prompt import Prompt
+from pruneopt.models.refuse import refuse_selection
 from pruneopt.models.report import Report, measure
 from pruneopt.models.sequence import CacheState, Segment, compact_positions, rotary_of, segment_mask
 from pruneopt.models.store import SignalStore
@@ -27,6 +28,9 @@ from pruneopt.problems.selection import Selection
 from pruneopt.pruner import Clock, Pruner
 from pruneopt.signals import Signals
 from pruneopt.spec.schema import Spec, StageSpec
+
+if TYPE_CHECKING:
+    from pruneopt.models.sites import Site
 
 
 @dataclass
@@ -42,6 +46,9 @@ class Sources:
 class Prefill:
     """State of one pass over a prompt, made when it begins and dropped when it ends, by whatever road.
 
+    It knows what a removal does to everything that runs along the sequence; when there is one, and of what,
+    the sites decide: they call `cut`, or `remove` with a selection of their own.
+
     Parameters
     ----------
     prompt: as read before the pass.  sources: None where no layer is asked for signals.
@@ -52,18 +59,20 @@ class Prefill:
         self,
         adapter: ModelAdapter,
         spec: Spec,
+        *,
         prompt: Prompt,
         sources: Sources,
-        *,
+        sites: Sequence[Site],
         clock: Callable[[], Clock],
         check: bool,
     ):
         self.adapter, self.spec, self.prompt, self.sources = adapter, spec, prompt, sources
-        self.clock, self.check = clock, check
+        self.sites, self.clock, self.check = sites, clock, check
         self.columns, self.store = Columns.of(prompt), SignalStore(prompt)
         self.state, self.cuts, self.masks = CacheState(prompt.columns), list[Cut](), dict[int, Any]()
         self.rotary: tuple[Tensor, Tensor] | None = None  # cos and sin [B or 1,W,d] of the columns
         self.positions: Tensor | None = None  # [A,B or 1,W] of the columns
+        self.cache: Any = None  # what the prompt fills
         self.deepstack: Deepstack | None = None
         self.bad: Tensor | None = None  # [B'] where a signal was NaN, of all cuts so far
         self.seconds: dict[str, float] = {}
@@ -79,6 +88,8 @@ class Prefill:
                 self.store.update(encoder.collect(inputs, self.prompt))
                 self.store.crop = encoder.crops(inputs, self.prompt)
             self.timed("encoder signals", start)
+        for site in self.sites:
+            site.text_starts(self)
         added = self.adapter.take_deepstack(kwargs)
         if added is None:
             return None
@@ -93,24 +104,23 @@ class Prefill:
     def before_layer(
         self, index: int, hidden: Tensor, kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, dict[str, Any]] | None:
-        """Cut where the spec says so.  The hidden states that enter and the arguments that change with them;
+        """Let the sites cut.  The hidden states that enter and the arguments that change with them;
         None before the first cut.
         """
         if self.rotary is None:
             self.rotary = kwargs["position_embeddings"]
         if index == 0:
             self._entry(hidden)
-        for stage in self.spec.stages:
-            if stage.insertion.layer_index == index:
-                hidden = self.cut(stage, hidden)
-                self.masks.clear()
+        self.cache = kwargs.get("past_key_values")
+        for site in self.sites:
+            hidden = site.before_layer(self, index, hidden=hidden)
         if index in self.sources.decoder.plan:
             self.sources.captured.keep(index, "in", hidden)
         segment = self.state.at(index)
         if segment is None:
             return None
-        if kwargs.get("past_key_values") is not None:
-            remember(kwargs["past_key_values"], self.state)
+        if self.cache is not None:
+            remember(self.cache, self.state)
         if segment.layer not in self.masks:
             self.masks[segment.layer] = segment_mask(self.adapter, segment, hidden, 0, None)
         mask = self.masks[segment.layer]
@@ -129,13 +139,18 @@ class Prefill:
                 found = decoder.compute(index, self.view(), raw)
             self.store.update({(base, index): tensor for base, tensor in found.items()})
             self.timed("signals", start)
+        for site in self.sites:
+            site.after_layer(self, index)
         return output if added else None
 
     def finish(self, output: Any) -> tuple[Outcome, Report] | None:
-        """The deferred NaN check, then the results; None when the model did not run every cut.
+        """The last word of the sites, the deferred NaN check, then the results.  None when the model did not
+        run every cut.
 
         Raises SignalError when a signal was NaN or infinite.
         """
+        for site in self.sites:
+            site.finish(self)
         if len(self.cuts) != len(self.spec.stages):
             return None
         if self.bad is not None and bool(self.bad.any()):
@@ -143,48 +158,50 @@ class Prefill:
                 "a signal holds NaN or infinity; the output of this pass must not be used. Check the model's "
                 "dtype (try float32 or bfloat16) and its inputs"
             )
-        outcome = Outcome(self.spec, self.prompt, self.cuts, self.store["size", None], self.seconds)
+        notes = tuple(note for site in self.sites for note in site.notes)
+        outcome = Outcome(self.spec, self.prompt, self.cuts, self.store["size", None], self.seconds, notes)
         return outcome, measure(self.adapter, outcome, getattr(output, "past_key_values", None))
 
     # one cut
 
     def cut(self, stage: StageSpec, hidden: Tensor) -> Tensor:
-        """Choose, remove, and remember; returns the shorter hidden states `[B,W',D]`.
+        """Choose by what is known here and remove; returns the shorter hidden states `[B,W',D]`.
 
-        Raises ModelError for an order of tokens under `positions: keep`, and what the pruner raises.
+        Raises what the pruner raises, and `remove`.
         """
         clock = self.clock()
+        selection = self.choose(stage, hidden, clock=clock)
+        return self.remove(stage, selection, hidden=hidden, clock=clock)
+
+    def choose(self, stage: StageSpec, hidden: Tensor, *, clock: Clock) -> Selection:
+        """What the pruner of a stage says to the signals as they stand; `hidden` `[B,W,D]` is the stream.
+
+        Raises ModelError for a selection that asks for more than the stage can apply.
+        """
         with torch.no_grad():
             signals = self.store.signals(stage, self.columns, hidden)
             clock.lap("signals")
             selection = self._select(stage, signals, clock)
-            counts = selection.known_counts
-        if selection.rank is not None and self.spec.positions_at(stage) != "compact":
-            raise ModelError(
-                "a step orders the kept tokens anew, which needs positions=compact: with positions=keep "
-                "every token holds its place; override positions=compact"
-            )
+        refuse_selection(self.spec, stage, selection=selection)
+        return selection
+
+    def remove(self, stage: StageSpec, selection: Selection, *, hidden: Tensor, clock: Clock) -> Tensor:
+        """Remove what `selection` drops of the tokens in `columns.place`, and remember it."""
+        counts = selection.known_counts
         if selection.importance is not None:
             self.store["importance", None] = selection.importance
         dropped = counts != self.columns.alive
         if dropped or selection.merge is not None or selection.rank is not None:
-            hidden = self._remove(stage, selection, counts, hidden)
-        columns = self.columns
-        self.cuts.append(
-            Cut(
-                stage.insertion.layer_index,
-                stage,
-                selection,
-                columns.origin,
-                list(columns.lengths),
-                columns.width,
-                list(columns.alive),
-            )
-        )
+            hidden = self._shorten(stage, selection, counts, hidden)
+        self.done(Cut.of(stage, selection, columns=self.columns), clock=clock)
+        return hidden
+
+    def done(self, cut: Cut, *, clock: Clock) -> None:
+        """Write down what a stage did, and how long that took."""
+        self.cuts.append(cut)
         clock.lap("apply")
         for name, seconds in clock.seconds.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-        return hidden
 
     def _select(self, stage: StageSpec, signals: Signals, clock: Clock) -> Selection:
         names = sorted(name for name in stage.needs if name.partition("@")[0] in PER_CROP)
@@ -217,24 +234,30 @@ class Prefill:
         tensors |= {name: self.store.per_crop(name, crops) for name in names}
         return Signals(tensors, signals.mask if signals.ragged else None, signals.sample), place
 
-    def _remove(
+    def _shorten(
         self, stage: StageSpec, selection: Selection, counts: tuple[int, ...], hidden: Tensor
     ) -> Tensor:
+        """Everything that runs along the sequence follows a removal.  The order of the steps matters."""
+        # Columns first: all else is told by them, and by the move, where to go.
         old = self.columns
         self.columns, move = old.after(
             selection.keep, counts, selection.rank, group=self.store["group", None]
         )
+        # Merges read the tokens that go, so before hidden states are gathered; they are written after it.
         merged = _merged(selection, move, old.visual(hidden), old.mask)
         hidden = take(hidden, move.content)
         if merged is not None:
             hidden = self.columns.write(hidden, merged)
+        # Signals move before sizes are set: a size says what its token now stands for, the carried ones did.
         self.store.carry(move.tokens)
         if selection.size is not None:
             size = selection.size.masked_fill(~selection.keep, 0).nan_to_num(0.0)
             self.store["size", None] = take(size.float(), move.tokens)
         if self.deepstack is not None:
             self.deepstack = self.deepstack.after(self.columns, move)
+        # Positions last: under `compact` the model's rotary embedding is asked for what is left.
         self._reposition(stage, move, hidden)
+        self.masks.clear()
         return hidden
 
     def _reposition(self, stage: StageSpec, move: Move, hidden: Tensor) -> None:

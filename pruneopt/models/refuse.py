@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from pruneopt.errors import ModelError
+from pruneopt.problems.selection import Selection
+from pruneopt.spec.schema import Spec, StageSpec
 
 
 def _given(value: Any) -> bool:
@@ -71,4 +73,20 @@ def refuse_call(named: Mapping[str, Any]) -> None:
         raise ModelError(
             "logits_to_keep as a tensor of positions cannot be used while pruning; give a number of last "
             "positions instead"
+        )
+
+
+def refuse_selection(spec: Spec, stage: StageSpec, *, selection: Selection) -> None:
+    """Raise ModelError for a selection that asks for more than its insertion, or its positions, can apply."""
+    asked = {"merge": selection.merge is not None, "reordering": selection.rank is not None}
+    for what, wanted in asked.items():
+        if wanted and what not in stage.insertion.applies:
+            raise ModelError(
+                f"a step of this method asks for a {what}, and {stage.insertion.name} can apply only: "
+                f"{', '.join(sorted(stage.insertion.applies))}; leave the step out, or cut elsewhere"
+            )
+    if selection.rank is not None and spec.positions_at(stage) != "compact":
+        raise ModelError(
+            "a step orders the kept tokens anew, which needs positions=compact: with positions=keep "
+            "every token holds its place; override positions=compact"
         )

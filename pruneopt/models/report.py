@@ -64,9 +64,11 @@ def shape_of(adapter: ModelAdapter) -> Shape:
 class Report:
     """Numbers of one prompt.
 
-    `tokens[layer][sample]` counts real tokens, `columns[layer]` what the batch holds with padding.  Cache
-    bytes are for the whole batch: `cache_expected` from the closed form, `cache_found` from the tensors (None
-    without a cache).  Shares are pruned over dense.
+    `tokens[layer][sample]` counts the real tokens that ran, `columns[layer]` what the batch holds afterwards,
+    padding included.  `cuts`: the layer from which on tokens are gone, past the last layer where only caches
+    lost them, and how many are left per sample with a picture.  Cache bytes are for the whole batch:
+    `cache_expected` from the closed form, `cache_found` from the tensors (None without a cache).  Shares are
+    pruned over dense.
     """
 
     method: str
@@ -93,7 +95,8 @@ class Report:
     @property
     def kept_at_end(self) -> float:
         """Share of visual tokens that the last decoder layer sees."""
-        return sum(self.cuts[-1][1]) / sum(self.visual_tokens)
+        ran = [n for layer, n in self.cuts if layer < self.shape.layers]
+        return sum(ran[-1]) / sum(self.visual_tokens) if ran else 1.0
 
     @property
     def layer_mean_tokens(self) -> list[float]:
@@ -104,6 +107,9 @@ class Report:
             for b in range(self.batch)
             if self._visual_of(b)
         ]
+
+    def _place(self, layer: int) -> str:
+        return f"before layer {layer}" if layer < self.shape.layers else "in the cache"
 
     @property
     def _text(self) -> list[int]:
@@ -187,7 +193,7 @@ class Report:
         table = Table("", "dense", "pruned", "share", title=f"{self.method} on {self.family}")
         mean = sum(self.layer_mean_tokens) / len(self.layer_mean_tokens)
         visual = sum(self.visual_tokens) / len(self.visual_tokens)
-        end = sum(self.cuts[-1][1]) / len(self.visual_tokens)
+        end = self.kept_at_end * visual
         found = sum(self.cache_found if self.cache_found is not None else self.cache_expected)
         table.add_row("visual tokens at the end", f"{visual:g}", f"{end:g}", f"{self.kept_at_end:.1%}")
         table.add_row("visual tokens, layer mean", f"{visual:g}", f"{mean:.1f}", f"{mean / visual:.1%}")
@@ -199,7 +205,7 @@ class Report:
         )
         table.add_row("KV cache", mebibytes(self.cache_dense), mebibytes(found), f"{self.cache_share:.1%}")
         yield table
-        cuts = ", ".join(f"before layer {layer}: {kept} kept" for layer, kept in self.cuts)
+        cuts = ", ".join(f"{self._place(layer)}: {kept} kept" for layer, kept in self.cuts)
         yield Text(f"visual tokens per sample {self.visual_tokens}; {cuts}")
         spent = ", ".join(f"{name} {1000 * s:.2f} ms" for name, s in self.seconds.items())
         yield Text(f"selection took {1000 * sum(self.seconds.values()):.2f} ms: {spent}")
@@ -259,15 +265,17 @@ def measure(adapter: ModelAdapter, outcome: Outcome, cache: Any) -> Report:
     prompt, layers = outcome.prompt, len(adapter.layers)
     tokens, columns = [list(prompt.lengths)] * layers, [prompt.columns] * layers
     for cut in outcome.cuts:
-        for layer in range(cut.layer, layers):
-            tokens[layer], columns[layer] = list(cut.lengths), cut.width
+        for layer in range(cut.layer, layers) if cut.evicted is None else cut.evicted:
+            columns[layer] = cut.width
+            if cut.evicted is None:
+                tokens[layer] = list(cut.lengths)
     found = None
     if cache is not None:
         found = [_layer_bytes(layer) for layer in cache.layers[:layers]]
     by_sample = [0] * prompt.batch
     for row, n in zip(prompt.rows, prompt.started, strict=True):
         by_sample[row] = n
-    notes = []
+    notes = list(outcome.notes)
     if outcome.spec.attention is Attention.FULL:
         notes.append("this method reads full attention maps; they were recomputed beside the model's kernel")
     reads_cls = any(name.partition("@")[0] == "cls_attention" for name in outcome.spec.needs)

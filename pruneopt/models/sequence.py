@@ -59,7 +59,8 @@ class CacheState:
 
     def cut(self, segment: Segment) -> None:
         """Layers from that of `segment` on work on it; an earlier cut at the same layer is overtaken."""
-        self.segments = [s for s in self.segments if s.layer != segment.layer] + [segment]
+        others = [s for s in self.segments if s.layer != segment.layer]
+        self.segments = sorted([*others, segment], key=lambda s: s.layer)
 
     def take_rows(self, rows: Tensor, batch: int) -> CacheState:
         """The state of a cache that held `batch` rows and now holds those named by `rows` (int64)."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import cast
 
 from pruneopt.errors import RegistryError
 from pruneopt.models.base import ModelAdapter
+from pruneopt.models.sites import Site
+from pruneopt.parts import Insertion
 from pruneopt.registry import registry
 
 COMMON_REFUSALS = (
@@ -28,8 +32,17 @@ def supported_models() -> list[dict[str, str]]:
             rows.append({**row, "family": f"broken: {error}"})
             continue
         row["family"] = adapter.family
-        row["insertion points"] = "post_encoder, prefill_layer"
+        row["insertion points"] = ", ".join(_points(adapter))
         row["encoder signals"] = adapter.towers()
         row["refused"] = ", ".join((*COMMON_REFUSALS, *adapter.refuses))
         rows.append(row)
     return rows
+
+
+def _points(adapter: type[ModelAdapter]) -> Iterator[str]:
+    """The insertion points that a family serves; a broken one is what `pruneopt plugins` is for."""
+    for name in registry("insertions"):
+        with suppress(RegistryError):
+            insertion = cast("type[Insertion]", registry("insertions").get(name))
+            if cast("type[Site]", registry("sites").get(insertion.site)).serves(adapter):
+                yield name

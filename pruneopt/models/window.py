@@ -6,7 +6,7 @@ hold other tokens than the unpruned model's.  While no column is out of reach, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -14,19 +14,20 @@ from torch import Tensor
 from pruneopt.errors import ModelError
 from pruneopt.models.base import ModelAdapter
 from pruneopt.models.compat import reach
+from pruneopt.models.sites import Site
 from pruneopt.spec.schema import Spec
 
 
 class Window:
-    """The smallest window of the layers that work on a cut prompt, or whose attention a signal reads.
+    """The smallest window of the layers that work on fewer columns, or whose attention a signal reads.
 
-    Raises ModelError for layers after the cut that are no attention layers with a known reach.
+    Raises ModelError for layers among them that are no attention layers with a known reach.
     """
 
-    def __init__(self, adapter: ModelAdapter, spec: Spec):
-        cuts = [stage.insertion.layer_index for stage in spec.stages]
-        layers = set(range(min(cuts), len(adapter.layers)))
-        for cut, stage in zip(cuts, spec.stages, strict=True):
+    def __init__(self, adapter: ModelAdapter, spec: Spec, *, sites: Iterable[Site]):
+        layers = set().union(*(site.layers for site in sites))
+        for stage in spec.stages:
+            cut = stage.insertion.layer_index
             for base, _, at in (name.partition("@") for name in stage.needs):
                 if base.startswith(("attention", "lookahead")):
                     layers.add((int(at) if at else cut - 1) + base.startswith("lookahead"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from pruneopt.models.plan import plan_captures
 from pruneopt.models.prefill import Prefill, Sources, checks_each_cut
 from pruneopt.models.prompt import has_pixels, read_prompt, refuse_without_text
 from pruneopt.models.run import Run
+from pruneopt.models.sites import Site
 from pruneopt.pruner import Clock
 from pruneopt.spec.schema import Spec
 
@@ -33,9 +34,12 @@ class Wiring:
     has one set of hooks, so the others wait.
     """
 
-    def __init__(self, adapter: ModelAdapter, spec: Spec, clock: Callable[[], Clock]):
-        plan, encoder = plan_captures(adapter, spec)
+    def __init__(
+        self, adapter: ModelAdapter, spec: Spec, *, sites: Sequence[Site], clock: Callable[[], Clock]
+    ):
+        plan, encoder = plan_captures(spec)
         self.adapter, self.spec, self.clock, self.run = adapter, spec, clock, Run(adapter, spec)
+        self.sites = sites
         self.decoder = DecoderCapture(adapter, plan)
         self.encoder = EncoderCapture(adapter, encoder) if encoder else None
         self.lock = threading.RLock()
@@ -53,6 +57,8 @@ class Wiring:
                 attachments.around(adapter.base, name, self._encode)
         attachments.before(adapter.text, self._text)
         attachments.before(adapter.text.rotary_emb, self._rotary)
+        for site in self.sites:  # before the captures: what they see of the encoder is what a site made of it
+            site.attach(attachments)
         if self.encoder is not None:
             self.encoder.watch(attachments.watch)
         self.decoder.watch(attachments.watch, self._captured)
@@ -75,6 +81,8 @@ class Wiring:
         self._ahead = {}
         if self.encoder is not None:
             self.encoder.clear()
+        for site in self.sites:
+            site.forget()
 
     def _forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with self.lock:
@@ -147,7 +155,15 @@ class Wiring:
         refuse_without_text(prompt, self.spec.needs)
         sources = Sources(self.decoder, self.encoder, inputs)
         check = checks_each_cut(prompt.place.device)
-        return Prefill(self.adapter, self.spec, prompt, sources, clock=self.clock, check=check)
+        return Prefill(
+            self.adapter,
+            self.spec,
+            prompt=prompt,
+            sources=sources,
+            sites=self.sites,
+            clock=self.clock,
+            check=check,
+        )
 
     # what happens inside one
 

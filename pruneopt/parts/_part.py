@@ -264,12 +264,27 @@ class BudgetRule(Part):
 
 
 class Insertion(Part):
-    """A place in the forward pass where tokens are removed."""
+    """A place in the forward pass where tokens are removed.
+
+    Class attributes: `site` (what carries it out inside a model: a file of `pruneopt/models/sites/`, or one
+    that another package registers), `applies` (what a selection may ask for here beside removal: `merge`,
+    `reordering`).
+    """
+
+    site: ClassVar[str] = "prefill"
+    applies: ClassVar[frozenset[str]] = frozenset({"removal", "merge", "reordering"})
 
     @property
     @abstractmethod
     def layer_index(self) -> int:
-        """Decoder layer (0-based) before which tokens are removed; 0 is the input of the language model."""
+        """How many decoder layers have run when tokens are removed: the first that runs without them."""
+
+    @property
+    def depth(self) -> tuple[int, int]:
+        """Where in the forward pass, to be sorted by: `(0, block)` inside the vision encoder, `(1, layer)` in
+        the prompt's pass through the decoder, `(2, layer)` in the cache that it fills.
+        """
+        return 1, self.layer_index
 
     @property
     @abstractmethod

@@ -56,9 +56,10 @@ def resolve(data: Mapping[str, Any]) -> Spec:
         with blame(where.rstrip(".")):
             _keys(part, STAGE_KEYS, where)
             stages += [_stage(each, where) for each in _spread(mixed(base, part), where)]
-    depth = [stage.insertion.layer_index for stage in stages]
+    depth = [stage.insertion.depth for stage in stages]
     if depth != sorted(depth):
-        raise SpecError(f"stages must be in order of depth, got layers {depth}", key="stages")
+        got = ", ".join(f"{stage.insertion.name} {stage.insertion.depth[1]}" for stage in stages)
+        raise SpecError(f"stages must be in order of depth, got {got}", key="stages")
     if all(stage.positions == stages[0].positions for stage in stages):
         positions = str(stages[0].positions)  # one policy is said once, wherever it was written
     own = (replace(s, positions=None if s.positions == positions else s.positions) for s in stages)

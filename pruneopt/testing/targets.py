@@ -15,7 +15,7 @@ from typing import Any
 
 from pruneopt.errors import PruneoptError, RegistryError, SpecError, nearest
 from pruneopt.parts import Part
-from pruneopt.registry import GROUPS, registry
+from pruneopt.registry import GROUPS, PARTS, registry
 
 
 def find_parts(target: str) -> list[type[Part]]:
@@ -47,7 +47,7 @@ def _registered(target: str) -> list[type[Part]]:
     group, _, name = target.rpartition("/")
     if group and group not in GROUPS:
         raise RegistryError(f"unknown kind of part {group!r}{nearest(group, GROUPS)}")
-    groups = [group] if group else [g for g in GROUPS if g != "models"]
+    groups = [group] if group else PARTS
     found = [registry(g).get(name) for g in groups if name in registry(g)]
     if found:
         return [part for part in found if issubclass(part, Part)]
@@ -149,7 +149,7 @@ def _declared(data: Mapping[str, Any], project: Path) -> Iterator[tuple[str, str
         kind = group.removeprefix("pruneopt.")
         if kind not in GROUPS:
             raise PruneoptError(f"{project} has an unknown group {group!r}{nearest(kind, GROUPS)}")
-        if kind != "models":
+        if kind in PARTS:
             yield from entries.items()
 
 

@@ -23,6 +23,7 @@ from pruneopt.models.base import adapter_for
 from pruneopt.models.guard import Guard
 from pruneopt.models.hooks import Attachments
 from pruneopt.models.load import load_model
+from pruneopt.models.sites import sites_of
 from pruneopt.models.timing import timed
 from pruneopt.models.window import Window
 from pruneopt.testing.insertion import ENTRY, LAYER, SEVERAL, inventory, masked
@@ -388,6 +389,11 @@ def test_a_window_that_binds_is_refused(kind: str, single: dict[str, Any]) -> No
         forward(short, single)
 
 
+def window(model: Any, spec: Any) -> Window:
+    adapter = adapter_for(model)
+    return Window(adapter, spec, sites=sites_of(adapter, spec))
+
+
 def test_a_window_is_what_the_model_does_not_what_the_config_says(single: dict[str, Any]) -> None:
     """Mistral's mask ignores `layer_types`; Qwen's full layers ignore `sliding_window`."""
     said = windowed("mistral", 16, layer_types=["full_attention"] * 5)
@@ -396,15 +402,14 @@ def test_a_window_is_what_the_model_does_not_what_the_config_says(single: dict[s
     model = windowed("qwen2", 16)
     spec = pruneopt.load_spec(LAYER, ["insertion.layer=2"])
     last = pruneopt.load_spec(LAYER, ["insertion.layer=4"])
-    full = Window(adapter_for(llava()), spec)
-    assert full.size is None
-    assert Window(adapter_for(model), spec).size == Window(adapter_for(model), last).size == 16
+    assert window(llava(), spec).size is None
+    assert window(model, spec).size == window(model, last).size == 16
     model.config.text_config.layer_types[4] = "full_attention"
-    assert Window(adapter_for(model), last).size == 16  # the layer itself still says so
+    assert window(model, last).size == 16  # the layer itself still says so
     model.model.language_model.layers[4].self_attn.sliding_window = None
-    assert Window(adapter_for(model), last).size is None
+    assert window(model, last).size is None
     rows = pruneopt.load_spec("fastv", ["insertion.layer=2"])
-    assert Window(adapter_for(model), rows).size == 16  # its row of attention comes from windowed layer 1
+    assert window(model, rows).size == 16  # its row of attention comes from windowed layer 1
 
 
 def test_other_kinds_of_layers_are_refused() -> None:

@@ -21,6 +21,7 @@ from pruneopt.models.columns import Columns, inverse, take
 from pruneopt.models.decode import Decode
 from pruneopt.models.prefill import Prefill, Sources, checks_each_cut
 from pruneopt.models.sequence import CacheState, Segment
+from pruneopt.models.sites.prefill import PrefillSite
 from pruneopt.parts.insertions.post_encoder import PostEncoder
 from pruneopt.problems.budget import Budget
 from pruneopt.pruner import Clock
@@ -56,6 +57,7 @@ class Encoder:
 
 class Adapter:
     text_config = SimpleNamespace(rope_parameters=None)
+    layers = range(5)
 
     def __init__(self, added: Any = None) -> None:
         self.text, self.added = Rotary(), added
@@ -71,7 +73,9 @@ class Adapter:
 def prefill_of(*stages: StageSpec, adapter: Any = None, decoder: Any = None, **more: Any) -> Prefill:
     sources = Sources(decoder or SimpleNamespace(plan={}), None, {"inputs": 1})
     given = {"clock": Clock, "check": True, **more}
-    return Prefill(adapter or Adapter(), Spec("mine", stages), prompt_of(ROWS), sources, **given)
+    adapter, spec = adapter or Adapter(), Spec("mine", stages)
+    sites = [PrefillSite(adapter, spec)]
+    return Prefill(adapter, spec, prompt=prompt_of(ROWS), sources=sources, sites=sites, **given)
 
 
 def cosine(width: int = 7) -> tuple[Tensor, Tensor]:

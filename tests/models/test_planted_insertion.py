@@ -43,8 +43,13 @@ def one_hook_forgotten() -> Iterator[None]:
 @contextmanager
 def off_by_one_layer() -> Iterator[None]:
     """Tokens go one layer before the one that is reported."""
-    real = prefill.Cut
-    with mock.patch.object(prefill, "Cut", lambda layer, *rest: real(layer + 1, *rest)):
+    real = prefill.Cut.of
+
+    def of(*given: Any, **more: Any) -> Any:
+        cut = real(*given, **more)
+        return replace(cut, layer=cut.layer + 1)
+
+    with mock.patch.object(prefill.Cut, "of", of):
         yield
 
 

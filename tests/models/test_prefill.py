@@ -85,9 +85,8 @@ class Rotary:
 def flow_of(rows: list[str], *stages: StageSpec, positions: str = "keep", check: bool = True) -> Prefill:
     adapter: Any = SimpleNamespace(text=Rotary(), text_config="config")
     sources: Any = None  # no layer is asked
-    flow = Prefill(
-        adapter, Spec("mine", stages, positions), prompt_of(rows), sources, clock=Clock, check=check
-    )
+    spec = Spec("mine", stages, positions)
+    flow = Prefill(adapter, spec, prompt=prompt_of(rows), sources=sources, sites=(), clock=Clock, check=check)
     columns = torch.arange(len(rows[0])).double()[None, :, None]
     flow.rotary = (columns, 1000 + columns)
     flow.positions = torch.arange(len(rows[0]))[None, None]

@@ -301,11 +301,11 @@ def a_pass(attention: Attention = Attention.NONE, needs: tuple[str, ...] = ()) -
     """Two rows, the second without a picture; a cut before layer 1 and one before layer 3."""
     prompt = SimpleNamespace(batch=2, columns=12, lengths=[11, 9], rows=[0], started=[6])
     cuts = [
-        SimpleNamespace(layer=1, lengths=[8, 9], width=10, visual=[3], selection="first"),
-        SimpleNamespace(layer=3, lengths=[6, 9], width=9, visual=[1], selection="second"),
+        SimpleNamespace(layer=1, lengths=[8, 9], width=10, visual=[3], selection="first", evicted=None),
+        SimpleNamespace(layer=3, lengths=[6, 9], width=9, visual=[1], selection="second", evicted=None),
     ]
     spec = SimpleNamespace(name="n", hash="h", attention=attention, needs=needs)
-    return SimpleNamespace(prompt=prompt, cuts=cuts, spec=spec, seconds={"solve": 1.0})
+    return SimpleNamespace(prompt=prompt, cuts=cuts, spec=spec, seconds={"solve": 1.0}, notes=())
 
 
 def cache() -> Any:

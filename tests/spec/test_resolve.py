@@ -85,7 +85,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ),
     (
         put(TOP, stages=[{}, {"insertion": "post_encoder"}]),
-        "stages must be in order of depth, got layers [2, 0]",
+        "stages must be in order of depth, got prefill_layer 2, post_encoder 0",
         "stages",
     ),
     (put(TOP, insertion=...), "insertion is missing", "insertion"),
