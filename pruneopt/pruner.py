@@ -190,7 +190,7 @@ class Pruner:
         stage, spec = self.stage, self.stage.problem
         if stage.rule is not None:
             k = stage.rule(signals.view(stage.rule.needs), k, None)
-        problem = transport_problem(spec, signals, mask, check)
+        problem = transport_problem(spec, signals, check=check)
         clock.lap("cost")
         solver, readout = stage.solver, stage.readout
         assert isinstance(solver, TransportSolver) and readout is not None

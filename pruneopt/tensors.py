@@ -73,3 +73,36 @@ def keep_top(importance: Tensor, k: Tensor, mask: Tensor) -> Tensor:
     place = torch.empty_like(ranked)
     place.scatter_(1, ranked, torch.arange(ranked.shape[1], device=k.device).expand_as(ranked))
     return (place < k[:, None]) & mask
+
+
+def normalize(values: Tensor, how: str, mask: Tensor) -> Tensor:
+    """Scale `[B,N]` or `[B,N,M]` per problem over its real entries; constant input becomes zeros.
+
+    `minmax` to [0,1]; `sum` to a sum of one; `max` to a largest magnitude of one; `zscore` to mean 0 and
+    deviation 1; `l2` to unit Euclidean length; `softmax` to a softmax over the real entries.
+    """
+    if how == "none":
+        return values
+    dims = tuple(range(1, values.dim()))
+    if values.dim() == 3:
+        mask = mask[:, :, None] & mask[:, None, :] if values.shape[1] == values.shape[2] else mask[:, :, None]
+        mask = mask.expand(values.shape)
+    if how == "softmax":
+        flat = values.masked_fill(~mask, -torch.inf).flatten(1).softmax(1)
+        return flat.view_as(values).nan_to_num()  # a sample without real entries: 0
+    count = mask.sum(dims, keepdim=True).clamp_min(1)
+    clean = values.masked_fill(~mask, 0)
+    shift: Tensor | float = 0.0
+    if how == "sum":
+        scale = clean.sum(dims, keepdim=True)
+    elif how == "max":
+        scale = clean.abs().amax(dims, keepdim=True)
+    elif how == "l2":
+        scale = clean.pow(2).sum(dims, keepdim=True).sqrt()
+    elif how == "zscore":
+        shift = clean.sum(dims, keepdim=True) / count
+        scale = ((clean - shift).masked_fill(~mask, 0).pow(2).sum(dims, keepdim=True) / count).sqrt()
+    else:
+        shift = values.masked_fill(~mask, torch.inf).amin(dims, keepdim=True)
+        scale = values.masked_fill(~mask, -torch.inf).amax(dims, keepdim=True) - shift
+    return torch.where(scale != 0, (values - shift) / torch.where(scale != 0, scale, 1), 0.0)

@@ -205,7 +205,7 @@ def test_a_kernel_without_a_shape_is_pairwise() -> None:
 def test_a_part_of_the_wrong_shape_is_named(values: Tensor, pairwise: bool) -> None:
     term = priced(values) if pairwise else scored(values)
     with pytest.raises(SignalError) as caught:
-        combine([term], bare(2, 3), pairwise)
+        combine([term], bare(2, 3), pairwise=pairwise)
     assert str(caught.value) == f"{term.part.name} returned shape {list(values.shape)} for B=2, N=3"
 
 
@@ -374,7 +374,7 @@ def test_the_transport_problem_of_a_spec_has_its_cost_marginals_and_mask() -> No
     b = torch.tensor([[0.5, 0.5, 0.0], [0.125, 0.375, 0.5]])
     source, target = FixedMarginal(a), FixedMarginal(b)
     spec = ProblemSpec("transport", (priced(cost, 2.0),), source=source, target=target)
-    problem = transport_problem(spec, bare(2, 3, mask), mask)
+    problem = transport_problem(spec, bare(2, 3, mask))
     assert torch.equal(problem.a, a) and torch.equal(problem.b, b)
     assert torch.equal(problem.row_mask, mask) and torch.equal(problem.col_mask, mask)
     real = mask[:, :, None] & mask[:, None, :]
@@ -395,7 +395,7 @@ def test_the_transport_problem_is_checked_unless_told_otherwise() -> None:
     off = ProblemSpec("transport", (priced(torch.ones(1, 2, 2), 0),), **sides)
     with pytest.raises(SpecError) as caught:
         transport_problem(off, bare(1, 2))
-    assert str(caught.value) == "every cost term has weight 0; give at least one a weight"
+    assert str(caught.value) == "every summand has weight 0; give at least one a weight"
 
 
 def test_fixed_scores_are_called_once_each() -> None:

@@ -10,7 +10,7 @@ import dataclasses
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pruneopt.errors import SpecError, blame, nearest
+from pruneopt.parts._nested import Each, One, Slot, Sum, Weighted
 from pruneopt.problems.selection import Selection
 from pruneopt.problems.solution import SubsetSolution, TransportSolution
 from pruneopt.problems.subset import SubsetProblem
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from pruneopt.spec.schema import StageSpec
 
 P = TypeVar("P", bound="Part")
+
+# Tags that a part has because a part inside it has them.
+INHERITED = frozenset({"uses_positions", "uses_order", "stochastic", "across_batch", "host"})
 
 
 def param(
@@ -44,6 +48,26 @@ def param(
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def part_param(base: type[Part], default: Any, *, doc: str = "") -> Any:
+    """A parameter that is itself a part of kind `base`; `default` is what a spec would write."""
+    return _slot_param(One(base), default, doc)
+
+
+def sum_param(base: type[Part], default: Any, *, doc: str = "") -> Any:
+    """A parameter that is a labelled sum of parts, weighted and scaled as in `problem.scores`."""
+    return _slot_param(Sum(base), default, doc)
+
+
+def each_param(base: type[Part], defaults: Mapping[str, Any], *, doc: str = "") -> Any:
+    """A parameter that is one part for each of some labels, as in `problem.marginals`."""
+    return _slot_param(Each(base, defaults), {}, doc)
+
+
+def _slot_param(slot: Slot, default: Any, doc: str) -> Any:
+    metadata = {"slot": slot, "doc": doc}
+    return field(default_factory=lambda: slot.build(default, "the default"), metadata=metadata)
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -65,11 +89,12 @@ def _fits(value: Any, hint: Any) -> bool:
 class Part(ABC):
     """Anything that a spec can name by `kind`.
 
-    Class attributes: `name` (the registered name), `source` (paper and section), `needs` (signals read; a
-    property where it depends on parameters), `tags` (declared behaviour, checked by `pruneopt check`),
-    `moved` (parameters that it no longer has, and what to write instead).
+    Class attributes: `group` (the kind of part), `name` (the registered name), `source` (paper and section),
+    `needs` (signals read; a property where it depends on parameters), `tags` (declared behaviour, checked by
+    `pruneopt check`), `moved` (parameters that it no longer has, and what to write instead).
     """
 
+    group: ClassVar[str]
     name: ClassVar[str]
     source: ClassVar[str] = ""
     tags: ClassVar[frozenset[str]] = frozenset()
@@ -98,11 +123,39 @@ class Part(ABC):
         if meta.get("choices") and value not in meta["choices"]:
             known = meta["choices"]
             raise SpecError(f"{where} must be one of {', '.join(map(str, known))}, got {value!r}")
+        if "slot" in meta:
+            inside, base = meta["slot"].inside(value), meta["slot"].base
+            if not inside:
+                raise SpecError(f"{where} is empty; {self.name} needs at least one {base.group.rstrip('s')}")
+            for key, part in inside.items():
+                if not isinstance(part, base):
+                    raise SpecError(f"{where}{key} must be a {base.__name__}, got {part!r}")
 
     @property
     def needs(self) -> frozenset[str]:
-        """Names of the signals that this part reads."""
-        return frozenset()
+        """Names of the signals that this part reads; unless it says otherwise those of the parts inside."""
+        return frozenset().union(*(part.needs for part in self.nested.values()))
+
+    @property
+    def nested(self) -> dict[str, Part]:
+        """The parts among the parameters, by dotted key."""
+        slots = {f.name: f.metadata["slot"] for f in fields(self) if "slot" in f.metadata}
+        return {
+            f"{name}{key}": part
+            for name, slot in slots.items()
+            for key, part in slot.inside(getattr(self, name)).items()
+        }
+
+    def walk(self, key: str = "") -> Iterator[tuple[str, Part]]:
+        """This part and all parts inside it, each with its dotted key below `key`."""
+        yield key, self
+        for below, part in self.nested.items():
+            yield from part.walk(f"{key}.{below}".lstrip("."))
+
+    @property
+    def all_tags(self) -> frozenset[str]:
+        """The tags, with those that the parts inside bring."""
+        return self.tags.union(*(part.all_tags & INHERITED for part in self.nested.values()))
 
     def misfit(self, stage: StageSpec) -> str | None:
         """Why this part cannot stand beside the others of `stage`, or None.
@@ -113,7 +166,22 @@ class Part(ABC):
 
     def to_spec(self) -> dict[str, Any]:
         """`{"kind": name, **parameters}` with every default filled in."""
-        return {"kind": self.name, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
+        plain = {}
+        for item in fields(self):
+            slot, value = item.metadata.get("slot"), getattr(self, item.name)
+            plain[item.name] = _plain(value) if slot is None else slot.plain(value)
+        return {"kind": self.name, **plain}
+
+    @classmethod
+    def with_nested(cls, params: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+        """The parameters with the parts among them built; `where` is the dotted key of this part."""
+        slots = {f.name: f.metadata["slot"] for f in fields(cls) if "slot" in f.metadata}
+        out = dict(params)
+        for key in slots.keys() & params.keys():
+            here = f"{where}.{key}".lstrip(".")
+            with blame(here):
+                out[key] = slots[key].build(params[key], here)
+        return out
 
     @classmethod
     def from_spec(cls: type[P], params: Mapping[str, Any]) -> P:
@@ -122,6 +190,7 @@ class Part(ABC):
         Raises SpecError for unknown, missing, ill-typed or out-of-range ones.
         """
         known = {f.name: f for f in fields(cls)}
+        params = cls.with_nested(params)
         for key in params:
             if key not in known:
                 hint = f": {cls.moved[key]}" if key in cls.moved else nearest(key, known)
@@ -157,12 +226,18 @@ class CostTerm(Part):
     (external points by token).  float32 or better, finite at real tokens.
     """
 
+    group: ClassVar[str] = "costs"
     shape: ClassVar[str] = "pairwise"
 
     @property
     def symmetric(self) -> bool:
         """Whether the cost of (i, j) is that of (j, i): the tag, or a property where parameters decide."""
         return "symmetric" in self.tags
+
+    @property
+    def negative_type(self) -> bool:
+        """Whether `exp(-C / h)` is positive semi-definite for every h: the tag, or as above."""
+        return "negative_type" in self.tags
 
     @abstractmethod
     def __call__(self, signals: Signals) -> Float[Tensor, "B N M"] | Float[Tensor, "B N"]: ...
@@ -174,6 +249,8 @@ class CostTerm(Part):
 
 class Score(Part):
     """An importance `[B,N]`: higher is kept."""
+
+    group: ClassVar[str] = "scores"
 
     @abstractmethod
     def __call__(self, signals: Signals) -> Float[Tensor, "B N"]: ...
@@ -197,6 +274,7 @@ class Grouping(Score):
 class Kernel(Part):
     """A similarity `[B,N,N]`, symmetric, larger is more alike; positive semi-definite if tagged `psd`."""
 
+    group: ClassVar[str] = "kernels"
     symmetric: ClassVar[bool] = True
 
     @abstractmethod
@@ -206,11 +284,19 @@ class Kernel(Part):
 class Marginal(Part):
     """Non-negative weights `[B,N]` that sum to one over the real tokens of each problem (float32)."""
 
+    group: ClassVar[str] = "marginals"
+
     @abstractmethod
     def __call__(self, signals: Signals) -> Float[Tensor, "B N"]: ...
 
 
-class TransportSolver(Part):
+class Solver(Part):
+    """Solves problems of one sort; which sort is said by the two classes below."""
+
+    group: ClassVar[str] = "solvers"
+
+
+class TransportSolver(Solver):
     """Solves balanced or semi-relaxed transport. Tag `exact` when it returns an optimum."""
 
     @abstractmethod
@@ -218,7 +304,7 @@ class TransportSolver(Part):
         """Return plan and potentials per problem; never raises for non-convergence, see `Status`."""
 
 
-class SubsetSolver(Part):
+class SubsetSolver(Solver):
     """Solves the subset problems named in `kinds`. Tag `exact` when it returns an optimum."""
 
     kinds: ClassVar[frozenset[str]]
@@ -230,6 +316,8 @@ class SubsetSolver(Part):
 class Readout(Part):
     """Turns a transport solution into an importance `[B,N]`: higher is kept."""
 
+    group: ClassVar[str] = "readouts"
+
     @abstractmethod
     def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Float[Tensor, "B N"]: ...
 
@@ -240,6 +328,8 @@ class Readout(Part):
 
 class Step(Part):
     """Changes a selection after the solver: recover, merge, recycle."""
+
+    group: ClassVar[str] = "steps"
 
     @abstractmethod
     def __call__(self, selection: Selection, signals: Signals) -> Selection: ...
@@ -257,6 +347,8 @@ class BudgetRule(Part):
     is `top_k`, else None; it returns the counts to use, each from 1 to the tokens of the problem.
     """
 
+    group: ClassVar[str] = "budgets"
+
     @abstractmethod
     def __call__(
         self, signals: Signals, k: Int[Tensor, " B"], importance: Float[Tensor, "B N"] | None
@@ -273,6 +365,8 @@ class Insertion(Part):
 
     site: ClassVar[str] = "prefill"
     applies: ClassVar[frozenset[str]] = frozenset({"removal", "merge", "reordering"})
+
+    group: ClassVar[str] = "insertions"
 
     @property
     @abstractmethod
@@ -294,5 +388,6 @@ class Insertion(Part):
 
 __all__ = [
     "BudgetRule", "CostTerm", "Grouping", "Insertion", "Kernel", "Marginal", "Part", "Readout", "Score",
-    "Step", "SubsetSolver", "TransportSolver", "param",
+    "Solver", "Step", "SubsetSolver", "TransportSolver", "Weighted", "each_param", "param", "part_param",
+    "sum_param",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -25,6 +25,11 @@ class Selection:
         tokens (identity rows leave a token alone).  Rows of dropped tokens are never read.
     size: `[B,N]` how many original tokens each kept one stands for, carried by merging steps.
     rank: `[B,N]` or None; kept tokens are emitted by ascending rank, then index (None: by index).
+    solution: the answer of the problem that the spec states.
+    evidence: every answer on the way by the key of what asked for it: `problem` is `solution`, and a score
+        that solves one stands under its own, such as `problem.scores.LABEL`; `problem.top_k` is the ranking
+        after `problem.kind: transport`.  Certificates are derived when read.  Rows are problems (images,
+        crops or frames where the budget holds per group).
     diagnostics: sentences about how far the result can be trusted.
     """
 
@@ -37,6 +42,7 @@ class Selection:
     solution: Solution | None = None
     diagnostics: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    evidence: Mapping[str, Solution] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """One line: counts, device, what is attached, how the solve ended, seconds; no tensor."""

@@ -146,16 +146,8 @@ def _refuse_idle(config: DictConfig, override: str) -> None:
 
 def _part_path(key: str) -> bool:
     parent, _, last = key.rpartition(".")
-    return last in ("solver", "readout", "insertion") or parent.endswith(
-        (
-            "problem.cost",
-            "problem.scores",
-            "problem.pairwise",
-            "problem.anchors",
-            "problem.marginals",
-            "problem.protect.scores",
-        )
-    )
+    sums = ("cost", "scores", "pairwise", "anchors", "marginals", "kernels")  # of the problem or of a part
+    return last in ("solver", "readout", "insertion") or ("." in parent and parent.rpartition(".")[2] in sums)
 
 
 __all__ = [

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pruneopt.errors import SpecError, blame, located, nearest
+from pruneopt.errors import SpecError, blame, nearest
 from pruneopt.parts import (
     BudgetRule,
     CostTerm,
@@ -16,16 +16,17 @@ from pruneopt.parts import (
     Part,
     Readout,
     Score,
+    Solver,
     Step,
     SubsetSolver,
     TransportSolver,
+    Weighted,
 )
+from pruneopt.parts._nested import build_part, build_sum, known_keys
 from pruneopt.problems.budget import Budget
 from pruneopt.problems.subset import ANCHORED_KINDS, SUBSET_KINDS, SYMMETRIC_KINDS
-from pruneopt.registry import registry
-from pruneopt.spec.schema import ProblemSpec, Protect, Spec, StageSpec, Weighted
+from pruneopt.spec.schema import ProblemSpec, Protect, Spec, StageSpec
 
-NORMALIZATIONS = ("none", "minmax", "sum", "max", "zscore", "l2", "softmax")
 POSITIONS = ("keep", "compact")
 STAGE_KEYS = ("insertion", "budget", "problem", "solver", "readout", "steps", "positions")
 _TOP_KEYS = ("name", "stages", "meta", *STAGE_KEYS)
@@ -41,10 +42,10 @@ _META_KEYS = (
 
 def resolve(data: Mapping[str, Any]) -> Spec:
     """Turn plain data into a Spec. Raises SpecError for anything unknown or out of range."""
-    _keys(data, _TOP_KEYS, "")
+    known_keys(data, _TOP_KEYS, "")
     positions = _positions(data, "")
     meta = data.get("meta") or {}
-    _keys(meta, _META_KEYS, "meta.")
+    known_keys(meta, _META_KEYS, "meta.")
     _deviations(meta.get("deviations"))
     base = {key: data[key] for key in STAGE_KEYS if key in data}
     raw = data.get("stages") or [{}]
@@ -54,7 +55,7 @@ def resolve(data: Mapping[str, Any]) -> Spec:
     for i, part in enumerate(raw):
         where = f"stages.{i}." if data.get("stages") else ""
         with blame(where.rstrip(".")):
-            _keys(part, STAGE_KEYS, where)
+            known_keys(part, STAGE_KEYS, where)
             stages += [_stage(each, where) for each in _spread(mixed(base, part), where)]
     depth = [stage.insertion.depth for stage in stages]
     if depth != sorted(depth):
@@ -73,15 +74,6 @@ def _positions(data: Mapping[str, Any], where: str) -> str:
         known = ", ".join(POSITIONS)
         raise SpecError(f"{where}positions must be one of {known}, got {policy!r}", key=f"{where}positions")
     return str(policy)
-
-
-def _keys(data: Any, known: Iterable[str], where: str) -> None:
-    if not isinstance(data, Mapping):
-        key = where.rstrip(".")
-        raise SpecError(f"{key or 'the spec'} must be a mapping, got {data!r}", key=key)
-    for key in data:
-        if key not in known:
-            raise SpecError(f"unknown key {where}{key}{nearest(str(key), known)}", key=f"{where}{key}")
 
 
 def _deviations(data: Any) -> None:
@@ -135,79 +127,36 @@ def _spread(data: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     ]
 
 
-def _part(group: str, base: type[Part], data: Any, where: str) -> Any:
-    if isinstance(data, str):
-        data = {"kind": data}
-    with blame(where):
-        if not isinstance(data, Mapping) or "kind" not in data:
-            raise SpecError(f"{where} must name a part by `kind`, got {data!r}")
-        found = registry(group).get(str(data["kind"]))
-        if not issubclass(found, base):
-            raise SpecError(f"{where}: {data['kind']!r} is not a {base.__name__}")
-        try:
-            return found.from_spec({k: v for k, v in data.items() if k != "kind"})
-        except SpecError as error:
-            raise located(error, where) from error
-
-
-def _summands(group: str, base: type[Part], data: Any, where: str) -> tuple[Weighted, ...]:
-    if not data:
-        return ()
-    if not isinstance(data, Mapping):
-        raise SpecError(f"{where} must be a mapping from labels to parts, got {data!r}")
-    if "kind" in data and not isinstance(data["kind"], Mapping):
-        raise SpecError(f"{where} must map labels to parts: {where}.LABEL.kind={data['kind']}")
-    out = []
-    for label, entry in data.items():
-        if entry is not None:  # an override of null removes a summand
-            with blame(f"{where}.{label}"):
-                out.append(_summand(group, base, str(label), entry, f"{where}.{label}"))
-    return tuple(sorted(out, key=lambda s: s.label))
-
-
-def _summand(group: str, base: type[Part], label: str, entry: Any, where: str) -> Weighted:
-    if not isinstance(entry, (str, Mapping)):
-        raise SpecError(f"{where} must name a part by `kind`, got {entry!r}")
-    entry = {"kind": entry} if isinstance(entry, str) else dict(entry)
-    weight, normalize = entry.pop("weight", 1.0), entry.pop("normalize", "none")
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight != weight:
-        raise SpecError(f"{where}.weight must be a number, got {weight!r}", key="weight")
-    if normalize not in NORMALIZATIONS:
-        known = ", ".join(NORMALIZATIONS)
-        raise SpecError(f"{where}.normalize must be one of {known}, got {normalize!r}", key="normalize")
-    return Weighted(label, _part(group, base, entry, where), float(weight), normalize)
-
-
 def _problem(data: Any, where: str) -> ProblemSpec:
-    _keys(data, _PROBLEM_KEYS, where + ".")
+    known_keys(data, _PROBLEM_KEYS, where + ".")
     kind = data.get("kind")
     if kind == "transport":
         for key in ("scores", "pairwise", "anchors", "threshold", "quota", "protect", "symmetric", "ridge"):
             if data.get(key) is not None:
                 raise SpecError(f"{where}.{key} belongs to subset problems, not to transport", key=key)
-        cost = _summands("costs", CostTerm, data.get("cost"), f"{where}.cost")
+        cost = build_sum(CostTerm, data.get("cost"), f"{where}.cost")
         if not cost:
             raise SpecError(
                 f"{where}.cost is empty; a transport problem needs at least one cost term", key="cost"
             )
         marginals = data.get("marginals") or {}
-        _keys(marginals, ("source", "target"), f"{where}.marginals.")
-        sides = {
-            side: _part("marginals", Marginal, marginals.get(side, "uniform"), f"{where}.marginals.{side}")
+        known_keys(marginals, ("source", "target"), f"{where}.marginals.")
+        source, target = (
+            build_part(Marginal, marginals.get(side, "uniform"), f"{where}.marginals.{side}")
             for side in ("source", "target")
-        }
-        return ProblemSpec(kind, cost, source=sides["source"], target=sides["target"])
+        )
+        return ProblemSpec(kind, cost, source=source, target=target)
     if kind not in SUBSET_KINDS:
         known = ("transport", *SUBSET_KINDS)
         raise SpecError(f"{where}.kind {kind!r} is unknown{nearest(str(kind), known)}", key="kind")
     for key in ("cost", "marginals"):
         if data.get(key):
             raise SpecError(f"{where}.{key} belongs to transport; {kind} takes scores and pairwise", key=key)
-    scores = _summands("scores", Score, data.get("scores"), f"{where}.scores")
+    scores = build_sum(Score, data.get("scores"), f"{where}.scores")
     similar = kind in ("facility_location", "log_det", "independent_set")
-    group, base = ("kernels", Kernel) if similar else ("costs", CostTerm)
-    pairwise = _summands(group, base, data.get("pairwise"), f"{where}.pairwise")  # type: ignore[arg-type]
-    anchors = _summands(group, base, data.get("anchors"), f"{where}.anchors")  # type: ignore[arg-type]
+    base: type[Part] = Kernel if similar else CostTerm
+    pairwise = build_sum(base, data.get("pairwise"), f"{where}.pairwise")
+    anchors = build_sum(base, data.get("anchors"), f"{where}.anchors")
     if anchors and kind not in ANCHORED_KINDS:
         raise SpecError(f"{where}.anchors have no meaning for {kind}; {', '.join(ANCHORED_KINDS)} take them")
     if kind in ("top_k", "independent_set", "quota") and not scores:
@@ -222,7 +171,7 @@ def _problem(data: Any, where: str) -> ProblemSpec:
         )
     quota = data.get("quota") or None
     if isinstance(quota, Mapping):
-        quota = _part("scores", Score, quota, f"{where}.quota")
+        quota = build_part(Score, quota, f"{where}.quota")
     protect = _protect(data.get("protect"), bool(scores), f"{where}.protect")
     symmetric, ridge = _symmetric(data.get("symmetric"), kind, pairwise, where), data.get("ridge")
     if ridge is not None and (kind != "log_det" or isinstance(ridge, bool) or not _above_zero(ridge)):
@@ -257,12 +206,12 @@ def _symmetric(how: Any, kind: str, pairwise: tuple[Weighted, ...], where: str) 
 def _protect(data: Any, scored: bool, where: str) -> Protect | None:
     if not data:
         return None
-    _keys(data, tuple(Protect.__dataclass_fields__), f"{where}.")
+    known_keys(data, tuple(Protect.__dataclass_fields__), f"{where}.")
     if data.get("where") is not None:
         extra = [key for key in data if key != "where" and data[key] is not None]
         if extra:
             raise SpecError(f"{where}.where names the tokens by itself; remove {', '.join(extra)}")
-        return Protect(where=_part("scores", Score, data["where"], f"{where}.where"))
+        return Protect(where=build_part(Score, data["where"], f"{where}.where"))
     share, count, rounding = data.get("share"), data.get("count"), data.get("rounding", "floor")
     if (share is None) == (count is None):
         raise SpecError(f"{where} needs either share (of the budget) or count, not both and not neither")
@@ -273,7 +222,7 @@ def _protect(data: Any, scored: bool, where: str) -> Protect | None:
         raise SpecError(f"{where}.count must be a whole number from 1, got {count!r}")
     if rounding not in ("round", "floor", "ceil"):
         raise SpecError(f"{where}.rounding must be one of round, floor, ceil, got {rounding!r}")
-    scores = _summands("scores", Score, data.get("scores"), f"{where}.scores")
+    scores = build_sum(Score, data.get("scores"), f"{where}.scores")
     if not scores and not scored:
         raise SpecError(f"{where}.scores is empty and the problem has no scores either")
     return Protect(None if share is None else float(share), count, rounding, scores)
@@ -283,19 +232,18 @@ def _stage(data: Mapping[str, Any], where: str) -> StageSpec:
     for key in ("insertion", "problem", "solver"):
         if not data.get(key):
             raise SpecError(f"{where}{key} is missing", key=f"{where}{key}")
-    insertion = _part("insertions", Insertion, data["insertion"], f"{where}insertion")
+    insertion = build_part(Insertion, data["insertion"], f"{where}insertion")
     budget_data = data.get("budget") or {}
-    _keys(budget_data, (*Budget.__dataclass_fields__, "rule"), f"{where}budget.")
+    known_keys(budget_data, (*Budget.__dataclass_fields__, "rule"), f"{where}budget.")
     rule_data = budget_data.get("rule")
     with blame(f"{where}budget"):
         budget = Budget(**{key: value for key, value in budget_data.items() if key != "rule"})
-    rule = None if rule_data is None else _part("budgets", BudgetRule, rule_data, f"{where}budget.rule")
+    rule = None if rule_data is None else build_part(BudgetRule, rule_data, f"{where}budget.rule")
     with blame(f"{where}problem"):
         problem = _problem(data["problem"], f"{where}problem")
     transport = problem.kind == "transport"
-    solver_base: type[Part] = TransportSolver if transport else SubsetSolver
-    solver = _part("solvers", Part, data["solver"], f"{where}solver")
-    if not isinstance(solver, solver_base):
+    solver = build_part(Solver, data["solver"], f"{where}solver")
+    if not isinstance(solver, TransportSolver if transport else SubsetSolver):
         raise SpecError(
             f"{where}solver {solver.name!r} does not solve {problem.kind} problems", key=f"{where}solver"
         )
@@ -322,12 +270,12 @@ def _stage(data: Mapping[str, Any], where: str) -> StageSpec:
         rule,
         problem,
         solver,
-        _part("readouts", Readout, readout, f"{where}readout") if readout else None,
-        tuple(_part("steps", Step, step, f"{where}steps.{i}") for i, step in enumerate(steps)),
+        build_part(Readout, readout, f"{where}readout") if readout else None,
+        tuple(build_part(Step, step, f"{where}steps.{i}") for i, step in enumerate(steps)),
         _positions(data, where),
     )
-    for part in stage.parts:
+    for key, part in stage.keyed.items():
         reason = part.misfit(stage)
         if reason is not None:
-            raise SpecError(f"{where}{part.name}: {reason}")
+            raise SpecError(f"{where}{part.name}: {reason}", key=f"{where}{key}")
     return stage

@@ -11,22 +11,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from pruneopt.parts import BudgetRule, Insertion, Part, Readout, Score, Step
+from pruneopt.parts import BudgetRule, Insertion, Part, Readout, Score, Step, Weighted
 from pruneopt.problems.budget import Budget
 from pruneopt.signals import Attention, attention_need
 
-
-@dataclass(frozen=True)
-class Weighted:
-    """One summand: a part, its weight, and how its output is scaled before weighting (per problem)."""
-
-    label: str
-    part: Part
-    weight: float = 1.0
-    normalize: str = "none"
-
-    def to_spec(self) -> dict[str, Any]:
-        return {**self.part.to_spec(), "weight": self.weight, "normalize": self.normalize}
+_SUMS = ("cost", "scores", "pairwise", "anchors")
 
 
 @dataclass(frozen=True)
@@ -44,8 +33,10 @@ class Protect:
     where: Score | None = None
 
     @property
-    def parts(self) -> tuple[Part, ...]:
-        return (*(s.part for s in self.scores), *((self.where,) if self.where is not None else ()))
+    def keyed(self) -> dict[str, Part]:
+        """The parts by dotted key below the problem."""
+        scores = {f"protect.scores.{s.label}": s.part for s in self.scores}
+        return scores if self.where is None else {"protect.where": self.where, **scores}
 
     def to_spec(self) -> dict[str, Any]:
         if self.where is not None:
@@ -76,12 +67,18 @@ class ProblemSpec:
     ridge: float | None = None
 
     @property
+    def keyed(self) -> dict[str, Part]:
+        """The parts of this problem, and those inside them, by dotted key."""
+        top = {f"{name}.{s.label}": s.part for name in _SUMS for s in getattr(self, name)}
+        top |= {} if self.protect is None else self.protect.keyed
+        sides = {"marginals.source": self.source, "marginals.target": self.target}
+        top |= {key: part for key, part in sides.items() if part is not None}
+        top |= {"quota": self.quota} if isinstance(self.quota, Part) else {}
+        return {key: part for name, outer in top.items() for key, part in outer.walk(name)}
+
+    @property
     def parts(self) -> tuple[Part, ...]:
-        summands = (*self.cost, *self.scores, *self.pairwise, *self.anchors)
-        protect = () if self.protect is None else self.protect.parts
-        marginals = tuple(p for p in (self.source, self.target) if p is not None)
-        quota = (self.quota,) if isinstance(self.quota, Part) else ()
-        return (*(s.part for s in summands), *protect, *marginals, *quota)
+        return tuple(self.keyed.values())
 
     @property
     def needs(self) -> frozenset[str]:
@@ -93,7 +90,7 @@ class ProblemSpec:
 
     def to_spec(self) -> dict[str, Any]:
         out: dict[str, Any] = {"kind": self.kind}
-        for name in ("cost", "scores", "pairwise", "anchors"):
+        for name in _SUMS:
             summands = getattr(self, name)
             if summands:
                 out[name] = {s.label: s.to_spec() for s in summands}
@@ -132,9 +129,18 @@ class StageSpec:
     positions: str | None = None
 
     @property
+    def keyed(self) -> dict[str, Part]:
+        """All parts of this stage, and those inside them, by dotted key."""
+        top = {"solver": self.solver, "budget.rule": self.rule, "readout": self.readout}
+        top |= {f"steps.{i}": step for i, step in enumerate(self.steps)}
+        found = {f"problem.{key}": part for key, part in self.problem.keyed.items()}
+        for name, outer in top.items():
+            found |= {} if outer is None else dict(outer.walk(name))
+        return found
+
+    @property
     def parts(self) -> tuple[Part, ...]:
-        extra = tuple(p for p in (self.rule, self.readout) if p is not None)
-        return (*self.problem.parts, self.solver, *extra, *self.steps)
+        return tuple(self.keyed.values())
 
     @cached_property
     def needs(self) -> frozenset[str]:

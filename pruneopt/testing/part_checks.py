@@ -16,7 +16,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from pruneopt.errors import PruneoptError, SpecError, nearest
-from pruneopt.parts import Part
+from pruneopt.parts import Part, Weighted
 from pruneopt.signals import signal_info
 from pruneopt.testing.core import Check, CheckFailure, require
 from pruneopt.testing.tags import TAGS
@@ -97,7 +97,8 @@ def check_copies(part: Part) -> None:
         raise CheckFailure(f"cannot be pickled ({error}); define the class at module level") from error
     require(again == part, "pickle gives another part back")
     require(copy.deepcopy(part) == part, "deepcopy gives another part back")
-    scope = {type(part).__name__: type(part), "nan": math.nan, "inf": math.inf}
+    scope = {type(p).__name__: type(p) for _, p in part.walk()}
+    scope |= {"Weighted": Weighted, "nan": math.nan, "inf": math.inf}
     try:
         echoed = eval(repr(part), scope)
     except Exception as error:

@@ -218,8 +218,8 @@ def check_memory_order(part: Part) -> None:
 
 
 def check_declared_range(part: Part) -> None:
-    """Tags about values hold, and any kernel is symmetric."""
-    declared = part.tags | ({"symmetric"} if isinstance(part, Kernel) else frozenset())
+    """Tags about values hold, properties that say the same, and any kernel is symmetric."""
+    declared = _declared(part)
     for style in ("random", "duplicates", "large"):
         signals = cases.make_signals(part.needs, tokens=16, width=24, style=style)
         out = call(part, signals).double()
@@ -229,6 +229,17 @@ def check_declared_range(part: Part) -> None:
                     not _RANGES[tag](out, 1e-5 * float(out.abs().amax().clamp_min(1e-12))),
                     f"tagged {tag!r}, but {style} input says otherwise; remove the tag or fix the term",
                 )
+
+
+def _declared(part: Part) -> frozenset[str]:
+    """The tags of a part with what its properties say in their place."""
+    said = [name for name in ("symmetric", "negative_type") if getattr(part, name, False)]
+    return part.all_tags.union(said if getattr(part, "shape", "pairwise") == "pairwise" else ())
+
+
+def _centred(cost: Tensor) -> Tensor:
+    cost = cost - cost.mean(1, keepdim=True)
+    return cost - cost.mean(2, keepdim=True)
 
 
 def _breaks_triangle(distance: Tensor, tolerance: float) -> bool:
@@ -242,6 +253,7 @@ _RANGES: dict[str, Callable[[Tensor, float], bool]] = {
     "nonnegative": lambda o, t: float(o.amin()) < -t,
     "unit_range": lambda o, t: float(o.amin()) < -1e-5 or float(o.amax()) > 1 + 1e-5,
     "psd": lambda o, t: float(torch.linalg.eigvalsh((o + o.mT) / 2).amin()) < -10 * t,
+    "negative_type": lambda o, t: float(torch.linalg.eigvalsh(_centred((o + o.mT) / 2)).amax()) > 10 * t,
     "triangle": _breaks_triangle,
 }
 
@@ -337,24 +349,24 @@ def signal_checks(part: Part) -> Iterator[Check]:
         check_global_rng,
         check_memory_order,
     ]
-    if "across_batch" not in part.tags:
+    if "across_batch" not in part.all_tags:
         chosen.append(check_batch_invariance)
-    if "stochastic" not in part.tags:
+    if "stochastic" not in part.all_tags:
         chosen.append(check_padding_anywhere)
-    if not part.tags & {"stochastic", "uses_order"}:
+    if not part.all_tags & {"stochastic", "uses_order"}:
         chosen.append(check_permutation)
     if "stochastic" in part.tags:
         chosen.append(check_seed_is_used)
-    if "host" not in part.tags:
+    if "host" not in part.all_tags:
         chosen.append(check_no_host_sync)
-    if part.tags & set(_RANGES):
+    if _declared(part) & set(_RANGES):
         chosen.append(check_declared_range)
-    if part.tags & {"scale_free", "homogeneous"}:
+    if part.all_tags & {"scale_free", "homogeneous"}:
         chosen.append(check_declared_scale)
-    alike = isinstance(part, Kernel) or {"symmetric", "zero_diagonal"} <= part.tags
-    if alike and "uses_positions" not in part.tags:
+    alike = isinstance(part, Kernel) or {"symmetric", "zero_diagonal"} <= part.all_tags
+    if alike and "uses_positions" not in part.all_tags:
         chosen.append(check_duplicates_are_alike)
-    if "differentiable" in part.tags:
+    if "differentiable" in part.all_tags:
         chosen.append(check_gradient)
     if hasattr(part, "sign_case"):
         chosen.append(check_sign_case)

@@ -11,6 +11,7 @@ from pruneopt.compose import keep_top
 from pruneopt.parts import BudgetRule, Step
 from pruneopt.problems.selection import Selection
 from pruneopt.problems.subset import SubsetProblem
+from pruneopt.problems.transport import TransportProblem
 from pruneopt.signals import Signals
 from pruneopt.testing import cases
 from pruneopt.testing.calls import agree
@@ -23,7 +24,8 @@ def selection_on(
 ) -> Selection:
     """A selection of a share of every sample by random scores that follow the tokens under `order`.
 
-    The better half of it is protected, and the tokens fall into three groups, as steps may read.
+    The better half of it is protected, the tokens fall into three groups, and there is a transport plan
+    between tokens of near scores, as steps may read.
     """
     g = torch.Generator().manual_seed(seed)
     score = torch.rand(signals.tokens, generator=g).expand(signals.batch, -1)
@@ -35,20 +37,27 @@ def selection_on(
 
 
 def _selected(signals: Signals, score: Tensor, group: Tensor, counts: tuple[int, ...]) -> Selection:
+    from pruneopt.parts.solvers.one_sided import OneSided
     from pruneopt.parts.solvers.stable_top_k import StableTopK
 
+    mask = signals.mask if signals.ragged else None
+    real = signals.mask.double()
+    mass = real / real.sum(1, keepdim=True)
+    apart = (score[:, :, None] - score[:, None, :]).abs()
+    plan = OneSided().solve(TransportProblem.build(apart, mass, mass, mask, mask))
     k = torch.tensor(counts)
     problem = SubsetProblem.build(
         "top_k",
         k,
         score,
-        mask=signals.mask if signals.ragged else None,
+        mask=mask,
         protected=keep_top(score, k // 2, signals.mask),
         group=group,
         counts=counts,
     )
     solution = StableTopK().solve(problem)
-    return Selection(solution.keep, counts, score, solution=solution)
+    evidence = {"problem": solution, "problem.scores.near": plan}
+    return Selection(solution.keep, counts, score, solution=solution, evidence=evidence)
 
 
 def apply(step: Step, selection: Selection, signals: Signals) -> Selection:
@@ -67,6 +76,7 @@ def check_selection_is_sound(step: Step) -> None:
             f"keep is {out.keep.dtype} {list(out.keep.shape)}",
         )
         require(not bool((out.keep & ~signals.mask).any()), "padding is kept; combine with signals.mask")
+        require(len(out.evidence) == 2, "the evidence of the selection is lost; use dataclasses.replace")
         for name, shape in (("merge", (2, 12, 12)), ("size", (2, 12)), ("rank", (2, 12))):
             tensor = getattr(out, name)
             if tensor is None:

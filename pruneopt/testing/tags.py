@@ -11,6 +11,7 @@ TAGS: dict[str, str] = {
     "symmetric": "`[B,N,N]` equal to its transpose; a cost without it needs `symmetric: mean` in problems of "
     "unordered pairs",
     "zero_diagonal": "no distance between a token and itself",
+    "negative_type": "`exp(-C / h)` is positive semi-definite for every h above 0",
     "nonnegative": "no entry below zero",
     "unit_range": "entries between 0 and 1",
     "psd": "positive semi-definite kernel",

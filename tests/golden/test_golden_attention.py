@@ -107,8 +107,8 @@ def test_transprune(case: GoldenCase) -> None:
             spec = load_spec("transprune/release", overrides).stages[s]
             parts = {part.label: part for part in spec.problem.scores}
             view = Signals(signals)
-            book.close(variant, f"s{s}_ttv", combine([parts["transition"]], view, False))
-            book.close(variant, f"s{s}_iga", combine([parts["instruction"]], view, False))
+            book.close(variant, f"s{s}_ttv", combine([parts["transition"]], view, pairwise=False))
+            book.close(variant, f"s{s}_iga", combine([parts["instruction"]], view, pairwise=False))
             book.close(variant, f"s{s}_score", chosen.importance)
             book.same(variant, f"s{s}_rel_idx", chosen.indices[0], same_worth(chosen.importance))
             book.leave_out(variant, f"s{s}_idx", why="rel_idx again, counted from the first stage")

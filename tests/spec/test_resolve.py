@@ -252,7 +252,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
         ),
         "text_pivots: problem.anchors has 3 text pivots (count) and solver.text_pivots is 2; "
         "every text pivot that is chosen must be visited, so set both",
-        "",
+        "problem.anchors.t",
     ),
     (
         put(SPREAD, solver="stable_top_k"),
@@ -405,7 +405,7 @@ def test_a_spec_that_is_no_mapping_is_refused() -> None:
 
 
 def test_a_part_of_another_family_behind_a_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import pruneopt.spec.resolve as module
+    import pruneopt.parts._nested as module
 
     class Names:
         def get(self, name: str) -> type:

@@ -148,7 +148,9 @@ def tag_on_any_cost() -> AbstractContextManager[Any]:
 
 def symmetrised_in_one_place() -> AbstractContextManager[Any]:
     """`symmetric: mean` reaches the objective, which averages anyway, and not the walk."""
-    return mock.patch.object(pruner, "combine_pairs", lambda spec, s: compose.combine(spec.pairwise, s, True))
+    return mock.patch.object(
+        pruner, "combine_pairs", lambda spec, s: compose.combine(spec.pairwise, s, pairwise=True)
+    )
 
 
 def kernels_unchecked() -> AbstractContextManager[Any]:

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from pruneopt.parts import CostTerm
+from pruneopt.parts._nested import NORMALIZATIONS
 from pruneopt.parts.costs.cosine_distance import CosineDistance
 from pruneopt.parts.costs.feature_sq_l2 import FeatureSquaredL2
 from pruneopt.pruner import combine, normalize
-from pruneopt.spec.resolve import NORMALIZATIONS
 from pruneopt.spec.schema import Weighted
 from pruneopt.testing import TAGS, cases
 

@@ -24,7 +24,7 @@ class CosineDistance(CostTerm):
 
     name: ClassVar[str] = "cosine_distance"
     source: ClassVar[str] = "DivPrune (CVPR 2025), equation 3"
-    tags: ClassVar[frozenset[str]] = frozenset({"symmetric", "zero_diagonal", "scale_free"})
+    tags: ClassVar[frozenset[str]] = frozenset({"symmetric", "zero_diagonal", "negative_type", "scale_free"})
     signal: str = param("features", doc="signal whose rows are compared")
     heads: str = param("joined", choices=("joined", "mean"), doc="what to do with heads")
 

@@ -36,6 +36,10 @@ class FeatureSquaredL2(CostTerm):
     def symmetric(self) -> bool:
         return self.source_signal == self.target_signal
 
+    @property
+    def negative_type(self) -> bool:
+        return self.symmetric
+
     def __call__(self, signals: Signals) -> Float[Tensor, "B N M"]:
         source, target = signals[self.source_signal].float(), signals[self.target_signal].float()
         real = signals.mask[:, :, None]

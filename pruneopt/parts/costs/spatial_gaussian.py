@@ -22,7 +22,9 @@ class SpatialGaussian(CostTerm):
 
     name: ClassVar[str] = "spatial_gaussian"
     source: ClassVar[str] = "TopV (CVPR 2025), relative spatial factor"
-    tags: ClassVar[frozenset[str]] = frozenset({"uses_positions", "symmetric", "zero_diagonal"})
+    tags: ClassVar[frozenset[str]] = frozenset(
+        {"uses_positions", "symmetric", "zero_diagonal", "negative_type"}
+    )
     sigma: float = param(10.0, above=0, doc="reach in grid cells")
 
     @property

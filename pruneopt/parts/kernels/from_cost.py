@@ -1,0 +1,69 @@
+"""A cost as a kernel: cheap pairs are alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pruneopt.errors import SpecError
+from pruneopt.parts import CostTerm, Kernel, Weighted, param, sum_param
+from pruneopt.parts._sums import added
+from pruneopt.signals import Signals
+
+
+@dataclass(frozen=True)
+class KernelFromCost(Kernel):
+    """`exp(-C_ij / h)` with both directions of the cost averaged, `[B,N,N]`; cheap pairs are alike.
+
+    `h` is a number in cost units, or `median`: the median real cost of two different tokens, per problem (1
+    where that is not above zero).  Positive semi-definite where the cost is of negative type (Schoenberg
+    1938); the tag `psd` is there only where that is proven: terms that say so or are unary, weights of at
+    least zero, and no softmax.  `repair: ridge` makes it so for any cost: the diagonal is raised by what the
+    smallest eigenvalue falls below zero, O(N^3).
+    """
+
+    name: ClassVar[str] = "from_cost"
+    source: ClassVar[str] = "Schoenberg 1938"
+    cost: tuple[Weighted, ...] = sum_param(
+        CostTerm, {"distance": "cosine_distance"}, doc="summands of the cost"
+    )
+    h: float | str = param("median", above=0, doc="cost at which a pair is alike by 1/e: a number, or median")
+    repair: str = param("none", choices=("none", "ridge"), doc="what is done to a kernel that is not psd")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.h, str) and self.h != "median":
+            raise SpecError(f"from_cost.h must be a number above 0 or median, got {self.h!r}")
+
+    @property
+    def all_tags(self) -> frozenset[str]:
+        proven = all(
+            getattr(s.part, "shape", "") == "unary" or getattr(s.part, "negative_type", False)
+            for s in self.cost
+        ) and all(s.weight >= 0 and s.normalize != "softmax" for s in self.cost)
+        return super().all_tags | ({"psd"} if proven or self.repair == "ridge" else set())
+
+    def __call__(self, signals: Signals) -> Tensor:
+        cost = added(self.cost, signals, pairwise=True)
+        cost = (cost + cost.transpose(1, 2)) / 2
+        h = self.h if isinstance(self.h, float | int) else median_pair(cost, signals.mask)[:, None, None]
+        kernel = (-cost / h).exp()
+        if self.repair == "ridge":
+            real = signals.mask[:, :, None] & signals.mask[:, None, :]
+            least = torch.linalg.eigvalsh(kernel.double().masked_fill(~real, 0))[:, 0].clamp_max(0)
+            kernel = kernel - torch.diag_embed(least[:, None].expand(kernel.shape[:2])).to(kernel.dtype)
+        return kernel
+
+
+def median_pair(cost: Tensor, mask: Tensor) -> Tensor:
+    """`[B]`: the lower median of the real entries off the diagonal; 1 where it is not above zero."""
+    pair = (
+        mask[:, :, None] & mask[:, None, :] & ~torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
+    )
+    ranked = cost.masked_fill(~pair, torch.inf).flatten(1).sort(1).values
+    middle = ((pair.flatten(1).sum(1) - 1) // 2).clamp_min(0)
+    found = ranked.gather(1, middle[:, None])[:, 0]
+    return torch.where((found > 0) & (found < torch.inf), found, torch.ones_like(found))

@@ -1,0 +1,96 @@
+"""Transport as a way to score: the readout of a plan."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pruneopt.errors import CostBlindReadoutWarning, SpecError
+from pruneopt.parts import (
+    CostTerm,
+    Marginal,
+    Part,
+    Readout,
+    Score,
+    TransportSolver,
+    Weighted,
+    each_param,
+    part_param,
+    sum_param,
+)
+from pruneopt.parts._ledger import ledger
+from pruneopt.parts._sums import added, combine_anchors
+from pruneopt.problems.transport import TransportProblem
+from pruneopt.signals import Signals
+
+
+@dataclass(frozen=True)
+class Transport(Score):
+    """What `readout` makes of the plan from the source onto the target mass, `[B,N]`; higher is kept.
+
+    Sources are the visual tokens.  So are the targets, unless all cost terms are of shape `anchor`: then
+    those external points are, all alike, and `marginals.target` stays `uniform`.  The solution, with its
+    certificate, goes into the evidence of the selection.  `problem.kind: transport` is this score alone in a
+    top-k problem.
+    """
+
+    name: ClassVar[str] = "transport"
+    cost: tuple[Weighted, ...] = sum_param(CostTerm, {"feature": "feature_sq_l2"}, doc="summands of the cost")
+    marginals: tuple[Weighted, ...] = each_param(
+        Marginal, {"source": "uniform", "target": "uniform"}, doc="mass of both sides"
+    )
+    solver: TransportSolver = part_param(TransportSolver, "sinkhorn", doc="what finds the plan")
+    readout: Readout = part_param(Readout, "dual_source", doc="what makes an importance of it")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        outside = [s.label for s in self.cost if getattr(s.part, "shape", "") == "anchor"]
+        if outside and len(outside) < len(self.cost):
+            raise SpecError(
+                f"transport.cost mixes targets: {', '.join(outside)} reach external points and the others "
+                "tokens; keep one sort, and add the importances of two transport scores instead"
+            )
+        _, target = (s.part for s in self.marginals)
+        if outside and target.name != "uniform":
+            raise SpecError(
+                f"transport.marginals.target is {target.name}, a mass of tokens, but the targets of "
+                f"{', '.join(outside)} are external points; leave it uniform"
+            )
+
+    def __call__(self, signals: Signals) -> Tensor:
+        book = ledger()
+        source, target = (s.part for s in self.marginals)
+        problem = transport_problem(self.cost, source, target, signals, check=book.check)
+        book.lap("cost")
+        solution = self.solver.solve(problem)
+        book.solved.append((self, solution))
+        book.lap("solve")
+        blind = self.readout.ignores_cost(self.solver)
+        if blind:
+            book.notes.append(blind)
+            warnings.warn(blind, CostBlindReadoutWarning, stacklevel=2)
+        importance = self.readout(problem, solution)
+        book.lap("readout")
+        return importance
+
+
+def transport_problem(
+    cost: Sequence[Weighted], source: Part, target: Part, signals: Signals, *, check: bool = True
+) -> TransportProblem:
+    """The transport problem of some cost terms and two marginals on these signals."""
+    mask = signals.mask if signals.ragged else None
+    a = source(signals.view(source.needs))  # type: ignore[operator]
+    if any(getattr(s.part, "shape", "") == "anchor" for s in cost if s.weight):
+        rows = combine_anchors(cost, signals)
+        assert rows is not None
+        points = (rows < torch.inf).any(2)
+        return TransportProblem.build(
+            rows.masked_fill(rows == torch.inf, 0).transpose(1, 2), a, None, mask, points, check=check
+        )
+    b = target(signals.view(target.needs))  # type: ignore[operator]
+    return TransportProblem.build(added(cost, signals, pairwise=True), a, b, mask, mask, check=check)
