@@ -97,7 +97,7 @@ def check_copies(part: Part) -> None:
         raise CheckFailure(f"cannot be pickled ({error}); define the class at module level") from error
     require(again == part, "pickle gives another part back")
     require(copy.deepcopy(part) == part, "deepcopy gives another part back")
-    scope = {type(p).__name__: type(p) for _, p in part.walk()}
+    scope: dict[str, Any] = {type(p).__name__: type(p) for _, p in part.walk()}
     scope |= {"Weighted": Weighted, "nan": math.nan, "inf": math.inf}
     try:
         echoed = eval(repr(part), scope)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import CostTerm, Kernel, Weighted, sum_param
@@ -29,7 +30,7 @@ class CostFromKernel(CostTerm):
     def negative_type(self) -> bool:
         return all("psd" in s.part.all_tags and s.weight >= 0 and s.normalize == "none" for s in self.kernels)
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N N"]:
         kernel = added(self.kernels, signals, pairwise=True)
         own = kernel.diagonal(dim1=1, dim2=2)
         return (own[:, :, None] + own[:, None, :]).sub_(kernel, alpha=2)

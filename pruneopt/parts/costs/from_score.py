@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import CostTerm, Score, Weighted, sum_param
@@ -20,5 +21,5 @@ class CostFromScore(CostTerm):
     shape: ClassVar[str] = "unary"
     scores: tuple[Weighted, ...] = sum_param(Score, {"norm": "token_norm"}, doc="summands of the score")
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         return -added(self.scores, signals, pairwise=False)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pruneopt.errors import SpecError
@@ -46,7 +47,7 @@ class KernelFromCost(Kernel):
         ) and all(s.weight >= 0 and s.normalize != "softmax" for s in self.cost)
         return super().all_tags | ({"psd"} if proven or self.repair == "ridge" else set())
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N N"]:
         cost = added(self.cost, signals, pairwise=True)
         cost = (cost + cost.transpose(1, 2)) / 2
         h = self.h if isinstance(self.h, float | int) else median_pair(cost, signals.mask)[:, None, None]
@@ -58,7 +59,7 @@ class KernelFromCost(Kernel):
         return kernel
 
 
-def median_pair(cost: Tensor, mask: Tensor) -> Tensor:
+def median_pair(cost: Float[Tensor, "B N N"], mask: Bool[Tensor, "B N"]) -> Float[Tensor, " B"]:
     """`[B]`: the lower median of the real entries off the diagonal; 1 where it is not above zero."""
     pair = (
         mask[:, :, None] & mask[:, None, :] & ~torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Marginal, Score, Weighted, param, sum_param
@@ -28,7 +29,7 @@ class MarginalFromScore(Marginal):
     how: str = param("share", choices=("share", "softmax"), doc="how a score becomes mass")
     temperature: float = param(1.0, above=0, doc="of the softmax, in score units")
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         score, real = added(self.scores, signals, pairwise=False).double(), signals.mask
         if self.how == "softmax":
             return normalize(score / self.temperature, "softmax", real).float()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.errors import SpecError
@@ -32,5 +33,5 @@ class ScoreFromCost(Score):
                     "itself; write the score transport, {kind: transport, cost: {...}, readout: ...}"
                 )
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         return -added(self.cost, signals, pairwise=False)

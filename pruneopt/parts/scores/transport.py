@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.errors import CostBlindReadoutWarning, SpecError
@@ -62,7 +63,7 @@ class Transport(Score):
                 f"{', '.join(outside)} are external points; leave it uniform"
             )
 
-    def __call__(self, signals: Signals) -> Tensor:
+    def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         book = ledger()
         source, target = (s.part for s in self.marginals)
         problem = transport_problem(self.cost, source, target, signals, check=book.check)
