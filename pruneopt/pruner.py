@@ -221,31 +221,32 @@ class Pruner:
             k = rule(signals.view(rule.needs), k, unary)
             counts = None
         group = quota = None
-        if spec.kind == "quota":
-            if isinstance(spec.quota, Score):
-                group = spec.quota(signals.view(spec.quota.needs)).long()
+        groups = spec.groups
+        if groups is not None:
+            if isinstance(groups, Score):
+                group = groups(signals.view(groups.needs)).long()
             else:
-                group = signals[spec.quota or "group"]
+                group = signals[groups]
             shared = None
-            if isinstance(spec.quota, Grouping):
+            if isinstance(groups, Grouping):
                 assert unary is not None
-                shared = spec.quota.shares(group, signals.mask, k=k, importance=unary)
+                shared = groups.shares(group, signals.mask, k=k, importance=unary)
             group, quota = equal_quotas(group, signals.mask, k) if shared is None else shared
         protected = None if spec.protect is None else protected_tokens(spec.protect, signals, k, unary)
         problem = SubsetProblem.build(
             spec.kind,
             k,
-            unary,
-            pairwise,
-            mask,
-            protected,
-            anchors,
-            spec.threshold,
-            group,
-            quota,
-            check,
-            counts,
-            anchor_strength(spec.anchors, signals),
+            check=check,
+            unary=unary,
+            pairwise=pairwise,
+            mask=mask,
+            protected=protected,
+            anchors=anchors,
+            threshold=spec.threshold,
+            group=group,
+            quota=quota,
+            counts=counts,
+            anchor_strength=anchor_strength(spec.anchors, signals),
         )
         return problem, k, counts
 

@@ -1,9 +1,10 @@
 """Names to parts.
 
-A file without a leading underscore in `pruneopt/parts/<kind>/` (for model families, in
-`pruneopt/models/families/`) is the part of that name; other packages register theirs through entry points,
-one group per kind.  Both meet here, under one collision rule and in one listing.  Nothing is imported until
-a name is asked for, a broken plugin hides nothing but itself, and two that claim one name are both named.
+A file without a leading underscore in `pruneopt/parts/<kind>/` is the part of that name; so are kinds of
+problem in `pruneopt/problems/kinds/`, and model families in `pruneopt/models/families/`.  Other packages
+register theirs through entry points, one group per kind.  Both meet here, under one collision rule and in
+one listing.  Nothing is imported until a name is asked for, a broken plugin hides nothing but itself, and
+two that claim one name are both named.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ PACKAGES = {
     "steps": "pruneopt.parts.steps",
     "budgets": "pruneopt.parts.budgets",
     "insertions": "pruneopt.parts.insertions",
+    "kinds": "pruneopt.problems.kinds",
     "models": "pruneopt.models.families",
     "sites": "pruneopt.models.sites",
 }
@@ -129,7 +131,7 @@ class Registry:
         return iter(sorted(self._claims))
 
     def __contains__(self, name: object) -> bool:
-        return name in self._claims
+        return isinstance(name, str) and name in self._claims
 
     def get(self, name: str) -> type:
         """The class behind a name.

@@ -61,9 +61,9 @@ def test_no_representation_prints_a_tensor() -> None:
         (lambda x: pruneopt.solve("sinkhorn", x), "cost must be a torch tensor"),
         (lambda x: pruneopt.solve("sinkhorn", torch.rand(1, 4, 4), x), "a must be a torch tensor"),
         (lambda x: TransportProblem.build(torch.rand(1, 4, 4), row_mask=x), "row_mask must be a torch"),
-        (lambda x: SubsetProblem.build("top_k", 2, x), "unary must be a torch tensor"),
+        (lambda x: SubsetProblem.build("top_k", 2, unary=x), "unary must be a torch tensor"),
         (lambda x: SubsetProblem.build("max_min", 2, pairwise=x), "pairwise must be a torch tensor"),
-        (lambda x: SubsetProblem.build("top_k", 2, torch.rand(1, 4), mask=x), "mask must be a torch"),
+        (lambda x: SubsetProblem.build("top_k", 2, unary=torch.rand(1, 4), mask=x), "mask must be a torch"),
     ],
 )
 @pytest.mark.parametrize("value", [np.zeros((3, 200, 8), dtype=np.float32), [[1.0, 2.0]], "x"], ids=type)

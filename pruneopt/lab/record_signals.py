@@ -45,13 +45,13 @@ def record_signals(model: Any, inputs: Any, names: Iterable[str], insertion: str
     where: dict[str, Any] = {"kind": insertion}
     if insertion == "prefill_layer":
         where["layer"] = layer
+    any_spec = load_spec("token_norm").to_spec()
     spec = load_spec(
         {
             "name": "record",
             "insertion": where,
             "budget": {"keep": 1.0, "scope": "sample"},
-            "problem": {"kind": "top_k", "scores": {"any": {"kind": "token_norm"}}},
-            "solver": {"kind": "stable_top_k"},
+            **{key: any_spec[key] for key in ("problem", "solver")},
         }
     )
     recorder = _Recorder(tuple(sorted(names)))

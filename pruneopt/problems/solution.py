@@ -182,7 +182,7 @@ class SubsetSolution(Solution):
     ended: what the solver says, one Status per sample; `status` is what stands of it.
     proved_bound: `[B]` bound of the optimum that the solver itself has proved, or None.
     tolerance: the gap within which OPTIMAL stands, as a share of the size of the objective's terms (the
-        objective of the same choice over absolute numbers; one nat per token for `log_det`).
+        `magnitude` of its problem).
     """
 
     problem: SubsetProblem = None  # type: ignore[assignment]
@@ -196,17 +196,13 @@ class SubsetSolution(Solution):
     @cached_property
     def value(self) -> Tensor:
         """`[B]` float64 objective (larger is better); -inf where a constraint is broken."""
-        from pruneopt.problems.kinds._objectives import subset_value
-
-        return subset_value(self.problem, self.keep)
+        return self.problem.value(self.keep)
 
     @cached_property
     def _bound(self) -> tuple[Tensor | None, str]:
         if self.proved_bound is not None:
             return self.proved_bound, ""
-        from pruneopt.problems.kinds._bounds import upper_bound
-
-        return upper_bound(self.problem, self.keep)
+        return self.problem.bound(self.keep)
 
     @property
     def upper_bound(self) -> Tensor | None:
@@ -233,8 +229,6 @@ class SubsetSolution(Solution):
         Reads the bound only where the solver claims an optimum or has proved a bound itself: that of a
         heuristic may cost more than its answer (`gap` shows it).
         """
-        from pruneopt.problems.kinds._objectives import magnitude
-
         ended = tuple(
             Status.NON_FINITE if bad else e
             for bad, e in zip(self.value.isnan().tolist(), self.ended, strict=True)
@@ -242,7 +236,7 @@ class SubsetSolution(Solution):
         if self.proved_bound is None and Status.OPTIMAL not in ended:
             return ended
         gap = torch.full_like(self.value, math.inf) if self.gap is None else self.gap
-        slack = self.tolerance * magnitude(self.problem, self.keep)
+        slack = self.tolerance * self.problem.magnitude(self.keep)
         return tuple(
             settled(e, g, s) if e.ok else e
             for e, g, s in zip(ended, gap.tolist(), slack.tolist(), strict=True)

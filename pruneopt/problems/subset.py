@@ -1,69 +1,69 @@
-"""The optimisation problems that selection is stated as, and the budget that bounds them."""
+"""The subset problem: choose tokens so that an objective is largest."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from pruneopt.brief import Brief, want_tensor
 from pruneopt.errors import ProblemError
+from pruneopt.problems.kinds import Kind, all_kinds, find_kind
 from pruneopt.problems.values import check_values
-
-SUBSET_KINDS = (
-    "top_k",
-    "max_min",
-    "max_sum",
-    "facility_location",
-    "log_det",
-    "independent_set",
-    "quota",
-)
+from pruneopt.registry import registry
 
 
-SYMMETRIC_KINDS = ("max_min", "max_sum", "log_det", "independent_set")  # of unordered pairs of tokens
+class Terms(TypedDict, total=False):
+    """What a subset problem is stated with; the fields of `SubsetProblem` say what each is."""
+
+    unary: Tensor | None
+    pairwise: Tensor | None
+    mask: Tensor | None
+    protected: Tensor | None
+    anchors: Tensor | None
+    threshold: float | None
+    group: Tensor | None
+    quota: Tensor | None
+    counts: tuple[int, ...] | None
+    anchor_strength: Tensor | None
 
 
-ANCHORED_KINDS = ("max_min", "max_sum")
+_MISSING = {
+    "unary": "scores [B,N]",
+    "threshold": "a conflict threshold, got {}",
+    "quota": "group [B,N] and quota [B,G]",
+}
+_FLOATS = ("unary", "pairwise", "anchors")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SubsetProblem(Brief):
     """Choose `k[b]` of the real tokens of every sample so that an objective is largest.
 
-    Objectives over a chosen set S (always maximised):
-
-    - `top_k`: sum of `unary`;
-    - `max_min`: smallest `pairwise` distance within S;
-    - `max_sum`: sum of `pairwise` distances over unordered pairs of S, plus `unary` of S if given;
-    - `facility_location`: sum over all tokens of their largest `pairwise` similarity to S, each token
-      weighted by `unary` if given;
-    - `log_det`: log-determinant of `diag(q) L diag(q)` restricted to S, `L = pairwise` symmetric positive
-      semi-definite and `q = unary` (ones when None);
-    - `independent_set`: sum of `unary` over S of at most k tokens, no two with `pairwise > threshold`;
-    - `quota`: sum of `unary` with `quota[b,g]` tokens from every group `group[b,n] == g`.
+    The objective is that of the kind, a file in `problems/kinds` or of a plugin (`pruneopt list kinds`): its
+    class says what it maximises, which terms it needs, and what is known of its optimum.  Always maximised.
 
     Parameters
     ----------
-    k: `[B]` int64, number to choose (a maximum for `independent_set`).
-    unary: `[B,N]`; mask: `[B,N]` bool, True at real tokens.
-    pairwise: `[B,N,N]`, symmetric up to 1e-5 of its largest entry (four roundings in half precision) in all
-        kinds of unordered pairs, that is all but `facility_location`, where entry (n, s) is what n gains when
-        s is chosen.  For `log_det` positive semi-definite up to N roundings of its largest entry (of float32,
-        or of the half precision it came in).
+    kind: its name.  k: `[B]` int64, number to choose (a maximum for kinds with `at_most`).
+    unary: `[B,N]` scores; mask: `[B,N]` bool, True at real tokens.
+    pairwise: `[B,N,N]`; for kinds of unordered pairs symmetric up to 1e-5 of its largest entry (four
+        roundings in half precision); for kinds that ask for it positive semi-definite up to N roundings of
+        its largest entry (of float32, or of the half precision it came in).
     protected: `[B,N]` bool, real tokens that must be chosen (counted in k).
-    anchors: `[B,A,N]` distances from A external points, such as text tokens, that count as chosen already in
-        `max_min` and `max_sum` and steer pivot rules.  A row of +inf is an absent anchor, so that ragged
-        texts can share a batch.
-    threshold: conflict bound of `independent_set`.  group, quota: `[B,N]` and `[B,G]` int64 for `quota`.
+    anchors: `[B,A,N]` distances from A external points, such as text tokens, that count as chosen already,
+        and steer pivot rules.  A row of +inf is an absent anchor, so that ragged texts can share a batch.
+    threshold: conflict bound.  group, quota: `[B,N]` and `[B,G]` int64.
     counts: `k` as host numbers where they are known, so that solvers need not wait for the device.
     anchor_strength: `[B,A]` how strong each anchor is, for rules that visit strong ones first; optional.
     """
 
     kind: str
     k: Tensor
+    _: KW_ONLY
     unary: Tensor | None = None
     pairwise: Tensor | None = None
     mask: Tensor | None = None
@@ -76,93 +76,41 @@ class SubsetProblem(Brief):
     anchor_strength: Tensor | None = None
 
     @staticmethod
-    def build(
-        kind: str,
-        k: Tensor | int,
-        unary: Tensor | None = None,
-        pairwise: Tensor | None = None,
-        mask: Tensor | None = None,
-        protected: Tensor | None = None,
-        anchors: Tensor | None = None,
-        threshold: float | None = None,
-        group: Tensor | None = None,
-        quota: Tensor | None = None,
-        check: bool = True,
-        counts: tuple[int, ...] | None = None,
-        anchor_strength: Tensor | None = None,
-    ) -> SubsetProblem:
+    def build(kind: str, k: Tensor | int, *, check: bool = True, **terms: Unpack[Terms]) -> SubsetProblem:
         """Validate shapes and (with `check`) values; half precision is promoted to float32.
 
         `check=False` skips what would wait for a GPU.  Raises ProblemError naming the argument, the sample
         and the cure.
         """
-        if kind not in SUBSET_KINDS:
-            raise ProblemError(f"unknown subset problem {kind!r}; known: {', '.join(SUBSET_KINDS)}")
-        given = {"unary": unary, "pairwise": pairwise, "mask": mask, "protected": protected}
-        given |= {"anchors": anchors, "group": group, "quota": quota, "anchor_strength": anchor_strength}
-        for name, value in given.items():
-            want_tensor(name, value, ProblemError)
-        lead = unary if unary is not None else pairwise
+        if kind not in registry("kinds"):
+            known = ", ".join(registry("kinds"))
+            raise ProblemError(f"unknown subset problem {kind!r}; known: {known}")
+        given = SubsetProblem(kind, k, **terms)  # type: ignore[arg-type]
+        for name in (*_FLOATS, "mask", "protected", "group", "quota", "anchor_strength"):
+            want_tensor(name, getattr(given, name), ProblemError)
+        lead = given.unary if given.unary is not None else given.pairwise
         if lead is None:
             raise ProblemError(f"{kind} needs scores (unary) or a pairwise matrix; neither was given")
-        batch, tokens = lead.shape[:2]
-        needs_pairwise = kind in ("max_min", "max_sum", "facility_location", "log_det", "independent_set")
-        if needs_pairwise and pairwise is None:
-            raise ProblemError(f"{kind} needs a pairwise matrix [B,N,N]; give it a cost or a kernel")
-        if kind in ("top_k", "independent_set", "quota") and unary is None:
-            raise ProblemError(f"{kind} needs scores [B,N]")
-        if kind == "independent_set" and (threshold is None or math.isnan(threshold)):
-            raise ProblemError(f"independent_set needs a conflict threshold, got {threshold}")
-        if anchors is not None and kind not in ANCHORED_KINDS:
-            raise ProblemError(
-                f"anchors have no meaning for {kind}; they count as chosen in max_min, max_sum"
-            )
-        if kind == "quota" and (group is None or quota is None):
-            raise ProblemError("quota needs group [B,N] and quota [B,G]")
-        for name, tensor, shape in (
-            ("unary", unary, (batch, tokens)),
-            ("pairwise", pairwise, (batch, tokens, tokens)),
-            ("mask", mask, (batch, tokens)),
-            ("protected", protected, (batch, tokens)),
-            ("group", group, (batch, tokens)),
-            ("anchor_strength", anchor_strength, (batch, 0 if anchors is None else anchors.shape[1])),
-        ):
-            if tensor is not None and tuple(tensor.shape) != shape:
-                raise ProblemError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
-        if anchors is not None and (anchors.dim() != 3 or anchors.shape[::2] != (batch, tokens)):
-            raise ProblemError(f"anchors must have shape [{batch}, A, {tokens}], got {list(anchors.shape)}")
-        if quota is not None and (quota.dim() != 2 or quota.shape[0] != batch):
-            raise ProblemError(f"quota must have shape [{batch}, G], got {list(quota.shape)}")
-        for name, tensor in (("unary", unary), ("pairwise", pairwise), ("anchors", anchors)):
-            if tensor is not None and not tensor.is_floating_point():
-                raise ProblemError(f"{name} must be floating point, got {tensor.dtype}")
-        for name, tensor, dtype in (
-            ("mask", mask, torch.bool),
-            ("protected", protected, torch.bool),
-            ("group", group, torch.int64),
-            ("quota", quota, torch.int64),
-        ):
-            if tensor is not None and tensor.dtype != dtype:
-                raise ProblemError(f"{name} must be {dtype}, got {tensor.dtype}")
-        rounding = 0.0 if pairwise is None else torch.finfo(pairwise.dtype).eps
-        unary, pairwise, anchors = _promote(unary), _promote(pairwise), _promote(anchors)
+        _check_terms(given)
+        _check_shapes(given, *lead.shape[:2])
+        _check_dtypes(given)
+        rounding = 0.0 if given.pairwise is None else torch.finfo(given.pairwise.dtype).eps
+        ready: Terms = {name: _promote(getattr(given, name)) for name in _FLOATS}  # type: ignore[assignment]
+        batch = len(lead)
         if isinstance(k, int):
-            counts = (k,) * batch
+            ready["counts"] = (k,) * batch
             k = torch.full((batch,), k, dtype=torch.int64, device=lead.device)
         if tuple(k.shape) != (batch,) or k.is_floating_point():
             raise ProblemError(f"k must be whole numbers of shape [{batch}], got {k.dtype} {list(k.shape)}")
-        problem = SubsetProblem(
-            kind, k, unary, pairwise, mask, protected, anchors, threshold, group, quota, counts,
-            anchor_strength,
-        )  # fmt: skip
+        problem = replace(given, k=k, **ready)
         if check:
             check_values(problem, rounding)
         return problem
 
     @property
-    def symmetric(self) -> bool:
-        """Whether this kind knows unordered pairs only."""
-        return self.kind in SYMMETRIC_KINDS
+    def rules(self) -> Kind:
+        """The kind behind the name: its objective, and what is known of it."""
+        return find_kind(self.kind)
 
     @property
     def most(self) -> int:
@@ -182,6 +130,95 @@ class SubsetProblem(Brief):
         if self.mask is not None:
             return self.mask
         return torch.ones(self.shape, dtype=torch.bool, device=self.k.device)
+
+    def sample(self, number: int) -> SubsetProblem:
+        """The same problem with one sample."""
+        one: dict[str, Any] = {
+            n: t[number : number + 1] for n, t in vars(self).items() if isinstance(t, Tensor)
+        }
+        return replace(self, **one, counts=(int(self.k[number]),))
+
+    def repeated(self, times: int) -> SubsetProblem:
+        """A problem of one sample, that many times; views, no copies."""
+        every = ((name, t) for name, t in vars(self).items() if isinstance(t, Tensor))
+        many: dict[str, Any] = {name: t.expand(times, *t.shape[1:]) for name, t in every}
+        return replace(self, **many, counts=None)
+
+    def value(self, keep: Tensor) -> Tensor:
+        """Objective `[B]` float64 of the choice `keep` `[B,N]` bool; larger is better.
+
+        -inf where the choice breaks a constraint.  Raises ProblemError for another shape or dtype.
+        """
+        if keep.shape != self.shape or keep.dtype != torch.bool:
+            raise ProblemError(f"keep must be bool {list(self.shape)}, got {keep.dtype} {list(keep.shape)}")
+        return self.rules.value(self, keep & self.real).masked_fill(self.broken(keep), -math.inf)
+
+    def broken(self, keep: Tensor) -> Tensor:
+        """`[B]` bool: the choice breaks budget, padding, a protected token, or a constraint of the kind."""
+        size, rules = keep.sum(1), self.rules
+        wrong = (keep & ~self.real).any(1) | ((size > self.k) if rules.at_most else (size != self.k))
+        if self.protected is not None:
+            wrong |= (self.protected & ~keep).any(1)
+        return wrong | rules.broken(self, keep)
+
+    def magnitude(self, keep: Tensor) -> Tensor:
+        """`[B]` float64 size of the terms that make up the value of `keep`: the unit of tolerances."""
+        return self.rules.magnitude(self, keep & self.real)
+
+    def bound(self, keep: Tensor) -> tuple[Tensor | None, str]:
+        """Bound `[B]` float64 of the optimum, taken around any choice `keep`; or the reason for none."""
+        found = self.rules.bound(self, keep)
+        return (None, found) if isinstance(found, str) else (found, "")
+
+
+def _check_terms(given: SubsetProblem) -> None:
+    """Refuse a problem that lacks what its kind needs, or has anchors that mean nothing to it."""
+    rules = given.rules
+    if rules.pairs and given.pairwise is None:
+        raise ProblemError(f"{given.kind} needs a pairwise matrix [B,N,N]; give it a cost or a kernel")
+    for name in sorted(rules.needs, key=list(_MISSING).index):
+        value = getattr(given, name)
+        void = value is None or (isinstance(value, float) and math.isnan(value))
+        if void or (name == "quota" and given.group is None):
+            raise ProblemError(f"{given.kind} needs {_MISSING[name].format(value)}")
+    if given.anchors is not None and not rules.anchored:
+        takers = ", ".join(kind.name for kind in all_kinds() if kind.anchored)
+        raise ProblemError(f"anchors have no meaning for {given.kind}; they count as chosen in {takers}")
+
+
+def _check_shapes(given: SubsetProblem, batch: int, tokens: int) -> None:
+    anchors, quota = given.anchors, given.quota
+    for name, shape in (
+        ("unary", (batch, tokens)),
+        ("pairwise", (batch, tokens, tokens)),
+        ("mask", (batch, tokens)),
+        ("protected", (batch, tokens)),
+        ("group", (batch, tokens)),
+        ("anchor_strength", (batch, 0 if anchors is None else anchors.shape[1])),
+    ):
+        tensor = getattr(given, name)
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ProblemError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
+    if anchors is not None and (anchors.dim() != 3 or anchors.shape[::2] != (batch, tokens)):
+        raise ProblemError(f"anchors must have shape [{batch}, A, {tokens}], got {list(anchors.shape)}")
+    if quota is not None and (quota.dim() != 2 or quota.shape[0] != batch):
+        raise ProblemError(f"quota must have shape [{batch}, G], got {list(quota.shape)}")
+
+
+def _check_dtypes(given: SubsetProblem) -> None:
+    for name in _FLOATS:
+        tensor = getattr(given, name)
+        if tensor is not None and not tensor.is_floating_point():
+            raise ProblemError(f"{name} must be floating point, got {tensor.dtype}")
+    for name, dtype in (
+        ("mask", torch.bool),
+        ("protected", torch.bool),
+        ("group", torch.int64),
+        ("quota", torch.int64),
+    ):
+        tensor = getattr(given, name)
+        if tensor is not None and tensor.dtype != dtype:
+            raise ProblemError(f"{name} must be {dtype}, got {tensor.dtype}")
 
 
 def _promote(tensor: Tensor | None) -> Tensor | None:

@@ -21,19 +21,19 @@ def check_values(problem: SubsetProblem, rounding: float) -> None:
 
     `rounding` is the relative rounding of the dtype that `pairwise` came in, before it was promoted.
     """
+    rules = problem.rules
     _check_counts(problem)
     _check_finite("unary", problem.unary, problem.real)
     if problem.pairwise is not None:
         pairs = problem.real[:, :, None] & problem.real[:, None, :]
         _check_finite("pairwise", problem.pairwise, pairs)
-        if problem.symmetric:
+        if rules.symmetric:
             clean = problem.pairwise.masked_fill(~pairs, 0)
             _check_symmetric(clean, problem.kind, max(ASYMMETRY, 4 * rounding))
-            if problem.kind == "log_det":
-                _check_psd(clean, max(rounding, torch.finfo(torch.float32).eps))
+            if rules.definite:
+                _check_psd(clean, problem.kind, max(rounding, torch.finfo(torch.float32).eps))
     _check_anchors(problem)
-    if problem.kind == "quota":
-        _check_quota(problem)
+    rules.check(problem)
 
 
 def _first(bad: Tensor) -> int:
@@ -84,7 +84,7 @@ def _check_symmetric(pairwise: Tensor, kind: str, tolerance: float) -> None:
         )
 
 
-def _check_psd(kernel: Tensor, rounding: float) -> None:
+def _check_psd(kernel: Tensor, kind: str, rounding: float) -> None:
     """Positive semi-definite up to N times `rounding` of the largest entry, tried by a factorisation."""
     kernel = kernel.double()
     kernel = (kernel + kernel.transpose(1, 2)) / 2
@@ -97,7 +97,7 @@ def _check_psd(kernel: Tensor, rounding: float) -> None:
         i = _first(bad)
         least = float(torch.linalg.eigvalsh(kernel[i])[0])
         raise ProblemError(
-            f"pairwise of sample {i} is no kernel: its smallest eigenvalue is {least:.4g}, and log_det needs "
+            f"pairwise of sample {i} is no kernel: its smallest eigenvalue is {least:.4g}, and {kind} needs "
             "a positive semi-definite one. Set problem.ridge="
             f"{-1.01 * least:.3g} or more in the spec, or add it to the diagonal"
         )
@@ -122,28 +122,3 @@ def _check_anchors(problem: SubsetProblem) -> None:
         )
     if strength is not None and strength.isnan().any():
         raise ProblemError(f"anchor_strength is NaN in sample {_first(strength.isnan().any(1))}")
-
-
-def _check_quota(problem: SubsetProblem) -> None:
-    group, quota, real = problem.group, problem.quota, problem.real
-    assert group is not None and quota is not None
-    bad = (real & ((group < 0) | (group >= quota.shape[1]))).any(1)
-    if bad.any():
-        raise ProblemError(f"group numbers of sample {_first(bad)} are outside 0..{quota.shape[1] - 1}")
-    bad = (quota < 0).any(1)
-    if bad.any():
-        raise ProblemError(f"quota of sample {_first(bad)} is negative")
-    off = quota.sum(1) != problem.k
-    if off.any():
-        i = _first(off)
-        raise ProblemError(f"quotas of sample {i} sum to {int(quota[i].sum())}, but k is {int(problem.k[i])}")
-    hot = torch.nn.functional.one_hot(group.masked_fill(~real, 0), quota.shape[1])
-    forced = torch.zeros_like(real) if problem.protected is None else problem.protected
-    for what, member in (("has only", real), ("protects", forced)):
-        size = (hot * (member & real)[:, :, None]).sum(1)
-        bad_group = quota > size if what == "has only" else quota < size
-        if bad_group.any():
-            i, g = (int(v) for v in bad_group.nonzero()[0])
-            raise ProblemError(
-                f"group {g} of sample {i} {what} {int(size[i, g])} tokens but its quota is {int(quota[i, g])}"
-            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,8 @@ from pruneopt.parts import (
 )
 from pruneopt.parts._nested import build_part, build_sum, known_keys
 from pruneopt.problems.budget import Budget
-from pruneopt.problems.subset import ANCHORED_KINDS, SUBSET_KINDS, SYMMETRIC_KINDS
+from pruneopt.problems.kinds import Kind, all_kinds, find_kind
+from pruneopt.registry import registry
 from pruneopt.spec.schema import ProblemSpec, Protect, Spec, StageSpec
 
 POSITIONS = ("keep", "compact")
@@ -38,6 +39,16 @@ _META_KEYS = (
     "title", "paper", "venue", "arxiv", "code", "licence", "certainty", "family", "differs",
     "deviations", "uncertain", "supports", "refuses", "equation", "note", "aliases",
 )  # fmt: skip
+# Keys of a problem that not every kind takes, and which kinds do.
+_OPTIONAL: dict[str, Callable[[Kind], bool]] = {
+    "pairwise": lambda kind: bool(kind.pairs),
+    "anchors": lambda kind: kind.anchored,
+    "threshold": lambda kind: "threshold" in kind.needs,
+    "quota": lambda kind: "quota" in kind.needs,
+    "symmetric": lambda kind: kind.symmetric,
+    "ridge": lambda kind: kind.definite,
+}
+_PAIRS: dict[str, tuple[type[Part], str]] = {"costs": (CostTerm, "cost term"), "kernels": (Kernel, "kernel")}
 
 
 def resolve(data: Mapping[str, Any]) -> Spec:
@@ -146,41 +157,40 @@ def _problem(data: Any, where: str) -> ProblemSpec:
             for side in ("source", "target")
         )
         return ProblemSpec(kind, cost, source=source, target=target)
-    if kind not in SUBSET_KINDS:
-        known = ("transport", *SUBSET_KINDS)
+    if kind not in registry("kinds"):
+        known = ("transport", *registry("kinds"))
         raise SpecError(f"{where}.kind {kind!r} is unknown{nearest(str(kind), known)}", key="kind")
+    rules = find_kind(kind)
     for key in ("cost", "marginals"):
         if data.get(key):
             raise SpecError(f"{where}.{key} belongs to transport; {kind} takes scores and pairwise", key=key)
+    for key, takes in _OPTIONAL.items():
+        if data.get(key) not in (None, {}) and not takes(rules):
+            takers = [other.name for other in all_kinds() if takes(other)]
+            words = f"{', '.join(takers)} take{'s' * (len(takers) == 1)} it"
+            raise SpecError(f"{where}.{key} has no meaning for {kind}; {words}", key=key)
     scores = build_sum(Score, data.get("scores"), f"{where}.scores")
-    similar = kind in ("facility_location", "log_det", "independent_set")
-    base: type[Part] = Kernel if similar else CostTerm
+    base, wanted = _PAIRS[rules.pairs or "costs"]
     pairwise = build_sum(base, data.get("pairwise"), f"{where}.pairwise")
     anchors = build_sum(base, data.get("anchors"), f"{where}.anchors")
-    if anchors and kind not in ANCHORED_KINDS:
-        raise SpecError(f"{where}.anchors have no meaning for {kind}; {', '.join(ANCHORED_KINDS)} take them")
-    if kind in ("top_k", "independent_set", "quota") and not scores:
+    if "unary" in rules.needs and not scores:
         raise SpecError(f"{where}.scores is empty; {kind} needs at least one score")
-    if kind in ("max_min", "max_sum", "facility_location", "log_det", "independent_set") and not pairwise:
-        wanted = "kernel" if similar else "cost term"
+    if rules.pairs and not pairwise:
         raise SpecError(f"{where}.pairwise is empty; {kind} needs at least one {wanted}")
     threshold = data.get("threshold")
-    if kind == "independent_set" and not isinstance(threshold, (int, float)):
-        raise SpecError(
-            f"{where}.threshold must be a number for independent_set, got {threshold!r}", key="threshold"
-        )
+    if "threshold" in rules.needs and not isinstance(threshold, (int, float)):
+        raise SpecError(f"{where}.threshold must be a number for {kind}, got {threshold!r}", key="threshold")
     quota = data.get("quota") or None
     if isinstance(quota, Mapping):
         quota = build_part(Score, quota, f"{where}.quota")
     protect = _protect(data.get("protect"), bool(scores), f"{where}.protect")
-    symmetric, ridge = _symmetric(data.get("symmetric"), kind, pairwise, where), data.get("ridge")
-    if ridge is not None and (kind != "log_det" or isinstance(ridge, bool) or not _above_zero(ridge)):
-        raise SpecError(
-            f"{where}.ridge must be a number above 0 and belongs to log_det, got {ridge!r} for {kind}"
-        )
+    ridge = data.get("ridge")
+    if ridge is not None and (isinstance(ridge, bool) or not _above_zero(ridge)):
+        raise SpecError(f"{where}.ridge must be a number above 0, got {ridge!r}", key="ridge")
     return ProblemSpec(
         kind, (), scores, pairwise, anchors, threshold=threshold, quota=quota, protect=protect,
-        symmetric=symmetric, ridge=None if ridge is None else float(ridge),
+        symmetric=_symmetric(data.get("symmetric"), rules, pairwise, where),
+        ridge=None if ridge is None else float(ridge),
     )  # fmt: skip
 
 
@@ -188,17 +198,15 @@ def _above_zero(value: Any) -> bool:
     return isinstance(value, (int, float)) and 0 < value < float("inf")
 
 
-def _symmetric(how: Any, kind: str, pairwise: tuple[Weighted, ...], where: str) -> str | None:
+def _symmetric(how: Any, rules: Kind, pairwise: tuple[Weighted, ...], where: str) -> str | None:
     """How the two directions of a pair become one; refuses terms that need it where nothing is said."""
-    if how not in (None, "mean") or (how and kind not in SYMMETRIC_KINDS):
-        raise SpecError(
-            f"{where}.symmetric can be mean, for {', '.join(SYMMETRIC_KINDS)}; got {how!r} for {kind}"
-        )
+    if how not in (None, "mean"):
+        raise SpecError(f"{where}.symmetric can be mean, got {how!r}", key="symmetric")
     for summand in pairwise:
-        if kind in SYMMETRIC_KINDS and how is None and summand.weight and not summand.part.symmetric:  # type: ignore[attr-defined]
+        if rules.symmetric and how is None and summand.weight and not summand.part.symmetric:  # type: ignore[attr-defined]
             raise SpecError(
-                f"{where}.pairwise.{summand.label}: {summand.part.name} is not symmetric, and {kind} knows "
-                f"unordered pairs only; set {where}.symmetric=mean to average both directions"
+                f"{where}.pairwise.{summand.label}: {summand.part.name} is not symmetric, and {rules.name} "
+                f"knows unordered pairs only; set {where}.symmetric=mean to average both directions"
             )
     return str(how) if how else None
 

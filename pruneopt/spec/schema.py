@@ -13,6 +13,8 @@ from omegaconf import OmegaConf
 
 from pruneopt.parts import BudgetRule, Insertion, Part, Readout, Score, Step, Weighted
 from pruneopt.problems.budget import Budget
+from pruneopt.problems.kinds import find_kind
+from pruneopt.registry import registry
 from pruneopt.signals import Attention, attention_need
 
 _SUMS = ("cost", "scores", "pairwise", "anchors")
@@ -81,12 +83,17 @@ class ProblemSpec:
         return tuple(self.keyed.values())
 
     @property
+    def groups(self) -> str | Score | None:
+        """What numbers the groups of a kind with quotas, a part or a signal; None for other kinds."""
+        if self.kind not in registry("kinds") or "quota" not in find_kind(self.kind).needs:
+            return None
+        return self.quota or "group"
+
+    @property
     def needs(self) -> frozenset[str]:
         """Signals that the parts of this problem and its quota read."""
-        groups = (
-            {self.quota or "group"} if self.kind == "quota" and not isinstance(self.quota, Part) else set()
-        )
-        return frozenset(groups).union(*(part.needs for part in self.parts))
+        signal = {self.groups} if isinstance(self.groups, str) else set()
+        return frozenset(signal).union(*(part.needs for part in self.parts))
 
     def to_spec(self) -> dict[str, Any]:
         out: dict[str, Any] = {"kind": self.kind}

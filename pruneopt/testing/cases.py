@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pruneopt.grouping import gather_tokens
+from pruneopt.problems.kinds import find_kind
 from pruneopt.problems.subset import SubsetProblem
 from pruneopt.problems.transport import TransportProblem
 from pruneopt.signals import Signals, signal_info
@@ -328,34 +329,14 @@ def subset(
         twice = torch.arange(tokens) % ((tokens + 1) // 2)
         x, unary = x[:, twice], unary[:, twice]
     x = x / x.norm(dim=2, keepdim=True)
-    gram = x @ x.transpose(1, 2)
-    gram = (gram + gram.transpose(1, 2)) / 2
-    pairwise = 1 - gram if kind in ("max_min", "max_sum") else (gram + 1) / 2
-    if kind == "log_det":
-        pairwise = gram
+    terms = find_kind(kind).draw(x, unary, k)
+    terms["unary"] = unary.to(dtype)
     if metric:
-        pairwise = torch.cdist(x[:, :, :2], x[:, :, :2])
-    if kind == "facility_location":
-        unary = torch.ones_like(unary)
-    mask = None
+        terms["pairwise"] = torch.cdist(x[:, :, :2], x[:, :, :2])
+    if (pairwise := terms.get("pairwise")) is not None:
+        terms["pairwise"] = pairwise.to(dtype)
     if lengths is not None:
-        mask = torch.arange(tokens) < torch.tensor(list(lengths))[:, None]
-    protected = None
+        terms["mask"] = torch.arange(tokens) < torch.tensor(list(lengths))[:, None]
     if protect:
-        protected = torch.zeros(batch, tokens, dtype=torch.bool)
-        protected[:, 2] = True
-    group = quota = None
-    if kind == "quota":
-        group = torch.arange(tokens).expand(batch, -1) % 2
-        quota = torch.tensor([[k - k // 2, k // 2]]).expand(batch, -1)
-    return SubsetProblem.build(
-        kind,
-        k,
-        unary.to(dtype),
-        None if kind in ("top_k", "quota") else pairwise.to(dtype),
-        mask,
-        protected,
-        threshold=0.65,
-        group=group,
-        quota=quota,
-    )
+        terms["protected"] = (torch.arange(tokens) == 2).expand(batch, -1)
+    return SubsetProblem.build(kind, k, **terms)

@@ -18,11 +18,8 @@ from pruneopt.spec.schema import Spec
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 STEPS = 8
 
-_TOP = {
-    "name": "check",
-    "problem": {"kind": "top_k", "scores": {"chance": {"kind": "random", "seed": 3}}},
-    "solver": "stable_top_k",
-}
+_CHANCE = load_spec("random", ["problem.scores.random.seed=3"]).to_spec()
+_TOP = {"name": "check", "problem": _CHANCE["problem"], "solver": _CHANCE["solver"]}
 
 
 def cut_spec(insertion: Mapping[str, Any], keep: Any, positions: str = "keep") -> dict[str, Any]:

@@ -46,10 +46,11 @@ def _selected(signals: Signals, score: Tensor, group: Tensor, counts: tuple[int,
     apart = (score[:, :, None] - score[:, None, :]).abs()
     plan = OneSided().solve(TransportProblem.build(apart, mass, mass, mask, mask))
     k = torch.tensor(counts)
+    (kind,) = StableTopK.kinds
     problem = SubsetProblem.build(
-        "top_k",
+        kind,
         k,
-        score,
+        unary=score,
         mask=mask,
         protected=keep_top(score, k // 2, signals.mask),
         group=group,

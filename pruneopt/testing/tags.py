@@ -25,7 +25,7 @@ TAGS: dict[str, str] = {
     "exact": "returns an optimum",
     "exact_budget": "keeps exactly k tokens",
     "nested": "the choice for k is part of the choice for k + 1",
-    "half_of_metric_max_min": "at least half of the optimum of max-min dispersion for metric distances",
+    "factor_two_on_metrics": "within a factor of two of the optimum for metric distances",
     "submodular_greedy": "at least 1 - 1/e of the optimum for non-negative similarities",
     "cost_blind": "a control that does not look at the objective",
     "relaxed": "constrains one side of the transport only",

@@ -25,6 +25,7 @@ from pruneopt.lab.solvers import cells
 from pruneopt.lab.solvers import run as solvers
 from pruneopt.lab.solvers.rows import exponents
 from pruneopt.lab.subset import run as subset
+from pruneopt.problems.kinds import find_kind
 from pruneopt.problems.subset import SubsetProblem
 from pruneopt.spec.load import load_spec
 
@@ -231,7 +232,7 @@ def test_signals_are_drawn_by_their_seed() -> None:
 def test_random_controls_are_drawn_by_their_seed_and_keep_what_is_protected() -> None:
     generator = torch.Generator().manual_seed(0)
     score = torch.rand(2, 40, generator=generator)
-    free = SubsetProblem.build("top_k", 5, score)
+    free = SubsetProblem.build("top_k", 5, unary=score)
     values = [select_gap._random_value(free, seed).tolist() for seed in range(5)]
     assert len({tuple(value) for value in values}) == 5
     assert values[3] == select_gap._random_value(free, 3).tolist()
@@ -266,7 +267,7 @@ def test_a_record_of_solvers_is_named_by_all_that_it_hangs_on() -> None:
 
 
 def test_a_record_of_subsets_is_named_by_all_that_it_hangs_on() -> None:
-    run = next(run for run in subset.RUNS if run.label == "milp")
+    run = next(run for run in subset.runs(find_kind("max_min")) if run.label == "milp")
     slower = replace(run, settings=(("time_limit", 50.0),))
     keys = [
         (4, "max_min", 16, run),
@@ -274,7 +275,7 @@ def test_a_record_of_subsets_is_named_by_all_that_it_hangs_on() -> None:
         (4, "max_sum", 16, run),
         (4, "max_min", 36, run),
     ]
-    keys += [(4, "max_min", 16, slower), (4, "max_min", 16, replace(run, label="other"))]
+    keys += [(4, "max_min", 16, slower), (4, "max_min", 16, replace(run, label="branch_and_bound"))]
     names = [subset._path(Path("x"), *key) for key in keys]
     assert len(set(names)) == len(names)
     assert subset._path(Path("x"), 4, "max_min", 16, replace(run)) == names[0]

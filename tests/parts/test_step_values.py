@@ -205,7 +205,7 @@ def chosen(signals: Signals, score: torch.Tensor, k: tuple[int, ...]) -> Selecti
     problem = SubsetProblem.build(
         "top_k",
         counts,
-        score,
+        unary=score,
         mask=signals.mask,
         protected=keep_top(score, counts // 2, signals.mask),
         counts=k,

@@ -16,7 +16,6 @@ from pruneopt.parts.scores.uniform_grid import UniformGridScore
 from pruneopt.parts.solvers.backward_elimination import BackwardElimination
 from pruneopt.parts.solvers.bipartite_elimination import BipartiteElimination
 from pruneopt.parts.solvers.strided_fill import StridedFill
-from pruneopt.problems.kinds._bounds import upper_bound
 from pruneopt.problems.subset import SubsetProblem
 from pruneopt.pruner import Pruner, select
 from pruneopt.signals import Attention, Signals
@@ -59,7 +58,7 @@ def test_bipartite_elimination_is_the_obvious_loop(seed: int) -> None:
     score = torch.randn(1, n)
     forced = torch.zeros(1, n, dtype=torch.bool)
     forced[0, :2] = True
-    problem = SubsetProblem.build("max_min", k, score, distance, None, forced)
+    problem = SubsetProblem.build("max_min", k, unary=score, pairwise=distance, protected=forced)
     found = BipartiteElimination(batch=step).solve(problem)
     left = [i for i in score[0].argsort(descending=True).tolist() if i > 1]
     while len(left) > k - 2:
@@ -77,7 +76,7 @@ def test_backward_elimination_is_the_obvious_loop(reuse: bool) -> None:
     n, k, divisor = 30, 7, 4
     similar = unit_rows(torch.randn(n, 6)) @ unit_rows(torch.randn(n, 6)).T
     similar = (similar + similar.T) / 2
-    problem = SubsetProblem.build("max_sum", k, None, (1 - similar)[None])
+    problem = SubsetProblem.build("max_sum", k, pairwise=(1 - similar)[None])
     found = BackwardElimination(divisor=divisor, reuse=reuse).solve(problem)
     left = list(range(n))
     while len(left) > k:
@@ -91,7 +90,7 @@ def test_backward_elimination_is_the_obvious_loop(reuse: bool) -> None:
 def test_backward_elimination_leaves_a_gap_that_enumeration_sees() -> None:
     torch.manual_seed(0)
     distance = CosineDistance()(Signals({"features": torch.randn(1, 12, 3)}))
-    problem = SubsetProblem.build("max_sum", 5, None, distance)
+    problem = SubsetProblem.build("max_sum", 5, pairwise=distance)
     found = BackwardElimination(divisor=2).solve(problem)
     best = max(
         float(distance[0][list(s)][:, list(s)].sum()) / 2 for s in itertools.combinations(range(12), 5)
@@ -103,7 +102,7 @@ def test_backward_elimination_leaves_a_gap_that_enumeration_sees() -> None:
 def test_strided_takes_every_sth_of_the_rest() -> None:
     forced = torch.zeros(1, 11, dtype=torch.bool)
     forced[0, [1, 4]] = True
-    problem = SubsetProblem.build("top_k", 5, torch.zeros(1, 11), None, None, forced)
+    problem = SubsetProblem.build("top_k", 5, unary=torch.zeros(1, 11), protected=forced)
     assert StridedFill().solve(problem).keep[0].nonzero().squeeze(1).tolist() == [0, 1, 4, 5, 8]
 
 
@@ -215,13 +214,13 @@ def test_the_dispersion_bound_with_a_core_holds_and_is_tight_when_the_core_decid
     distance = CosineDistance()(Signals({"features": torch.randn(1, 9, 4)}))
     forced = torch.zeros(1, 9, dtype=torch.bool)
     forced[0, [0, 1, 2]] = True
-    problem = SubsetProblem.build("max_min", 4, None, distance, None, forced)
+    problem = SubsetProblem.build("max_min", 4, pairwise=distance, protected=forced)
 
     def spread(chosen: tuple[int, ...]) -> float:
         return min(float(distance[0, i, j]) for i, j in itertools.combinations(chosen, 2))
 
     best = max(spread((0, 1, 2, j)) for j in range(3, 9))
-    bound = upper_bound(problem, forced)[0]
+    bound = problem.bound(forced)[0]
     assert best - 1e-6 <= float(bound) <= spread((0, 1, 2)) + 1e-6
 
 

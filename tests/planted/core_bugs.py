@@ -30,6 +30,7 @@ from pruneopt import compose, grouping, pruner, signals, tensors
 from pruneopt.models import columns, prefill, store
 from pruneopt.problems import selection, solution, subset, transport
 from pruneopt.problems import values as subset_values
+from pruneopt.problems.kinds import quota
 from pruneopt.spec import load as spec
 from pruneopt.spec import resolve, schema
 
@@ -149,7 +150,7 @@ BUGS = [
     Bug("minus infinity anchors accepted", subset_values, "_check_anchors",
         "(anchors.isnan() | (anchors == -math.inf))", "anchors.isnan()",
         test_problems.test_anchors_may_be_absent_but_not_broken),
-    Bug("more protected than the quota accepted", subset_values, "_check_quota",
+    Bug("more protected than the quota accepted", quota, "check_quota",
         '(("has only", real), ("protects", forced))', '(("has only", real),)',
         test_problems.test_quotas_must_sum_to_k_and_fit_their_groups),
     Bug("a NaN potential called success", solution.TransportSolution, "status",
@@ -230,7 +231,7 @@ BUGS = [
     Bug("protected scores need no signals", schema.ProblemSpec, "keyed",
         "self.protect.keyed", "{}",
         test_hash.test_needs_are_those_of_all_parts_and_of_the_quota),
-    Bug("the quota's signal is not needed", schema.ProblemSpec, "needs", 'self.quota or "group"',
+    Bug("the quota's signal is not needed", schema.ProblemSpec, "groups", 'self.quota or "group"',
         '"group"', test_hash.test_needs_are_those_of_all_parts_and_of_the_quota),
     Bug("the readout's signals are not needed", schema.StageSpec, "keyed", '"readout": self.readout}',
         "}", test_hash.test_needs_are_those_of_all_parts_and_of_the_quota),

@@ -22,7 +22,7 @@ class Good(SubsetSolver):
 
     name: ClassVar[str] = "good_farthest"
     kinds: ClassVar[frozenset[str]] = frozenset({"max_min"})
-    tags: ClassVar[frozenset[str]] = frozenset({"exact_budget", "half_of_metric_max_min"})
+    tags: ClassVar[frozenset[str]] = frozenset({"exact_budget", "factor_two_on_metrics"})
 
     def pick(self, score):
         return int(score.argmax())

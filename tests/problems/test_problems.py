@@ -13,8 +13,9 @@ from torch import Tensor
 
 from pruneopt.errors import ProblemError, SpecError
 from pruneopt.problems.budget import Budget
-from pruneopt.problems.subset import SUBSET_KINDS, SubsetProblem
+from pruneopt.problems.subset import SubsetProblem
 from pruneopt.problems.transport import TransportProblem
+from pruneopt.registry import registry
 
 T, F = True, False
 
@@ -197,6 +198,7 @@ UNARY = torch.tensor([[3.0, 1.0, 2.0, 5.0], [1.0, 4.0, 2.0, 0.0]])
 PAIR = torch.stack([torch.eye(4) * 2 + 1, torch.eye(4) * 3 + 1])
 GROUP = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1]])
 QUOTA = torch.tensor([[1, 1], [0, 2]])
+KINDS = tuple(registry("kinds"))
 NEEDS: dict[str, dict[str, Any]] = {
     "top_k": {"unary": UNARY},
     "max_min": {"pairwise": PAIR},
@@ -216,11 +218,11 @@ def no(kind: str = "top_k", k: Any = 2, **more: Any) -> str:
     return words(ProblemError, subset, kind, k, **more)
 
 
-@pytest.mark.parametrize("kind", SUBSET_KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_built_from_what_it_needs_and_from_nothing_less(kind: str) -> None:
     problem = subset(kind)
     assert (problem.kind, problem.shape, problem.k.tolist(), problem.counts) == (kind, (2, 4), [2, 2], (2, 2))
-    assert problem.symmetric == (kind in ("max_min", "max_sum", "log_det", "independent_set"))
+    assert problem.rules.symmetric == (kind in ("max_min", "max_sum", "log_det", "independent_set"))
     for name in ("unary", "pairwise", "group", "quota", "threshold"):
         given = NEEDS[kind].get(name)
         found = getattr(problem, name)
@@ -242,7 +244,7 @@ def test_every_kind_is_built_from_what_it_needs_and_from_nothing_less(kind: str)
 
 
 def test_unknown_kinds_and_thresholds_that_are_nan() -> None:
-    assert no("topk", unary=UNARY) == f"unknown subset problem 'topk'; known: {', '.join(SUBSET_KINDS)}"
+    assert no("topk", unary=UNARY) == f"unknown subset problem 'topk'; known: {', '.join(KINDS)}"
     assert no("independent_set", threshold=math.nan) == "independent_set needs a conflict threshold, got nan"
     assert subset("independent_set", threshold=0.0).threshold == 0.0
 
@@ -303,7 +305,7 @@ def test_wrong_shapes_of_anchors_and_quotas_are_named() -> None:
     assert no("max_min", anchors=torch.ones(2, 3, 4), anchor_strength=torch.ones(2, 2)) == said
     for bad in (torch.ones(2, dtype=torch.int64), QUOTA[:1]):
         assert no("quota", quota=bad) == f"quota must have shape [2, G], got {list(bad.shape)}"
-    for kind in set(SUBSET_KINDS) - {"max_min", "max_sum"}:
+    for kind in set(KINDS) - {"max_min", "max_sum"}:
         said = f"anchors have no meaning for {kind}; they count as chosen in max_min, max_sum"
         assert no(kind, anchors=torch.ones(2, 1, 4)) == said
     for kind in ("max_min", "max_sum"):

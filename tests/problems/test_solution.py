@@ -328,7 +328,7 @@ def test_a_claim_stands_only_within_its_slack(ended: Status, gap: float, left: S
 
 
 def subset(unary: list[list[float]], keep: list[list[bool]], **more: object) -> SubsetSolution:
-    stated = SubsetProblem.build("top_k", 1, torch.tensor(unary), check=False)
+    stated = SubsetProblem.build("top_k", 1, unary=torch.tensor(unary), check=False)
     return SubsetSolution(0.0, {}, stated, torch.tensor(keep), ended=ENDED, **more)  # type: ignore[arg-type]
 
 

@@ -320,8 +320,26 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     (put(TOP, problem__scores__norm={"kind": "emd"}), "unknown score 'emd'", "problem.scores.norm"),
     (
         put(ALIKE, problem__anchors={"k": "cosine"}),
-        "problem.anchors have no meaning for independent_set; max_min, max_sum take them",
-        "problem",
+        "problem.anchors has no meaning for independent_set; max_min, max_sum take it",
+        "problem.anchors",
+    ),
+    *(
+        (
+            put(TOP, **{f"problem__{key}": value}),
+            f"problem.{key} has no meaning for top_k; {takers} it",
+            f"problem.{key}",
+        )
+        for key, value, takers in (
+            (
+                "pairwise",
+                {"k": "cosine"},
+                "facility_location, independent_set, log_det, max_min, max_sum take",
+            ),
+            ("threshold", 0.0, "independent_set takes"),
+            ("quota", "window", "quota takes"),
+            ("symmetric", "mean", "independent_set, log_det, max_min, max_sum take"),
+            ("ridge", 1.0, "log_det takes"),
+        )
     ),
     (
         put(SPREAD, problem__pairwise__c="feature_sq_l2"),
@@ -329,25 +347,18 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
         "set problem.symmetric=mean to average both directions",
         "problem",
     ),
-    *(
-        (
-            put(data, problem__symmetric=how),
-            "problem.symmetric can be mean, for max_min, max_sum, log_det, independent_set; "
-            f"got {how!r} for {data['problem']['kind']}",
-            "problem",
-        )
-        for data, how in ((SPREAD, "max"), (TOP, "mean"))
+    (
+        put(SPREAD, problem__symmetric="max"),
+        "problem.symmetric can be mean, got 'max'",
+        "problem.symmetric",
     ),
     *(
         (
-            put(data, problem__ridge=bad),
-            f"problem.ridge must be a number above 0 and belongs to log_det, got {bad!r} for {kind}",
-            "problem",
+            put(LOG_DET, problem__ridge=bad),
+            f"problem.ridge must be a number above 0, got {bad!r}",
+            "problem.ridge",
         )
-        for data, kind, bad in (
-            (TOP, "top_k", 1.0),
-            *((LOG_DET, "log_det", bad) for bad in (0, -1, True, "x", float("inf"), float("nan"))),
-        )
+        for bad in (0, -1, True, "x", float("inf"), float("nan"))
     ),
     (
         put(TOP, problem__protect={"where": "token_norm", "share": 0.5, "count": None}),

@@ -24,9 +24,10 @@ from pruneopt.parts import (
 )
 from pruneopt.parts.insertions.post_encoder import PostEncoder
 from pruneopt.problems.budget import Budget
+from pruneopt.problems.kinds import KindsOffering
 from pruneopt.problems.selection import Selection
 from pruneopt.problems.solution import Status, SubsetSolution, TransportSolution
-from pruneopt.problems.subset import SUBSET_KINDS, SubsetProblem
+from pruneopt.problems.subset import SubsetProblem
 from pruneopt.problems.transport import TransportProblem
 from pruneopt.signals import Signals
 from pruneopt.spec.schema import ProblemSpec, StageSpec, Weighted
@@ -147,7 +148,7 @@ class SpySolver(SubsetSolver):
     """Keeps the k best of `rank` (the problem's scores when None) and remembers the problems it was given."""
 
     name: ClassVar[str] = "spy_solver"
-    kinds: ClassVar[frozenset[str]] = frozenset(SUBSET_KINDS)
+    kinds = KindsOffering()
     tags: ClassVar[frozenset[str]] = frozenset({"exact_budget"})
     rank: Any = None
     seen: Any = field(default_factory=list)

@@ -21,11 +21,10 @@ from pruneopt.parts.solvers import _exact as exact
 from pruneopt.parts.solvers import _linear as linear
 from pruneopt.parts.solvers import _walk as walk
 from pruneopt.parts.solvers import branch_and_bound, farthest_point, greedy_conflict
-from pruneopt.parts.solvers._linear import Program
 from pruneopt.problems import solution
 from pruneopt.problems import values as subset_values
-from pruneopt.problems.kinds import _bounds as bounds
-from pruneopt.problems.kinds import _objectives as objectives
+from pruneopt.problems.kinds import facility_location, independent_set, log_det, quota
+from pruneopt.problems.kinds._program import Program
 from pruneopt.problems.solution import Status
 
 Bug = Callable[[], AbstractContextManager[Any]]
@@ -78,11 +77,11 @@ def bound_not_scaled_back() -> AbstractContextManager[Any]:
 def any_positive_determinant() -> AbstractContextManager[Any]:
     """The sign of the determinant alone decides, as it did."""
 
-    def log_det(block: torch.Tensor, singular: torch.Tensor) -> torch.Tensor:
+    def positive(block: torch.Tensor, singular: torch.Tensor) -> torch.Tensor:
         sign, log = torch.linalg.slogdet(block)
         return torch.where(sign > 0, log, -math.inf)
 
-    return mock.patch.object(objectives, "block_log_det", log_det)
+    return mock.patch.object(log_det, "block_log_det", positive)
 
 
 def rounding_counts_as_rank() -> AbstractContextManager[Any]:
@@ -91,7 +90,7 @@ def rounding_counts_as_rank() -> AbstractContextManager[Any]:
     def nothing(problem: Any, size: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(size, dtype=torch.float64)
 
-    return mock.patch.object(objectives, "singular_below", nothing)
+    return mock.patch.object(log_det, "singular_below", nothing)
 
 
 def node_bound_too_low() -> AbstractContextManager[Any]:
@@ -128,8 +127,8 @@ def bound_raised_to_value() -> AbstractContextManager[Any]:
 
 def spectral_bound_without_the_last() -> AbstractContextManager[Any]:
     """The log-det bound sums one logarithm too few of a kernel whose logarithms are positive."""
-    real = bounds._log_best_k
-    return mock.patch.object(bounds, "_log_best_k", lambda logs, k: real(logs, k) - 1.0)
+    real = log_det.log_best_k
+    return mock.patch.object(log_det, "log_best_k", lambda logs, k: real(logs, k) - 1.0)
 
 
 def symmetry_unchecked() -> AbstractContextManager[Any]:
@@ -160,7 +159,9 @@ def kernels_unchecked() -> AbstractContextManager[Any]:
 def exact_zero_asked() -> AbstractContextManager[Any]:
     """Kernels must be definite to the last digit."""
     real = subset_values._check_psd
-    return mock.patch.object(subset_values, "_check_psd", lambda kernel, rounding: real(kernel, 0.0))
+    return mock.patch.object(
+        subset_values, "_check_psd", lambda kernel, kind, rounding: real(kernel, kind, 0.0)
+    )
 
 
 def anchors_unchecked() -> AbstractContextManager[Any]:
@@ -168,12 +169,12 @@ def anchors_unchecked() -> AbstractContextManager[Any]:
 
 
 def quotas_unchecked() -> AbstractContextManager[Any]:
-    return mock.patch.object(subset_values, "_check_quota", lambda problem: None)
+    return mock.patch.object(quota, "check_quota", lambda problem: None)
 
 
 def one_gain_too_few() -> AbstractContextManager[Any]:
     """The facility bound adds k - 1 gains."""
-    real = bounds.facility_bound
+    real = facility_location.facility_bound
 
     def bound(problem: Any, keep: torch.Tensor) -> torch.Tensor:
         return real(replace(problem, k=problem.k - 1), keep)
@@ -183,24 +184,24 @@ def one_gain_too_few() -> AbstractContextManager[Any]:
 
 def equal_is_a_conflict() -> AbstractContextManager[Any]:
     """`>=` where the threshold says `>`."""
-    real = objectives.conflicts
+    real = independent_set.conflicts
 
     def conflicts(problem: Any) -> torch.Tensor:
         lower = torch.nextafter(torch.tensor(problem.threshold).to(problem.pairwise), torch.tensor(-math.inf))
         return real(replace(problem, threshold=lower.item()))
 
-    patches = [mock.patch.object(m, "conflicts", conflicts) for m in (objectives, greedy_conflict, linear)]
+    patches = [mock.patch.object(m, "conflicts", conflicts) for m in (independent_set, greedy_conflict)]
     return _all(patches)
 
 
 def compared_in_double() -> AbstractContextManager[Any]:
     """float32 similarities against a threshold that was not rounded with them."""
-    real = objectives.conflicts
+    real = independent_set.conflicts
 
     def conflicts(problem: Any) -> torch.Tensor:
         return real(replace(problem, pairwise=problem.pairwise.double()))
 
-    return mock.patch.object(objectives, "conflicts", conflicts)
+    return mock.patch.object(independent_set, "conflicts", conflicts)
 
 
 def core_rounds_up() -> AbstractContextManager[Any]:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from pruneopt.parts import SubsetSolver
-from pruneopt.problems.subset import SUBSET_KINDS, SubsetProblem
+from pruneopt.problems.subset import SubsetProblem
 from pruneopt.registry import registry
 
-KINDS = SUBSET_KINDS
+KINDS = tuple(registry("kinds"))
 DISTANCE_KINDS = ("max_min", "max_sum")
 OWN = (
     "branch_and_bound", "brute_force", "farthest_point", "greedy_conflict", "greedy_log_det",

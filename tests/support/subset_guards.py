@@ -85,7 +85,7 @@ def check_milp_on_small_scores() -> None:
     for seed in range(20):
         g = torch.Generator().manual_seed(seed)
         scores = 1e-6 * torch.rand(1, 36, generator=g, dtype=torch.float64)
-        problem = SubsetProblem.build("top_k", 9, scores)
+        problem = SubsetProblem.build("top_k", 9, unary=scores)
         solution = solver("milp").solve(problem)
         best = scores.topk(9).values.sum()
         assert solution.value[0] >= best * (1 - LOOSE), f"seed {seed}: not the optimum"
@@ -98,21 +98,21 @@ def check_milp_on_a_common_offset() -> None:
     g = torch.Generator().manual_seed(0)
     small = torch.rand(1, 36, generator=g, dtype=torch.float64)
     for scale in (1e-6, 1.0, 1e6):
-        problem = SubsetProblem.build("top_k", 9, scale * (small + 1e8))
+        problem = SubsetProblem.build("top_k", 9, unary=scale * (small + 1e8))
         solution = solver("milp").solve(problem)
         assert solution.keep[0].nonzero()[:, 0].tolist() == sorted(small[0].topk(9).indices.tolist())
 
 
 def check_milp_on_odd_objectives() -> None:
     """What no choice can change, and what no choice can contain, must not blur the bound."""
-    flat = SubsetProblem.build("top_k", 2, torch.full((1, 5), 3e-12, dtype=torch.float64))
+    flat = SubsetProblem.build("top_k", 2, unary=torch.full((1, 5), 3e-12, dtype=torch.float64))
     far = 1e9 * unit(1, 5, 3, torch.Generator().manual_seed(0))[0]
     far = far @ far.T
     scores = torch.tensor([[1e-6, 3e-6, 2e-6, 5e-6, 4e-6]], dtype=torch.float64)
-    single = SubsetProblem.build("max_sum", 1, scores, far[None])
+    single = SubsetProblem.build("max_sum", 1, unary=scores, pairwise=far[None])
     closed = SubsetProblem.build(
-        "quota", 1, scores + torch.tensor([0.0, 0.0, 0.0, 1e9, 1e9]), group=torch.tensor([[0, 0, 0, 1, 1]]),
-        quota=torch.tensor([[1, 0]]),
+        "quota", 1, unary=scores + torch.tensor([0.0, 0.0, 0.0, 1e9, 1e9]),
+        group=torch.tensor([[0, 0, 0, 1, 1]]), quota=torch.tensor([[1, 0]]),
     )  # fmt: skip
     for problem, best in ((flat, 6e-12), (single, 5e-6), (closed, 3e-6)):
         found = solver("milp").solve(problem)
@@ -136,7 +136,9 @@ def check_log_det_of_low_rank() -> None:
         for seed in range(3):
             for width, k in ((3, 3), (4, 4), (4, 6), (5, 5), (3, 5)):
                 quality = 0.1 + torch.rand(2, 9, generator=torch.Generator().manual_seed(seed)).to(dtype)
-                problem = SubsetProblem.build("log_det", k, quality, low_rank(seed, width, dtype))
+                problem = SubsetProblem.build(
+                    "log_det", k, unary=quality, pairwise=low_rank(seed, width, dtype)
+                )
                 best = solver("brute_force").solve(problem)
                 assert bool((best.value == -math.inf).all()) == (k > width), (seed, width, k, best.value)
                 for name in ("branch_and_bound", "local_search", "greedy_log_det"):
@@ -170,7 +172,7 @@ def check_log_det_counts_definite_blocks() -> None:
 
 def check_claims_need_a_bound() -> None:
     """OPTIMAL beside a far bound is UNPROVED; a bound below the value is INVALID and stays visible."""
-    problem = SubsetProblem.build("top_k", 2, torch.tensor([[3.0, 2.0, 1.0]], dtype=torch.float64))
+    problem = SubsetProblem.build("top_k", 2, unary=torch.tensor([[3.0, 2.0, 1.0]], dtype=torch.float64))
     keep = torch.tensor([[True, True, False]])
 
     def said(status: Status, bound: float) -> SubsetSolution:
@@ -197,7 +199,9 @@ def check_bounds_of_samples_are_kept() -> None:
     """What a solver proves for a sample reaches the solution as it is, also where it is too low."""
     from pruneopt.parts.solvers._exact import Answer, solve_samples
 
-    problem = SubsetProblem.build("top_k", 1, torch.tensor([[3.0, 2.0], [3.0, 2.0]], dtype=torch.float64))
+    problem = SubsetProblem.build(
+        "top_k", 1, unary=torch.tensor([[3.0, 2.0], [3.0, 2.0]], dtype=torch.float64)
+    )
     bounds = iter((2.5, 3.0))
     found = solve_samples(solver("milp"), problem, lambda _: Answer([0], next(bounds), Status.OPTIMAL))
     assert found.upper_bound.tolist() == [2.5, 3.0]

@@ -50,7 +50,7 @@ def check_asymmetric_terms_are_refused() -> None:
             pairwise[1, 3] += share * whole.max()
             mean = (pairwise + pairwise.T) / 2
 
-            build = partial(SubsetProblem.build, kind, 2, scores, threshold=0.5)
+            build = partial(SubsetProblem.build, kind, 2, unary=scores, threshold=0.5)
             if fine:
                 accepted(partial(build, pairwise=two(pairwise)))
             else:
@@ -59,9 +59,9 @@ def check_asymmetric_terms_are_refused() -> None:
             build(pairwise=two(mean))
     one_way = whole.clone()
     one_way[1, 3] += 9
-    SubsetProblem.build("facility_location", 2, scores, two(one_way))
+    SubsetProblem.build("facility_location", 2, unary=scores, pairwise=two(one_way))
     mask = torch.tensor([[True] * 5, [True, True, True, False, True]])
-    SubsetProblem.build("max_min", 2, None, two(one_way), mask)  # only padding differs
+    SubsetProblem.build("max_min", 2, pairwise=two(one_way), mask=mask)  # only padding differs
 
 
 def check_shipped_terms_are_symmetric() -> None:
@@ -81,8 +81,8 @@ def check_shipped_terms_are_symmetric() -> None:
             signals = make_signals(part.needs, tokens=300, width=1024, dtype=dtype)
             out = part(signals)
             kind = "log_det" if "psd" in part.tags else "max_min"
-            SubsetProblem.build(kind, 5, None, out, signals.mask)
-            SubsetProblem.build("max_sum", 5, None, out, signals.mask)
+            SubsetProblem.build(kind, 5, pairwise=out, mask=signals.mask)
+            SubsetProblem.build("max_sum", 5, pairwise=out, mask=signals.mask)
 
 
 def check_specs_of_asymmetric_terms_are_refused() -> None:
@@ -100,7 +100,11 @@ def check_specs_of_asymmetric_terms_are_refused() -> None:
     refused("is not symmetric", partial(spec, kind="max_sum", solver="greedy_max_sum"), SpecError)
     refused("symmetric=mean", spec, SpecError)
     refused("symmetric can be mean", lambda: spec("problem.symmetric=max"), SpecError)
-    refused("symmetric can be mean", lambda: load_spec("fastv", ["problem.symmetric=mean"]), SpecError)
+    refused(
+        "symmetric has no meaning for top_k",
+        lambda: load_spec("fastv", ["problem.symmetric=mean"]),
+        SpecError,
+    )
     same = "problem.pairwise.distance.target_signal=hidden_in"
     spec(same)  # a cost of one signal with itself is symmetric
     cured = spec("problem.symmetric=mean")
@@ -128,7 +132,7 @@ def check_indefinite_kernels_are_refused() -> None:
     def build(least: float, ridge: float = 0.0, scale: float = 1.0) -> SubsetProblem:
         values = torch.tensor([least, 0.0, 0.5, 1.0, 2.0, 3.0], dtype=torch.float64)
         kernel = base @ torch.diag(values) @ base.T + ridge * torch.eye(6, dtype=torch.float64)
-        return SubsetProblem.build("log_det", 3, None, scale * two((kernel + kernel.T) / 2))
+        return SubsetProblem.build("log_det", 3, pairwise=scale * two((kernel + kernel.T) / 2))
 
     for scale in (1e-15, 1.0, 1e15):
         accepted(partial(build, 0.0, scale=scale))
@@ -139,9 +143,9 @@ def check_indefinite_kernels_are_refused() -> None:
     build(-0.104, ridge=0.105)
     for dtype in (torch.float32, torch.float64):
         x = unit(2, 300, 20, torch.Generator().manual_seed(1)).to(dtype)
-        SubsetProblem.build("log_det", 5, None, x @ x.transpose(1, 2))
+        SubsetProblem.build("log_det", 5, pairwise=x @ x.transpose(1, 2))
     refused("ridge must be a number above 0", lambda: load_spec("cdpruner", ["problem.ridge=-1"]), SpecError)
-    refused("ridge must be a number above 0", lambda: load_spec("divprune", ["problem.ridge=1"]), SpecError)
+    refused("ridge has no meaning for max_min", lambda: load_spec("divprune", ["problem.ridge=1"]), SpecError)
     plain, raised = load_spec("cdpruner"), load_spec("cdpruner", ["problem.ridge=0.5"])
     assert plain.hash != raised.hash and load_spec(raised.to_spec()).hash == raised.hash
     signals = make_signals(plain.needs, tokens=9)
@@ -165,7 +169,7 @@ def check_values_are_refused_by_name() -> None:
 
     for wrong in (math.nan, math.inf, -math.inf):
         refused("unary is not finite in sample 1", lambda w=wrong: SubsetProblem.build(
-            "top_k", 2, put(ones, (1, 2), w)))  # fmt: skip
+            "top_k", 2, unary=put(ones, (1, 2), w)))  # fmt: skip
         refused(
             "pairwise is not finite in sample 1", lambda w=wrong: max_min(pairwise=put(eye, (1, 0, 3), w))
         )
@@ -183,7 +187,9 @@ def check_values_are_refused_by_name() -> None:
         "anchor_strength is NaN in sample 1",
         lambda: max_min(anchors=rows, anchor_strength=torch.tensor([[1.0, 1.0], [1.0, math.nan]])),
     )
-    refused("anchors have no meaning for top_k", lambda: SubsetProblem.build("top_k", 2, ones, anchors=rows))
+    refused(
+        "anchors have no meaning for top_k", lambda: SubsetProblem.build("top_k", 2, unary=ones, anchors=rows)
+    )
     most = no.clone()
     most[1, 1:] = True
     refused("sample 1 protects 3 tokens but the budget is 2", lambda: max_min(protected=most))
@@ -191,18 +197,18 @@ def check_values_are_refused_by_name() -> None:
         "protected marks padding in sample 1", lambda: max_min(mask=padded, protected=put(no, (1, 3), True))
     )
     refused("counts [2, 3] are not k [2, 2]", lambda: SubsetProblem.build(
-        "top_k", torch.tensor([2, 2]), ones, counts=(2, 3)))  # fmt: skip
+        "top_k", torch.tensor([2, 2]), unary=ones, counts=(2, 3)))  # fmt: skip
     for name in ("mask", "protected"):
         refused(f"{name} must be torch.bool", lambda name=name: max_min(**{name: ones}))
-    refused("unary must be floating", lambda: SubsetProblem.build("top_k", 2, ones.long()))
+    refused("unary must be floating", lambda: SubsetProblem.build("top_k", 2, unary=ones.long()))
     refused("threshold, got nan", lambda: SubsetProblem.build(
-        "independent_set", 2, ones, eye, threshold=math.nan))  # fmt: skip
+        "independent_set", 2, unary=ones, pairwise=eye, threshold=math.nan))  # fmt: skip
 
     def quotas(share: list[int], protected: list[int] = (), group: list[int] = (0, 0, 1, 1)) -> SubsetProblem:
         forced = no.clone()
         forced[1, list(protected)] = True
         return SubsetProblem.build(
-            "quota", 2, ones, protected=forced, group=torch.tensor([[0, 0, 1, 1], list(group)]),
+            "quota", 2, unary=ones, protected=forced, group=torch.tensor([[0, 0, 1, 1], list(group)]),
             quota=torch.tensor([[1, 1], share]),
         )  # fmt: skip
 

@@ -61,7 +61,7 @@ def check_gap_rows_hold_value_and_best() -> None:
     signals = make_signals(frozenset({"features"}), batch=4, tokens=9, width=4)
     found = select_gap._gaps(DIVPRUNE, signals, 9, 4, BruteForce())
     x = torch.nn.functional.normalize(signals["features"].double(), dim=2)
-    problem = SubsetProblem.build("max_min", 4, None, 1 - x @ x.transpose(1, 2))
+    problem = SubsetProblem.build("max_min", 4, pairwise=1 - x @ x.transpose(1, 2))
     greedy = solver("farthest_point").solve(problem).keep
     below = 0
     for b in range(4):
@@ -127,7 +127,7 @@ def check_subset_records_hold_value_and_bound() -> None:
         proved_bound=torch.tensor([1e3, 2e3], dtype=torch.float64),
     )
     time = Timing(cold=4.0, runs=(1.0, 2.0, 9.0), peak_mib=5.0)
-    run = subset.Run("greedy_max_sum", "greedy_max_sum", kinds=("max_sum",))
+    run = subset.Run("greedy_max_sum")
     with mock.patch.object(subset, "timed", lambda *a: (mixed, time)):
         found = subset._measure("max_sum", 8, 2, run, 1)
     chosen = [tuple(row.nonzero()[:, 0].tolist()) for row in mixed.keep]

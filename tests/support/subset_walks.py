@@ -7,8 +7,7 @@ import math
 import torch
 from subset_cases import random_problem, slow_best, solver
 
-from pruneopt.problems.kinds._bounds import facility_bound
-from pruneopt.problems.kinds._objectives import broken, subset_value
+from pruneopt.problems.kinds.facility_location import facility_bound
 from pruneopt.problems.subset import SubsetProblem
 
 
@@ -39,13 +38,19 @@ def check_threshold_at_equality() -> None:
             alike[0, 0, 1] = alike[0, 1, 0] = threshold
             alike[0, 0, 2] = alike[0, 2, 0] = threshold + 0.01
             problem = SubsetProblem.build(
-                "independent_set", 2, scores.to(dtype), alike, threshold=float(alike[0, 0, 1].double())
+                "independent_set",
+                2,
+                unary=scores.to(dtype),
+                pairwise=alike,
+                threshold=float(alike[0, 0, 1].double()),
             )
-            written = SubsetProblem.build("independent_set", 2, scores.to(dtype), alike, threshold=threshold)
+            written = SubsetProblem.build(
+                "independent_set", 2, unary=scores.to(dtype), pairwise=alike, threshold=threshold
+            )
             for stated in (problem, *([] if dtype is torch.bfloat16 else [written])):
                 keep = torch.tensor([[True, True, False]])
-                assert not bool(broken(stated, keep)) and subset_value(stated, keep).item() == 5.0
-                assert bool(broken(stated, torch.tensor([[True, False, True]])))
+                assert not bool(stated.broken(keep)) and stated.value(keep).item() == 5.0
+                assert bool(stated.broken(torch.tensor([[True, False, True]])))
                 for name in ("greedy_conflict", "local_search", "milp", "brute_force"):
                     found = solver(name).solve(stated)
                     assert found.keep.equal(keep), (name, dtype, threshold)
@@ -62,7 +67,7 @@ def check_core_counts() -> None:
         for k, core, held in (
             (5, 0.5, 2), (5, 0.59, 2), (5, 0.6, 3), (7, 0.1, 1), (10, 0.3, 3), (10, 1.0, 10), (20, 0.62, 12)
         ):  # fmt: skip
-            problem = SubsetProblem.build(kind, k, score, torch.cdist(x, x)[None])
+            problem = SubsetProblem.build(kind, k, unary=score, pairwise=torch.cdist(x, x)[None])
             scores = {"scores": "seed"} if name == "greedy_max_sum" else {}
             order = solver(name, core=core, **scores).solve(problem).order[0].tolist()
             assert order[:held] == ranked[:held], (name, k, core)
@@ -90,7 +95,7 @@ def check_seeds_with_masks() -> None:
         dirty = torch.where(pad, (noise + noise.transpose(1, 2)) / 2, distance)
         filled = scores.masked_fill(~mask, fill)
         for kind, name in (("max_min", "farthest_point"), ("max_sum", "greedy_max_sum")):
-            problem = SubsetProblem.build(kind, 3, filled, dirty, mask)
+            problem = SubsetProblem.build(kind, 3, unary=filled, pairwise=dirty, mask=mask)
             for rule in ("max_nn_distance", "max_mean_distance", "unary", "first"):
                 extra = {"scores": "seed"} if name == "greedy_max_sum" else {}
                 found = solver(name, seed=rule, **extra).solve(problem)

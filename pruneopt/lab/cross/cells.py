@@ -13,8 +13,9 @@ import torch
 
 from pruneopt.errors import CostBlindReadoutWarning, PruneoptError, RegistryError, nearest
 from pruneopt.parts import CostTerm, Insertion, Part, Readout, SubsetSolver, TransportSolver
+from pruneopt.problems.kinds import find_kind
 from pruneopt.problems.selection import Selection
-from pruneopt.problems.subset import SYMMETRIC_KINDS, SubsetProblem
+from pruneopt.problems.subset import SubsetProblem
 from pruneopt.problems.transport import TransportProblem
 from pruneopt.pruner import Pruner
 from pruneopt.registry import registry
@@ -22,15 +23,6 @@ from pruneopt.signals import Signals
 from pruneopt.spec.load import load_spec
 from pruneopt.spec.schema import Spec
 
-# which group of parts a subset problem takes as pairwise term; the others rank by scores alone
-PAIRWISE = {
-    "max_min": "costs",
-    "max_sum": "costs",
-    "facility_location": "kernels",
-    "log_det": "kernels",
-    "independent_set": "kernels",
-}
-RANKED = ("top_k", "quota", "independent_set")
 DEFAULT_SCORE = "token_norm"
 
 
@@ -85,7 +77,7 @@ def cross(
         solvers that need a ranking beside their pairwise term take the norm of the token.  A term that is not
         symmetric enters a problem of unordered pairs with `symmetric: mean`, as its spec says.
     available: base names of the signals at hand; None takes what the insertion point provides.
-    keep, threshold: budget of every cell, conflict bound of `independent_set`.
+    keep, threshold: budget of every cell, conflict bound of the kinds that need one.
 
     Raises RegistryError for an unknown name.
     """
@@ -180,11 +172,12 @@ def _shapes(
     assert issubclass(solver, SubsetSolver)
     met = False
     for kind in sorted(solver.kinds):
-        wants = PAIRWISE.get(kind)
+        rules = find_kind(kind)
+        wants, ranks = rules.pairs, "unary" in rules.needs
         if wants == group and _shape(part) != "pairwise":
             met = True
             yield kind, "-", f"{kind} needs distances of pairs; this term is {_shape(part)}"
-        elif wants == group or (group == "scores" and kind in RANKED and wants is None):
+        elif wants == group or (group == "scores" and ranks and not wants):
             met = True
             groups = group == "scores" and "groups" in part.tags  # type: ignore[attr-defined]
             yield kind, "-", lacks or ("its values number groups, they rank nothing" if groups else "")
@@ -211,7 +204,7 @@ def _needs_scores(solver: type, kind: str) -> bool:
     part = _make(solver)
     for unary in (None, torch.tensor([[3.0, 2.0, 1.0]])):
         try:
-            part.solve(SubsetProblem.build(kind, 2, unary, pairwise))  # type: ignore[attr-defined]
+            part.solve(SubsetProblem.build(kind, 2, unary=unary, pairwise=pairwise))  # type: ignore[attr-defined]
         except PruneoptError:
             continue
         return unary is not None
@@ -243,12 +236,13 @@ def _cell(row: tuple[str, str, str, str, str], group: str, reason: str, keep: An
         problem["scores"] = {term: {"kind": term}}
     else:
         problem["pairwise"] = {term: {"kind": term}}
-        if kind in SYMMETRIC_KINDS and not _make(_load(group, term)).symmetric:  # type: ignore[attr-defined]
+        if find_kind(kind).symmetric and not _make(_load(group, term)).symmetric:  # type: ignore[attr-defined]
             problem["symmetric"] = "mean"
+    needs = frozenset() if kind == "transport" else find_kind(kind).needs
     alone = group != "scores" and kind != "transport"
-    if alone and (kind in RANKED or _needs_scores(_load("solvers", solver), kind)):
+    if alone and ("unary" in needs or _needs_scores(_load("solvers", solver), kind)):
         problem["scores"] = {"rank": {"kind": DEFAULT_SCORE}}
-    if kind == "independent_set":
+    if "threshold" in needs:
         problem["threshold"] = threshold
     data = {
         "name": "+".join(part for part in row if part != "-"),

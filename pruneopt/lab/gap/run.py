@@ -21,7 +21,7 @@ from pruneopt.lab.pages import insert
 from pruneopt.lab.records import environment
 from pruneopt.lab.selection.run import select_markdown
 from pruneopt.parts import SubsetSolver
-from pruneopt.problems.kinds._objectives import subset_value
+from pruneopt.problems.kinds import find_kind
 from pruneopt.problems.subset import SubsetProblem
 from pruneopt.pruner import Pruner
 from pruneopt.registry import registry
@@ -148,11 +148,11 @@ def _gaps(
     budget = replace(stage.budget, keep=keep, scope="sample", relative_to="current")
     solution = Pruner(replace(stage, budget=budget, rule=None)).select(signals).solution
     problem = solution.problem  # type: ignore[union-attr]
-    value = subset_value(problem, solution.keep)  # type: ignore[union-attr]
+    value = problem.value(solution.keep)  # type: ignore[union-attr]
     statuses: list[str] = []
     if exact is not None:
         solved = exact.solve(problem)
-        optimum = subset_value(problem, solved.keep)
+        optimum = problem.value(solved.keep)
         statuses = [status.name for status in solved.status]
         proved = torch.tensor([status.proved for status in solved.status])
         bound = solved.upper_bound
@@ -161,7 +161,7 @@ def _gaps(
         best = solution.upper_bound  # type: ignore[union-attr]
         best = torch.full_like(value, math.nan) if best is None else best
     chance = torch.stack([_random_value(problem, seed) for seed in range(RANDOM_SEEDS)])
-    if problem.kind == "independent_set":  # random sets break the threshold: how many pairs, not a value
+    if problem.rules.offers("broken"):  # random sets break its constraint: how often, not a value
         chance = torch.full_like(chance, math.nan)
     return {
         "label": greedy.label, "method": greedy.method, "problem": greedy.problem, "kind": problem.kind,
@@ -180,7 +180,7 @@ def _random_value(problem: SubsetProblem, seed: int) -> Tensor:
     keep = torch.zeros(problem.shape, dtype=torch.bool)
     slots = torch.arange(order.shape[1])
     keep.scatter_(1, order, slots < problem.k[:, None])
-    return subset_value(problem, keep)
+    return problem.value(keep)
 
 
 def _numbers(values: Tensor) -> list[float | None]:
@@ -200,7 +200,7 @@ def summary(row: dict[str, Any]) -> dict[str, Any]:
         if b is not None
     ]
     gaps = [b - v for v, b in pairs]
-    slack = [1e-6 if row["kind"] == "log_det" else 1e-6 * abs(b) for _, b in pairs]
+    slack = [1e-6 if _nats(row) else 1e-6 * abs(b) for _, b in pairs]
     relative = [g / abs(b) if b else math.copysign(math.inf, g) if g else 0.0
                 for g, (_, b) in zip(gaps, pairs, strict=True)]  # fmt: skip
     gained = [
@@ -262,12 +262,14 @@ def gap_rows(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def _gap(row: dict[str, Any], gap: float, relative: float) -> str:
     if math.isnan(gap):
         return "-"
-    number = gap if row["kind"] == "log_det" else 100 * relative
+    number = gap if _nats(row) else 100 * relative
     if math.isinf(number):
         return "infinite"
-    return (
-        f"{round(number, 3) + 0.0:.3f} nats" if row["kind"] == "log_det" else f"{round(number, 2) + 0.0:.2f}%"
-    )
+    return f"{round(number, 3) + 0.0:.3f} nats" if _nats(row) else f"{round(number, 2) + 0.0:.2f}%"
+
+
+def _nats(row: dict[str, Any]) -> bool:
+    return find_kind(row["kind"]).unit == "nats"
 
 
 def _table(record: dict[str, Any]) -> Table:

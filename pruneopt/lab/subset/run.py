@@ -13,14 +13,16 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from torch import Tensor
 
 from pruneopt.errors import InputError, nearest
 from pruneopt.lab.clock import digest, fit_exponent, timed, wide
 from pruneopt.lab.solvers.families import clustered
 from pruneopt.lab.solvers.rows import number
 from pruneopt.parts import SubsetSolver
+from pruneopt.problems.kinds import Kind, all_kinds, find_kind
 from pruneopt.problems.solution import Status, SubsetSolution
-from pruneopt.problems.subset import SUBSET_KINDS, SubsetProblem
+from pruneopt.problems.subset import SubsetProblem
 from pruneopt.registry import registry
 from pruneopt.tensors import keep_top
 
@@ -33,16 +35,21 @@ class Run:
     """A solver with settings under a label, for the sizes it is worth waiting for."""
 
     label: str
-    name: str
     settings: tuple[tuple[str, Any], ...] = ()
-    kinds: tuple[str, ...] = SUBSET_KINDS
     most: int = 10_000
 
     def solver(self) -> SubsetSolver:
-        if self.name == CONTROL:
+        if self.label == CONTROL:
             return RandomChoice()
-        part = cast(type[SubsetSolver], registry("solvers").get(self.name))
+        part = cast(type[SubsetSolver], registry("solvers").get(self.label))
         return part.from_spec(dict(self.settings))
+
+
+class _Unconstrained:
+    """Kinds for which a random choice of `k` tokens is a solution."""
+
+    def __get__(self, part: object, owner: type | None = None) -> frozenset[str]:
+        return frozenset(kind.name for kind in all_kinds() if not kind.offers("broken"))
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class RandomChoice(SubsetSolver):
     """The control: `k` tokens at random."""
 
     name: ClassVar[str] = CONTROL
-    kinds: ClassVar[frozenset[str]] = frozenset(SUBSET_KINDS)
+    kinds = _Unconstrained()
 
     def solve(self, problem: SubsetProblem) -> SubsetSolution:
         gen = torch.Generator().manual_seed(0)
@@ -62,50 +69,35 @@ class RandomChoice(SubsetSolver):
 
 
 _LIMIT = (("time_limit", 5.0),)
-RUNS = (
-    Run("stable_top_k", "stable_top_k", kinds=("top_k",)),
-    Run("quota_top_k", "quota_top_k", kinds=("quota",)),
-    Run("farthest_point", "farthest_point", kinds=("max_min",)),
-    Run("greedy_max_sum", "greedy_max_sum", kinds=("max_sum",)),
-    Run("lazy_greedy", "lazy_greedy", kinds=("facility_location",)),
-    Run("greedy_log_det", "greedy_log_det", kinds=("log_det",)),
-    Run("greedy_conflict", "greedy_conflict", kinds=("independent_set",)),
-    Run("random", CONTROL, kinds=("top_k", "max_min", "max_sum", "facility_location", "log_det")),
-    Run("local_search", "local_search", most=576),
-    Run("milp", "milp", _LIMIT, ("max_min", "max_sum", "facility_location", "independent_set"), 64),
-    Run("branch_and_bound", "branch_and_bound", _LIMIT, ("log_det", "max_min"), 64),
-    Run("brute_force", "brute_force", most=16),
-)
+
+
+def runs(kind: Kind) -> list[Run]:
+    """What is measured for a kind: its greedy rule, a control, and the solvers that take many kinds."""
+    greedy = [Run(kind.greedy["kind"])] if kind.greedy else []
+    every = [
+        *greedy,
+        Run(CONTROL),
+        Run("local_search", most=576),
+        Run("milp", _LIMIT, 64),
+        Run("branch_and_bound", _LIMIT, 64),
+        Run("brute_force", most=16),
+    ]
+    return [run for run in every if kind.name in run.solver().kinds]
 
 
 def instance(kind: str, tokens: int, batch: int, seed: int = 0) -> SubsetProblem:
     """Clustered tokens stated as a subset problem that keeps a quarter of them; float32.
 
-    Distances are one minus cosine (DivPrune), similarities `(1 + cosine) / 2` (CDPruner), conflicts the most
-    similar tenth of all pairs, scores random between 0.5 and 1.5.
+    Scores are random between 0.5 and 1.5; `Kind.draw` says what distances and similarities are.
     """
     gen = torch.Generator().manual_seed(seed + tokens)
     unit = torch.nn.functional.normalize(clustered(tokens, batch, gen).double(), dim=2)
-    cosine = unit @ unit.transpose(1, 2)
-    distance, alike = (1 - cosine).clamp_min(0).float(), ((1 + cosine) / 2).float()
-    distance.diagonal(dim1=1, dim2=2).zero_()
     quality = 0.5 + torch.rand(batch, tokens, generator=gen)
     k = max(2, tokens // 4)
-    if kind in ("max_min", "max_sum"):
-        return SubsetProblem.build(kind, k, pairwise=distance)
-    if kind == "facility_location":
-        return SubsetProblem.build(kind, k, pairwise=alike)
-    if kind == "log_det":
-        return SubsetProblem.build(kind, k, unary=quality, pairwise=alike)
-    if kind == "independent_set":
-        bound = float(alike[0].double().quantile(0.9))
-        return SubsetProblem.build(kind, k, unary=quality, pairwise=alike, threshold=bound)
-    if kind == "quota":
-        group = (torch.arange(tokens) % 4).expand(batch, tokens).contiguous()
-        share = torch.full((batch, 4), k // 4)
-        share[:, 0] += k - int(share[0].sum())
-        return SubsetProblem.build(kind, k, unary=quality, group=group, quota=share)
-    return SubsetProblem.build(kind, k, unary=quality)
+    terms = find_kind(kind).draw(unit, quality, k)
+    if "pairwise" in terms:
+        terms["pairwise"] = cast(Tensor, terms["pairwise"]).float()
+    return SubsetProblem.build(kind, k, **terms)
 
 
 def run_subset_bench(
@@ -121,12 +113,13 @@ def run_subset_bench(
     Raises InputError for an unknown kind of problem.
     """
     console = console or wide()
+    known = [kind.name for kind in all_kinds()]
     for kind in kinds or ():
-        if kind not in SUBSET_KINDS:
-            raise InputError(f"unknown subset problem {kind!r}{nearest(kind, SUBSET_KINDS)}")
+        if kind not in known:
+            raise InputError(f"unknown subset problem {kind!r}{nearest(kind, known)}")
     folder = out / "subset"
     folder.mkdir(parents=True, exist_ok=True)
-    todo = [x for x in _cells(kinds or SUBSET_KINDS, sizes) if not _path(folder, batch, *x).exists()]
+    todo = [x for x in _cells(kinds or known, sizes) if not _path(folder, batch, *x).exists()]
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("measuring", total=len(todo))
         for kind, tokens, run in todo:
@@ -147,9 +140,7 @@ def run_subset_bench(
 def _cells(kinds: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[str, int, Run]]:
     for kind in kinds:
         for tokens in sizes:
-            for run in RUNS:
-                if kind in run.kinds and tokens <= run.most and kind in run.solver().kinds:
-                    yield kind, tokens, run
+            yield from ((kind, tokens, run) for run in runs(find_kind(kind)) if tokens <= run.most)
 
 
 def _path(folder: Path, batch: int, kind: str, tokens: int, run: Run) -> Path:
@@ -242,11 +233,11 @@ def _markdown(rows: list[dict[str, Any]], console: Console | None) -> str:
 
 
 def _loss(high: list[float], low: list[float], kind: str) -> str:
-    """Mean loss: in nats for log-determinants, which may be near zero, as a share otherwise.
+    """Mean loss: in nats for kinds whose value may be near zero, as a share otherwise.
 
     A loss below zero beyond rounding is shown and called an error: `high` is no bound then.
     """
-    nats = kind == "log_det"
+    nats = find_kind(kind).unit == "nats"
     loss = [h - x if nats else 100 * (h - x) / max(abs(h), 1e-300) for h, x in zip(high, low, strict=True)]
     if not all(map(math.isfinite, loss)):
         return "infinite"

@@ -50,14 +50,11 @@ def loop_log_det(kernel: Tensor, k: int) -> list[list[int]]:
 def subset_targets(tokens: int = 576, k: int = 64, batch: int = 8, repeats: int = 5) -> list[Target]:
     """Farthest point and log-det greedy against those loops; the choices must be the same."""
     found = []
-    for kind, name, loop in (
-        ("max_min", "farthest_point", loop_farthest_point),
-        ("log_det", "greedy_log_det", loop_log_det),
-    ):
-        problem = instance(kind, tokens, batch)
-        matrix = cast(Tensor, problem.pairwise)
-        problem = SubsetProblem.build(kind, k, pairwise=matrix)
+    for name, loop in (("farthest_point", loop_farthest_point), ("greedy_log_det", loop_log_det)):
         solver = cast(type[SubsetSolver], registry("solvers").get(name))()
+        (kind,) = solver.kinds
+        matrix = cast(Tensor, instance(kind, tokens, batch).pairwise)
+        problem = SubsetProblem.build(kind, k, pairwise=matrix)
         slow, fast = interleaved(partial(loop, matrix, k), partial(solver.solve, problem), repeats)
         keep = solver.solve(problem).keep
         same = sum(set(row.nonzero().squeeze(1).tolist()) == set(picks)

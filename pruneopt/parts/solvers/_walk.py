@@ -12,6 +12,7 @@ from pruneopt.errors import ProblemError
 from pruneopt.parts import SubsetSolver
 from pruneopt.problems.solution import Status, SubsetSolution
 from pruneopt.problems.subset import SubsetProblem
+from pruneopt.registry import registry
 
 SEEDS = ("max_nn_distance", "max_mean_distance", "unary", "first")
 
@@ -98,6 +99,18 @@ class Walk:
         self, solver: SubsetSolver, status: Status = Status.HEURISTIC, **stats: object
     ) -> SubsetSolution:
         return ordered_solution(self.problem, self.order, solver, self.started, status, **stats)
+
+
+def greedy_answer(problem: SubsetProblem, solver: SubsetSolver) -> SubsetSolution:
+    """The answer of the kind's greedy rule; where it has none, the first tokens, in the name of `solver`."""
+    params = dict(problem.rules.greedy)
+    if params:
+        greedy: type[SubsetSolver] = registry("solvers").get(params.pop("kind"))
+        return greedy.from_spec(params).solve(problem)
+    walk, zero = Walk(problem), torch.zeros(problem.shape, device=problem.k.device)
+    for _ in range(walk.rounds):
+        walk.take(zero)
+    return walk.solution(solver)
 
 
 def ordered_solution(

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from pruneopt.parts import SubsetSolver, param
-from pruneopt.parts.solvers._exact import Answer, Decision, first_answer, max_min_bisection, solve_samples
+from pruneopt.parts.solvers._exact import Answer, Decision, bisection, first_answer, solve_samples
 from pruneopt.parts.solvers._walk import check_kind
-from pruneopt.problems.kinds._objectives import block_log_det, singular_below, symmetric_pairwise, unary_or
+from pruneopt.problems.kinds import KindsOffering
+from pruneopt.problems.kinds.log_det import block_log_det, singular_below
 from pruneopt.problems.solution import Status, SubsetSolution
 from pruneopt.problems.subset import SubsetProblem
 
@@ -35,17 +36,17 @@ class _Limit:
 class BranchAndBound(SubsetSolver):
     """Exact optimum at small N, or the best choice and a proved bound when a limit is reached.
 
-    `log_det`: best-first search that decides on the token with the largest conditional variance; a node is
-    bounded by the smaller of the Hadamard and the eigenvalue bound of its conditional kernel (Ko, Lee,
-    Queyranne 1995), and tokens that would make the choice singular are left out of it.  `max_min`: bisection
-    over distances, each step a clique search with colour bounds (Tomita et al. 2010).  `nodes` and
-    `time_limit` hold per sample; past them the status is TIME_LIMIT.
-    Some 40 tokens for log_det and 100 for max_min are practical.  Works on the host.
+    Log-determinants (kinds that offer `kernel`): best-first search that decides on the token with the largest
+    conditional variance; a node is bounded by the smaller of the Hadamard and the eigenvalue bound of its
+    conditional kernel (Ko, Lee, Queyranne 1995), and tokens that would make the choice singular are left out
+    of it.  Max-min dispersion (kinds that offer `close`): bisection over levels, each step a clique search
+    with colour bounds (Tomita et al. 2010).  `nodes` and `time_limit` hold per sample; past them the status
+    is TIME_LIMIT.  Some 40 tokens for the first and 100 for the second are practical.  Works on the host.
     """
 
     name: ClassVar[str] = "branch_and_bound"
     source: ClassVar[str] = "Ko, Lee, Queyranne 1995; Tomita et al. 2010"
-    kinds: ClassVar[frozenset[str]] = frozenset({"log_det", "max_min"})
+    kinds = KindsOffering("kernel", "close")
     tags: ClassVar[frozenset[str]] = frozenset({"exact", "exact_budget", "host", "time_limit"})
     nodes: int = param(200_000, low=1, doc="most nodes per sample")
     time_limit: float = param(60.0, above=0, doc="seconds per sample")
@@ -56,7 +57,7 @@ class BranchAndBound(SubsetSolver):
 
         def one(single: SubsetProblem) -> Answer:
             limit = _Limit(self.nodes, self.time_limit)
-            answer = _log_det(single, limit) if single.kind == "log_det" else _max_min(single, limit)
+            answer = (_log_det if single.rules.offers("kernel") else _apart)(single, limit)
             used.append(limit.used)
             return answer
 
@@ -108,8 +109,7 @@ class _Node:
 
 
 def _log_det(problem: SubsetProblem, limit: _Limit) -> Answer:
-    quality = unary_or(problem, 1.0)[0].cpu().numpy()
-    kernel = symmetric_pairwise(problem)[0].cpu().numpy() * np.outer(quality, quality)
+    kernel = problem.rules.kernel(problem)[0].cpu().numpy()
     k = int(problem.k[0])
     singular = singular_below(problem, problem.k).cpu()
     # half of what the objective calls singular, so that rounding on the way never rules out a sound choice
@@ -150,11 +150,12 @@ def _log_det(problem: SubsetProblem, limit: _Limit) -> Answer:
     return Answer(best, value, Status.OPTIMAL)
 
 
-def _max_min(problem: SubsetProblem, limit: _Limit) -> Answer:
+def _apart(problem: SubsetProblem, limit: _Limit) -> Answer:
     k = int(problem.k[0])
     forced = _forced(problem)
 
-    def decide(close: np.ndarray, usable: np.ndarray) -> Decision:
+    def decide(level: float) -> Decision:
+        close, usable = problem.rules.close(problem, level)
         apart = ~close
         np.fill_diagonal(apart, False)
         if not usable[forced].all() or close[np.ix_(forced, forced)][~np.eye(len(forced), dtype=bool)].any():
@@ -165,7 +166,7 @@ def _max_min(problem: SubsetProblem, limit: _Limit) -> Answer:
         found = _clique(bits, (1 << len(places)) - 1, k - len(forced), limit)
         return found if found is None or isinstance(found, str) else forced + [places[i] for i in found]
 
-    return max_min_bisection(problem, decide)
+    return bisection(problem, decide)
 
 
 def _clique(adjacent: list[int], candidates: int, size: int, limit: _Limit) -> Decision:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from typing import ClassVar
 
@@ -13,9 +13,9 @@ from pruneopt.errors import ProblemError
 from pruneopt.parts import SubsetSolver
 from pruneopt.parts.solvers._exact import Answer, solve_samples
 from pruneopt.parts.solvers._walk import check_kind
-from pruneopt.problems.kinds._objectives import subset_value
+from pruneopt.problems.kinds import KindsOffering
 from pruneopt.problems.solution import Status, SubsetSolution
-from pruneopt.problems.subset import SUBSET_KINDS, SubsetProblem
+from pruneopt.problems.subset import SubsetProblem
 
 LARGEST = 16
 
@@ -24,11 +24,11 @@ LARGEST = 16
 class BruteForce(SubsetSolver):
     """Evaluate all subsets of the allowed size and keep the best, the lexicographically first of equals.
 
-    `independent_set` also tries all smaller sizes from 1.  Raises ProblemError above 16 real tokens.
+    Where `k` is a maximum, all smaller sizes from 1 are tried too.  Raises ProblemError above 16 real tokens.
     """
 
     name: ClassVar[str] = "brute_force"
-    kinds: ClassVar[frozenset[str]] = frozenset(SUBSET_KINDS)
+    kinds = KindsOffering()
     tags: ClassVar[frozenset[str]] = frozenset({"exact", "exact_budget", "host", "small"})
 
     def solve(self, problem: SubsetProblem) -> SubsetSolution:
@@ -45,20 +45,13 @@ class BruteForce(SubsetSolver):
     def _one(self, problem: SubsetProblem) -> Answer:
         k = int(problem.k[0])
         place = problem.real[0].nonzero().squeeze(1).tolist()
-        sizes = range(1, k + 1) if problem.kind == "independent_set" else (k,)
+        sizes = range(1, k + 1) if problem.rules.at_most else (k,)
         sets = [c for size in sizes for c in combinations(place, size)]
         keep = torch.zeros(len(sets), problem.shape[1], dtype=torch.bool, device=problem.k.device)
         index = torch.tensor([(row, i) for row, c in enumerate(sets) for i in c], device=keep.device)
         keep[index[:, 0], index[:, 1]] = True
-        value = torch.cat([subset_value(_repeat(problem, len(part)), part) for part in keep.split(512)])
+        value = torch.cat([problem.repeated(len(part)).value(part) for part in keep.split(512)])
         best = int(value.argmax())
-        if value[best] == -math.inf and problem.kind == "independent_set":
+        if value[best] == -math.inf and problem.rules.at_most:
             return Answer([], -math.inf, Status.INFEASIBLE)
         return Answer(list(sets[best]), float(value[best]), Status.OPTIMAL)
-
-
-def _repeat(problem: SubsetProblem, times: int) -> SubsetProblem:
-    names = ("k", "unary", "pairwise", "mask", "protected", "anchors", "group", "quota")
-    tensors = {name: getattr(problem, name) for name in names}
-    many = {name: t.expand(times, *t.shape[1:]) for name, t in tensors.items() if t is not None}
-    return replace(problem, counts=None, **many)

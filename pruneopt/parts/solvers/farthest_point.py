@@ -30,7 +30,7 @@ class FarthestPoint(SubsetSolver):
     name: ClassVar[str] = "farthest_point"
     source: ClassVar[str] = "DivPrune (CVPR 2025), Algorithm 1; Gonzalez 1985"
     kinds: ClassVar[frozenset[str]] = frozenset({"max_min"})
-    tags: ClassVar[frozenset[str]] = frozenset({"exact_budget", "half_of_metric_max_min"})
+    tags: ClassVar[frozenset[str]] = frozenset({"exact_budget", "factor_two_on_metrics"})
     seed: str = param("max_nn_distance", choices=SEEDS, doc="rule for the first token")
     core: float = param(0.0, low=0, high=1, doc="share of the budget taken by the largest scores")
 

@@ -10,7 +10,7 @@ import torch
 
 from pruneopt.parts import SubsetSolver, param
 from pruneopt.parts.solvers._walk import Walk, check_kind, needed_unary
-from pruneopt.problems.kinds._objectives import conflicts
+from pruneopt.problems.kinds.independent_set import conflicts
 from pruneopt.problems.solution import SubsetSolution
 from pruneopt.problems.subset import SubsetProblem
 

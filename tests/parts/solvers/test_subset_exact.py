@@ -10,8 +10,7 @@ from subset_cases import KINDS, names, random_problem, slow_best, slow_value, so
 
 from pruneopt.errors import ProblemError
 from pruneopt.parts.solvers._linear import lp_bound
-from pruneopt.problems.kinds._bounds import metric_max_min_bound
-from pruneopt.problems.kinds._objectives import subset_value
+from pruneopt.problems.kinds.max_min import metric_bound
 from pruneopt.problems.solution import Status
 from pruneopt.problems.subset import SubsetProblem
 
@@ -70,7 +69,7 @@ def test_objectives_of_every_choice(kind):
         keep = torch.tensor([[bool(code >> i & 1) for i in range(6)]])
         chosen = tuple(i for i in range(6) if code >> i & 1)
         expected = slow_value(problem, 0, chosen)
-        got = subset_value(problem, keep).item()
+        got = problem.value(keep).item()
         assert got == pytest.approx(expected, abs=1e-9)
         seen += expected > -math.inf
     assert seen > 0
@@ -159,7 +158,7 @@ def test_conflicting_protected_tokens_are_infeasible(name):
     similar = torch.ones(1, 4, 4)
     protected = torch.tensor([[True, True, False, False]])
     problem = SubsetProblem.build(
-        "independent_set", 2, torch.ones(1, 4), similar, protected=protected, threshold=0.5
+        "independent_set", 2, unary=torch.ones(1, 4), pairwise=similar, protected=protected, threshold=0.5
     )
     solution = solver(name).solve(problem)
     assert solution.status == (Status.INFEASIBLE,)
@@ -170,7 +169,7 @@ def test_negative_weights_of_facility_location_have_no_bound_and_say_so():
     problem = random_problem("facility_location")
     unary = problem.unary.clone()
     unary[0, 0] = -1
-    bad = SubsetProblem.build("facility_location", 3, unary, problem.pairwise)
+    bad = SubsetProblem.build("facility_location", 3, unary=unary, pairwise=problem.pairwise)
     for name in ("lazy_greedy", "milp"):
         with pytest.raises(ProblemError, match="negative"):
             solver(name).solve(bad)
@@ -187,7 +186,7 @@ def test_farthest_point_is_at_least_half_of_a_metric_optimum(seed):
         solution = solver("farthest_point", seed=rule).solve(problem)
         best = torch.tensor([slow_best(problem, b)[0] for b in range(3)], dtype=torch.float64)
         assert (solution.value >= best / 2 - 1e-12).all()
-        assert (metric_max_min_bound(problem, solution.keep) >= best - 1e-12).all()
+        assert (metric_bound(problem, solution.keep) >= best - 1e-12).all()
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -10,8 +10,6 @@ from subset_cases import KINDS, names, random_problem, slow_value, solver, unit
 
 from pruneopt.errors import ProblemError, SpecError
 from pruneopt.parts.solvers.pivot import walk_pivots
-from pruneopt.problems.kinds._objectives import broken, subset_value
-from pruneopt.problems.kinds._swaps import swap_gains
 from pruneopt.problems.subset import SubsetProblem
 
 HEURISTIC = [(n, kind) for kind in KINDS for n in names(kind) if n not in ("milp", "branch_and_bound")]
@@ -30,9 +28,9 @@ def kept(solution) -> list[int]:
 def test_greedy_conflict_follows_the_worked_check_of_greedyprune():
     last = torch.tensor([0.8, -0.2], dtype=torch.float64)
     w = UNIT @ (last / last.norm())
-    tight = SubsetProblem.build("independent_set", 3, w, COSINE, threshold=0.9)
+    tight = SubsetProblem.build("independent_set", 3, unary=w, pairwise=COSINE, threshold=0.9)
     assert kept(solver("greedy_conflict").solve(tight)) == [0, 4, 5]
-    loose = SubsetProblem.build("independent_set", 5, w, COSINE, threshold=0.5)
+    loose = SubsetProblem.build("independent_set", 5, unary=w, pairwise=COSINE, threshold=0.5)
     filled = solver("greedy_conflict").solve(loose)
     assert filled.order[0].tolist() == [0, 5, 2, 3, 1]
     assert filled.stats["filled"].tolist() == [1]
@@ -45,19 +43,19 @@ def test_greedy_conflict_follows_the_worked_check_of_greedyprune():
 def test_greedy_max_sum_follows_the_worked_check_of_todre():
     pivot = torch.zeros(1, 6, dtype=torch.float64)
     pivot[0, 4] = 1
-    problem = SubsetProblem.build("max_sum", 4, pivot, 1 - COSINE)
+    problem = SubsetProblem.build("max_sum", 4, unary=pivot, pairwise=1 - COSINE)
     solution = solver("greedy_max_sum", seed="unary", scores="seed").solve(problem)
     assert solution.order[0].tolist() == [4, 5, 3, 1]
     assert solution.problem.unary is None  # the score only chose the seed, so it is not in the objective
     assert solution.value.item() == pytest.approx(
-        subset_value(SubsetProblem.build("max_sum", 4, pairwise=1 - COSINE), solution.keep).item()
+        SubsetProblem.build("max_sum", 4, pairwise=1 - COSINE).value(solution.keep).item()
     )
 
 
 def test_farthest_point_with_a_core_follows_the_worked_check_of_zspaprune():
     prompt = torch.tensor([[1, 0.2], [0.8, -0.2]], dtype=torch.float64).mean(0)
     relevance = UNIT @ (prompt / prompt.norm())
-    problem = SubsetProblem.build("max_min", 4, relevance, 1 - COSINE)
+    problem = SubsetProblem.build("max_min", 4, unary=relevance, pairwise=1 - COSINE)
     assert solver("farthest_point", core=0.5).solve(problem).order[0].tolist() == [0, 1, 3, 5]
 
 
@@ -94,12 +92,12 @@ def test_pivot_shares_the_budget_and_respects_the_order_of_visits():
 def test_pivot_ignores_absent_anchors_and_needs_some_pivot():
     problem = random_problem("max_min", 3, batch=1, anchors=True)
     few = SubsetProblem.build(
-        "max_min", 4, problem.unary, problem.pairwise, anchors=problem.anchors[:, [0, 2]]
+        "max_min", 4, unary=problem.unary, pairwise=problem.pairwise, anchors=problem.anchors[:, [0, 2]]
     )
     params = {"pivots": 1, "text_pivots": 2}
     same = [solver("pivot", **params).solve(p).keep for p in (problem, few)]
     assert same[0].equal(same[1])
-    bare = SubsetProblem.build("max_min", 4, problem.unary, problem.pairwise)
+    bare = SubsetProblem.build("max_min", 4, unary=problem.unary, pairwise=problem.pairwise)
     with pytest.raises(ProblemError, match="no pivots"):
         solver("pivot", pivots=0).solve(bare)
 
@@ -108,7 +106,7 @@ def test_release_order_of_pivots_is_that_of_a_python_set():
     problem = random_problem("max_min", 2, batch=1, tokens=40, k=12)
     unary = torch.zeros(1, 40)
     unary[0, [31, 3, 17, 8]] = torch.tensor([4.0, 3, 2, 1])
-    problem = SubsetProblem.build("max_min", 12, unary, problem.pairwise)
+    problem = SubsetProblem.build("max_min", 12, unary=unary, pairwise=problem.pairwise)
     part = solver("dart_pivots", text_pivots=0, prefix=7)
     places = torch.tensor([[31, 3, 17, 8]])
     visits = part._visits(places, torch.ones(1, 4, dtype=torch.bool))
@@ -157,14 +155,13 @@ def test_a_batch_equals_its_samples_and_padding_is_never_read(name, kind):
             SubsetProblem.build(
                 kind,
                 4,
-                part(problem.unary),
-                pair,
-                None,
-                part(problem.protected),
-                anchors,
-                problem.threshold,
-                part(problem.group),
-                quota,
+                unary=part(problem.unary),
+                pairwise=pair,
+                protected=part(problem.protected),
+                anchors=anchors,
+                threshold=problem.threshold,
+                group=part(problem.group),
+                quota=quota,
             )
         )
         assert alone.keep[0].equal(together.keep[b, :n])
@@ -172,8 +169,9 @@ def test_a_batch_equals_its_samples_and_padding_is_never_read(name, kind):
         assert alone.value[0].item() == pytest.approx(together.value[b].item(), rel=1e-12)
         assert alone.upper_bound[0].item() == pytest.approx(together.upper_bound[b].item(), rel=1e-9)
     poisoned = SubsetProblem.build(
-        kind, 4, dirty.get("unary"), dirty.get("pairwise"), problem.mask, problem.protected, problem.anchors,
-        problem.threshold, problem.group, problem.quota,
+        kind, 4, unary=dirty.get("unary"), pairwise=dirty.get("pairwise"), mask=problem.mask,
+        protected=problem.protected, anchors=problem.anchors, threshold=problem.threshold,
+        group=problem.group, quota=problem.quota,
     )  # fmt: skip
     again = solver(name).solve(poisoned)
     assert again.keep.equal(together.keep)
@@ -188,8 +186,8 @@ def test_permuting_tokens_permutes_the_answer(name, kind):
         p = torch.randperm(12, generator=g)
         moved = SubsetProblem.build(
             kind, 5,
-            None if problem.unary is None else problem.unary[:, p],
-            None if problem.pairwise is None else problem.pairwise[:, p][:, :, p],
+            unary=None if problem.unary is None else problem.unary[:, p],
+            pairwise=None if problem.pairwise is None else problem.pairwise[:, p][:, :, p],
             threshold=problem.threshold,
             group=None if problem.group is None else problem.group[:, p],
             quota=problem.quota,
@@ -208,8 +206,8 @@ def test_ties_go_to_the_lower_index(name, kind):
     twice = torch.arange(16) % 8
     problem = SubsetProblem.build(
         kind, 4,
-        None if half.unary is None else half.unary[:, twice].float(),
-        None if half.pairwise is None else half.pairwise[:, twice][:, :, twice].float(),
+        unary=None if half.unary is None else half.unary[:, twice].float(),
+        pairwise=None if half.pairwise is None else half.pairwise[:, twice][:, :, twice].float(),
         threshold=half.threshold,
         group=None if half.group is None else half.group[:, twice],
         quota=half.quota,
@@ -228,7 +226,13 @@ def test_constant_input_keeps_the_first_tokens(kind):
     pairwise = None if kind in ("top_k", "quota") else torch.eye(6)[None] if kind == "log_det" else flat
     group = torch.zeros(1, 6, dtype=torch.int64)
     problem = SubsetProblem.build(
-        kind, 3, torch.ones(1, 6), pairwise, threshold=2.0, group=group, quota=torch.tensor([[3]])
+        kind,
+        3,
+        unary=torch.ones(1, 6),
+        pairwise=pairwise,
+        threshold=2.0,
+        group=group,
+        quota=torch.tensor([[3]]),
     )
     walks = set(names(kind)) - {"milp", "branch_and_bound", "pivot"}
     assert len(walks) > 1
@@ -241,8 +245,8 @@ def test_swap_gains_equal_differences_of_the_objective(kind):
     problem = random_problem(kind, 6, ragged=True, anchors=kind in ("max_min", "max_sum"))
     start = solver("greedy_conflict", on_shortfall="stop") if kind == "independent_set" else None
     keep = start.solve(problem).keep if start else solver("local_search", rounds=1).solve(problem).keep
-    gain, _ = swap_gains(problem, keep)
-    value, compared = subset_value(problem, keep), 0
+    gain = problem.rules.swap_gains(problem, keep)
+    value, compared = problem.value(keep), 0
     for b in range(2):
         chosen = set(keep[b].nonzero().squeeze(1).tolist())
         for i in chosen:
@@ -260,8 +264,8 @@ def test_local_search_never_loses_and_ends_in_a_local_optimum(start, kind):
     first = solver(start).solve(problem)
     better = solver("local_search", start=start).solve(problem)
     assert (better.value >= first.value).all()
-    if not broken(problem, first.keep).any():
-        gain, scale = swap_gains(problem, better.keep)
+    if not problem.broken(first.keep).any():
+        gain, scale = problem.rules.swap_gains(problem, better.keep), problem.magnitude(better.keep)
         legal = better.keep[:, :, None] & ~better.keep[:, None, :]
         assert (gain[legal] <= 1e-9 * scale.max()).all()
 
@@ -285,9 +289,12 @@ def test_lazy_and_plain_gains_give_the_same_walk(seed):
                 trial = keep.clone()
                 trial[0, j] = True
                 single = SubsetProblem.build(
-                    "facility_location", len(chosen) + 1, problem.unary[:1], problem.pairwise[:1]
+                    "facility_location",
+                    len(chosen) + 1,
+                    unary=problem.unary[:1],
+                    pairwise=problem.pairwise[:1],
                 )
-                values.append(-math.inf if j in chosen else subset_value(single, trial).item())
+                values.append(-math.inf if j in chosen else single.value(trial).item())
             assert values[token] == pytest.approx(max(values), rel=1e-12)
         chosen.append(token)
         keep[0, token] = True
@@ -300,12 +307,14 @@ def test_greedy_log_det_equals_greedy_by_determinants():
         chosen: list[int] = []
         for token in order[b].tolist():
             keep = torch.zeros(2, 15, dtype=torch.bool)
-            single = SubsetProblem.build("log_det", len(chosen) + 1, problem.unary, problem.pairwise)
+            single = SubsetProblem.build(
+                "log_det", len(chosen) + 1, unary=problem.unary, pairwise=problem.pairwise
+            )
             values = []
             for j in range(15):
                 trial = keep.clone()
                 trial[:, [*chosen, j]] = True
-                values.append(-math.inf if j in chosen else subset_value(single, trial)[b].item())
+                values.append(-math.inf if j in chosen else single.value(trial)[b].item())
             assert values[token] == pytest.approx(max(values), abs=1e-9)
             chosen.append(token)
 
@@ -315,7 +324,7 @@ def test_greedy_log_det_survives_a_kernel_of_low_rank():
     x = unit(2, 30, 5, g).float()
     quality = torch.rand(2, 30, generator=g) + 0.1
     solution = solver("greedy_log_det").solve(
-        SubsetProblem.build("log_det", 12, quality, x @ x.transpose(1, 2))
+        SubsetProblem.build("log_det", 12, unary=quality, pairwise=x @ x.transpose(1, 2))
     )
     assert (solution.keep.sum(1) == 12).all()
     assert solution.stats["rank"].tolist() == [5, 5]
@@ -328,7 +337,7 @@ def test_greedy_log_det_survives_a_kernel_of_low_rank():
 
 def test_zero_kernel_and_zero_quality_keep_exact_counts():
     for quality in (None, torch.zeros(1, 5)):
-        problem = SubsetProblem.build("log_det", 3, quality, torch.zeros(1, 5, 5))
+        problem = SubsetProblem.build("log_det", 3, unary=quality, pairwise=torch.zeros(1, 5, 5))
         solution = solver("greedy_log_det").solve(problem)
         assert kept(solution) == [0, 1, 2]
         assert solution.value.item() == -math.inf
@@ -342,26 +351,35 @@ def test_bad_problems_are_refused_by_name():
     quota = {"group": torch.zeros(1, 4, dtype=torch.int64)}
     for match, build in (
         ("pairwise is not finite in sample 0", lambda: SubsetProblem.build("max_min", 2, pairwise=nan)),
-        ("unary is not finite in sample 0", lambda: SubsetProblem.build("top_k", 2, inf)),
-        ("cannot choose 5 of 4 tokens in sample 0", lambda: SubsetProblem.build("max_min", 5, None, square)),
-        ("cannot choose 0 of 4", lambda: SubsetProblem.build("max_min", 0, None, square)),
+        ("unary is not finite in sample 0", lambda: SubsetProblem.build("top_k", 2, unary=inf)),
+        (
+            "cannot choose 5 of 4 tokens in sample 0",
+            lambda: SubsetProblem.build("max_min", 5, pairwise=square),
+        ),
+        ("cannot choose 0 of 4", lambda: SubsetProblem.build("max_min", 0, pairwise=square)),
         (
             "anchors hold NaN",
-            lambda: SubsetProblem.build("max_min", 2, None, square, anchors=torch.full((1, 1, 4), math.nan)),
+            lambda: SubsetProblem.build(
+                "max_min", 2, pairwise=square, anchors=torch.full((1, 1, 4), math.nan)
+            ),
         ),
         (
             "sum to 3, but k is 2",
-            lambda: SubsetProblem.build("quota", 2, torch.ones(1, 4), quota=torch.tensor([[3]]), **quota),
+            lambda: SubsetProblem.build(
+                "quota", 2, unary=torch.ones(1, 4), quota=torch.tensor([[3]]), **quota
+            ),
         ),
         (
             "has only 0 tokens but its quota is 1",
-            lambda: SubsetProblem.build("quota", 2, torch.ones(1, 4), quota=torch.tensor([[1, 1]]), **quota),
+            lambda: SubsetProblem.build(
+                "quota", 2, unary=torch.ones(1, 4), quota=torch.tensor([[1, 1]]), **quota
+            ),
         ),
         ("does not solve top_k", lambda: solver("farthest_point").solve(random_problem("top_k"))),
         (
             "needs scores",
             lambda: solver("farthest_point", seed="unary").solve(
-                SubsetProblem.build("max_min", 2, None, square)
+                SubsetProblem.build("max_min", 2, pairwise=square)
             ),
         ),
     ):

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from subset_cases import KINDS, OWN, names, random_problem, solver
 
-from pruneopt.problems.kinds._objectives import broken
 from pruneopt.problems.subset import SubsetProblem
 from pruneopt.testing.signal_checks import sync_operations
 
@@ -46,7 +45,7 @@ def test_heuristic_exact_bound_are_in_this_order(kind, seed, tokens, share, ragg
         if name in names(kind, exact=True):
             assert (solution.value >= best.value - slack)[fair].all(), name
         if kind != "independent_set":
-            assert not broken(problem, solution.keep).any(), name
+            assert not problem.broken(solution.keep).any(), name
 
 
 HOT = sorted(set(OWN) - {"brute_force", "milp", "branch_and_bound", "local_search", "lazy_greedy"})
@@ -56,8 +55,9 @@ HOT = sorted(set(OWN) - {"brute_force", "milp", "branch_and_bound", "local_searc
 def test_the_hot_path_never_waits_for_the_device(name, kind):
     plain = random_problem(kind, 0, tokens=20, k=6, ragged=True, protect=True)
     problem = SubsetProblem.build(
-        kind, plain.k, plain.unary, plain.pairwise, plain.mask, plain.protected, plain.anchors,
-        plain.threshold, plain.group, plain.quota, check=False, counts=(6, 6),
+        kind, plain.k, unary=plain.unary, pairwise=plain.pairwise, mask=plain.mask,
+        protected=plain.protected, anchors=plain.anchors, threshold=plain.threshold,
+        group=plain.group, quota=plain.quota, check=False, counts=(6, 6),
     )  # fmt: skip
     part = solver(name)
     assert sync_operations(lambda: part.solve(problem)) == []
@@ -65,6 +65,6 @@ def test_the_hot_path_never_waits_for_the_device(name, kind):
 
 def test_counts_on_the_host_are_not_needed():
     plain = random_problem("max_min", 0, tokens=20, k=6)
-    unknown = SubsetProblem.build("max_min", torch.tensor([6, 3]), plain.unary, plain.pairwise)
+    unknown = SubsetProblem.build("max_min", torch.tensor([6, 3]), unary=plain.unary, pairwise=plain.pairwise)
     assert unknown.counts is None
     assert solver("farthest_point").solve(unknown).keep.sum(1).tolist() == [6, 3]

@@ -1,0 +1,94 @@
+"""Weighted independent set: the best tokens of which no two are too alike."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pruneopt.problems.kinds._kind import Kind
+from pruneopt.problems.kinds._program import Program, choosing, placed
+from pruneopt.problems.kinds._terms import modular, modular_gains, pair_mask, unary_or
+
+if TYPE_CHECKING:
+    from pruneopt.problems.subset import SubsetProblem, Terms
+
+
+class IndependentSet(Kind):
+    """Sum of `unary` over at most k tokens, no two of them with `pairwise > threshold`."""
+
+    name: ClassVar[str] = "independent_set"
+    needs: ClassVar[frozenset[str]] = frozenset({"unary", "threshold"})
+    pairs: ClassVar[str] = "kernels"
+    symmetric: ClassVar[bool] = True
+    at_most: ClassVar[bool] = True
+    scaled: ClassVar[frozenset[str]] = frozenset({"unary"})
+    greedy = {"kind": "greedy_conflict", "on_shortfall": "stop"}
+
+    def value(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
+        return modular(problem, keep)
+
+    def broken(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
+        return (conflicts(problem) & keep[:, :, None] & keep[:, None, :]).flatten(1).any(1)
+
+    def bound(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
+        """k largest group maxima over greedy groups of tokens that all conflict with each other.
+
+        A feasible choice holds at most one token of such a group.  At least one token is always chosen.
+        Protected tokens are not used.
+        """
+        pairs = conflicts(problem).cpu().numpy()
+        score, real = unary_or(problem, 0.0).cpu().numpy(), problem.real.cpu().numpy()
+        out = [_bound_one(*each) for each in zip(pairs, score, real, problem.k.tolist(), strict=True)]
+        return torch.tensor(out, dtype=torch.float64, device=problem.k.device)
+
+    def swap_gains(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
+        pairs = conflicts(problem)
+        against = (pairs & keep[:, None, :]).sum(2)
+        legal = (against[:, None, :] - pairs.to(against.dtype)) == 0
+        return modular_gains(problem).masked_fill(~legal, -math.inf)
+
+    def linear(self, problem: SubsetProblem) -> Program:
+        program = choosing(problem, least=1)
+        program.c = placed(unary_or(problem, 0.0), program.place)
+        program.add_conflicts(placed(conflicts(problem), program.place))
+        return program
+
+    def draw(self, unit: Tensor, quality: Tensor, k: int) -> Terms:
+        """Conflicts are the most similar tenth of all pairs of the first sample."""
+        terms = super().draw(unit, quality, k)
+        return {**terms, "threshold": float(terms["pairwise"][0].double().quantile(0.9))}  # type: ignore[index]
+
+
+def conflicts(problem: SubsetProblem) -> Tensor:
+    """`[B,N,N]` bool: pairs of different real tokens more alike than `threshold`; as alike is no conflict.
+
+    Compared in the dtype of `pairwise`, into which the threshold is rounded: a float32 entry that was
+    written as 0.3 equals a threshold of 0.3.
+    """
+    assert problem.threshold is not None and problem.pairwise is not None
+    pairs = problem.pairwise > problem.threshold
+    pairs = pairs | pairs.transpose(1, 2)
+    pairs.diagonal(dim1=1, dim2=2).fill_(False)
+    return pairs & pair_mask(problem)
+
+
+def _bound_one(pairs: np.ndarray, score: np.ndarray, real: np.ndarray, k: int) -> float:
+    tops = []
+    left = real.copy()
+    for i in np.argsort(-score, kind="stable"):
+        if not left[i]:
+            continue
+        tops.append(score[i])
+        candidates = left & pairs[i]
+        left[i] = False
+        while candidates.any():
+            inner = np.flatnonzero(candidates)
+            member = int(inner[np.argmax(pairs[np.ix_(inner, inner)].sum(1))])
+            left[member] = False
+            candidates &= pairs[member]
+    positive = [t for t in tops[:k] if t > 0]
+    return sum(positive) if positive else max(tops)

@@ -1,0 +1,122 @@
+"""Log-determinants: the largest volume."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from pruneopt.problems.kinds._kind import Kind
+from pruneopt.problems.kinds._terms import symmetric_pairwise, unary_or
+
+if TYPE_CHECKING:
+    from pruneopt.problems.subset import SubsetProblem, Terms
+
+
+class LogDet(Kind):
+    """Log-determinant of `diag(q) L diag(q)` restricted to the choice, `L = pairwise`, `q = unary` or ones.
+
+    -inf for a choice that is singular to the dtype of the kernel (see `block_log_det`).
+    """
+
+    name: ClassVar[str] = "log_det"
+    pairs: ClassVar[str] = "kernels"
+    symmetric: ClassVar[bool] = True
+    definite: ClassVar[bool] = True
+    unit: ClassVar[str] = "nats"
+    scaled: ClassVar[frozenset[str]] = frozenset({"pairwise"})
+    greedy = {"kind": "greedy_log_det"}
+
+    def kernel(self, problem: SubsetProblem) -> Tensor:
+        quality = unary_or(problem, 1.0)
+        return quality[:, :, None] * symmetric_pairwise(problem) * quality[:, None, :]
+
+    def value(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
+        order, inside = _chosen_first(keep)
+        rows = order[:, :, None].expand(-1, -1, keep.shape[1])
+        block = self.kernel(problem).gather(1, rows)
+        block = block.gather(2, order[:, None, :].expand(-1, order.shape[1], -1))
+        eye = torch.eye(order.shape[1], dtype=block.dtype, device=block.device)
+        block = torch.where(inside[:, :, None] & inside[:, None, :], block, eye)
+        return block_log_det(block, singular_below(problem, keep.sum(1)))
+
+    def magnitude(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
+        """A nat per token: the value changes by a constant when its kernel is scaled."""
+        return keep.sum(1).double()
+
+    def bound(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
+        """The smaller of the Hadamard bound and the spectral one: k largest diagonals, k largest eigenvalues.
+
+        The second follows from Cauchy interlacing: the j-th eigenvalue of any principal block is at most that
+        of the whole matrix, which needs no assumption about the kernel, as only positive definite blocks have
+        a value.  Eigenvalues are raised by what their computation may have lost.  Protected tokens are not
+        used.
+        """
+        kernel = self.kernel(problem)
+        diagonal = kernel.diagonal(dim1=1, dim2=2)
+        logs = diagonal.clamp_min(0).log().masked_fill(~problem.real, -math.inf)
+        eigen = torch.linalg.eigvalsh(kernel)
+        noise = eigen.abs().amax(1, keepdim=True) * 1e-15 * kernel.shape[1]
+        spectral = (eigen.clamp_min(0) + noise).log()
+        return torch.minimum(log_best_k(logs, problem.k), log_best_k(spectral, problem.k))
+
+    def swap_gains(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
+        kernel = self.kernel(problem)
+        inside, exists = _chosen_first(keep)
+        width = inside.shape[1]
+        rows = kernel.gather(1, inside[:, :, None].expand(-1, -1, kernel.shape[2]))
+        rows = rows.masked_fill(~exists[:, :, None], 0)
+        block = rows.gather(2, inside[:, None, :].expand(-1, width, -1)).masked_fill(~exists[:, None, :], 0)
+        block = block + torch.diag_embed((~exists).to(block.dtype))
+        inverse = torch.linalg.pinv(block, hermitian=True)
+        mixed = inverse @ rows
+        residual = kernel.diagonal(dim1=1, dim2=2) - (rows * mixed).sum(1)
+        # det(S - i + j) / det(S) = A_ii (L_jj - c^T A c) + (A c)_i^2 with A = L_S^-1, c = L_Sj
+        ratio = inverse.diagonal(dim1=1, dim2=2)[:, :, None] * residual[:, None, :] + mixed.square()
+        gain = ratio.clamp_min(0).log()
+        full = torch.full_like(kernel, -math.inf)
+        return full.scatter_(1, inside[:, :, None].expand(-1, -1, kernel.shape[2]), gain)
+
+    def draw(self, unit: Tensor, quality: Tensor, k: int) -> Terms:
+        """With scores as quality."""
+        return {**super().draw(unit, quality, k), "unary": quality}
+
+
+def _chosen_first(keep: Tensor) -> tuple[Tensor, Tensor]:
+    """`[B,K]` places of the chosen tokens, and which of the entries are chosen ones."""
+    order = (~keep).to(torch.int8).argsort(dim=1, stable=True)[:, : max(1, int(keep.sum(1).max()))]
+    return order, keep.gather(1, order)
+
+
+def log_best_k(logs: Tensor, k: Tensor) -> Tensor:
+    """`[B]` sum of the `k[b]` largest of `[B,N]`."""
+    top = logs.sort(dim=1, descending=True).values
+    place = torch.arange(top.shape[1], device=top.device)
+    return top.masked_fill(place >= k[:, None], 0).sum(1)
+
+
+def singular_below(problem: SubsetProblem, size: Tensor) -> Tensor:
+    """`[B]` float64: a choice of `size` `[B]` tokens is singular when an eigenvalue is no larger than this.
+
+    Size times the rounding of the kernel's dtype, of the block scaled to a unit diagonal: what the entries
+    themselves do not resolve.  A float32 Gram matrix of low rank has such eigenvalues on both sides of zero.
+    """
+    assert problem.pairwise is not None
+    return size.double() * torch.finfo(problem.pairwise.dtype).eps
+
+
+def block_log_det(block: Tensor, singular: Tensor) -> Tensor:
+    """`[B]` log-determinants of symmetric blocks `[B,K,K]` float64.
+
+    -inf unless every eigenvalue of the block, scaled to a unit diagonal, is above `singular` `[B]`.  So a
+    finite value belongs to a positive definite block, and interlacing and Hadamard bound it whatever the
+    rest of the kernel is.
+    """
+    scale = block.diagonal(dim1=1, dim2=2).clamp_min(1e-300).sqrt()
+    unit = block / (scale[:, :, None] * scale[:, None, :])
+    least = torch.diag_embed(singular[:, None].expand(-1, block.shape[1]))
+    definite = torch.linalg.cholesky_ex(unit - least).info == 0
+    log = torch.linalg.slogdet(unit).logabsdet
+    return torch.where(definite | log.isnan(), log + 2 * scale.log().sum(1), -math.inf)
