@@ -1,0 +1,1 @@
+"""Two insertion points as another package would add them: inside the vision encoder, and in the cache."""
