@@ -1,4 +1,4 @@
-"""What the site needs beside the pages: navigation of the method pages, and the pictures of the records.
+"""What the site needs beside the pages: methods in the menu, pictures of the records, all public names.
 
 Pages link to pictures as a reader of the repository sees them, `../experiments/records/...`; that is outside
 of `docs/`, so the build copies each of them into the site and points the link there.
@@ -6,13 +6,19 @@ of `docs/`, so the build copies each of them into the site and points the link t
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
+import pruneopt
+import pruneopt.parts
+
 ROOT = Path(__file__).resolve().parents[1]
+PUBLIC = [f"{module.__name__}.{name}" for module in (pruneopt, pruneopt.parts) for name in module.__all__]
+log = logging.getLogger("mkdocs.hooks.reference")  # `--strict` counts the warnings below `mkdocs`
 RECORDS = "experiments/records"
 _PICTURE = re.compile(rf"(!\[[^\]]*\]\()(?:\.\./)+({RECORDS}/[^)\s]+)(\))")
 
@@ -34,6 +40,13 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Point links to record pictures at their copies; one that does not exist stays a broken link."""
+    """Point links to record pictures at their copies; one that does not exist stays a broken link.
+
+    The reference must name everything that is public; each name that it lacks is a warning.
+    """
+    if page.file.src_uri == "reference.md":
+        for name in PUBLIC:
+            if f"::: {name}\n" not in markdown:
+                log.warning(f"reference.md lacks a line '::: {name}'")
     up = "../" * page.file.src_uri.count("/")
     return _PICTURE.sub(lambda link: f"{link[1]}{up}{link[2]}{link[3]}", markdown)

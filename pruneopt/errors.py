@@ -13,7 +13,12 @@ from contextlib import contextmanager
 class PruneoptError(Exception):
     """Base class: catch this to catch every refusal of pruneopt.
 
-    `key` is the dotted key of the spec that is to blame, where there is one.
+    Parameters
+    ----------
+    message
+        What was wrong, where, and what to do.
+    key
+        Dotted key of the spec that is to blame, where there is one.
     """
 
     def __init__(self, message: str = "", *, key: str = ""):
@@ -22,7 +27,13 @@ class PruneoptError(Exception):
 
 
 class SpecError(PruneoptError):
-    """A spec, an override or a part parameter is not acceptable."""
+    """A spec, an override or a part parameter is not acceptable.
+
+    Parameters
+    ----------
+    message, key
+        As in `PruneoptError`.
+    """
 
 
 class RegistryError(PruneoptError):

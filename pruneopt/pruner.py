@@ -60,6 +60,11 @@ class Pruner:
 
     `select(signals)` builds the problem, solves it, reads out an importance, keeps what the budget allows
     and runs the post-steps.
+
+    Parameters
+    ----------
+    stage
+        One of `Spec.stages`.
     """
 
     stage: StageSpec
@@ -75,14 +80,29 @@ class Pruner:
 
         Parameters
         ----------
-        signals: at least `self.stage.needs`; `group` as well when the budget holds per group and a sample
-            has several.
-        start: visual tokens of each sample in the unpruned prompt, for budgets relative to it; None means
-            that nothing was pruned before.
-        check: look for NaN and infinity in the signals, which waits for a GPU.  Callers that pass False
-            must look at `signals.bad_values(needs)` themselves.
+        signals
+            At least `self.stage.needs`; `group` as well when the budget holds per group and a sample has
+            several.
+        start
+            Visual tokens of each sample in the unpruned prompt, for budgets relative to it; None means that
+            nothing was pruned before.
+        clock
+            Where the seconds of each step go; one of its own when None.
+        check
+            Look for NaN and infinity in the signals, which waits for a GPU.  Callers that pass False must
+            look at `signals.bad_values(needs)` themselves.
 
-        Raises SignalError for missing or non-finite signals, ProblemError for a budget that cannot be met.
+        Returns
+        -------
+        Selection
+            Exactly the tokens that the budget allows, per sample or group.
+
+        Raises
+        ------
+        SignalError
+            For missing or non-finite signals.
+        ProblemError
+            For a budget that cannot be met.
         """
         clock = clock or Clock()
         needs = self.stage.needs
@@ -258,11 +278,26 @@ def select(
 
     Parameters
     ----------
-    spec: a method name, a path or a Spec.  signals: canonical names and shapes (see `docs/signals.md`).
-    groups: `[B,N]` int64, the image, crop or frame of every token; overrides the signal `group`.
-    stage: which stage of a method with several.
+    spec
+        A method name, a path or a Spec.
+    signals
+        Canonical names and shapes (see `docs/signals.md`).
+    groups
+        The image, crop or frame of every token; overrides the signal `group`.
+    stage
+        Which stage of a method with several.
 
-    Raises SpecError for the spec or stage, SignalError for signals that are missing or no tensors.
+    Returns
+    -------
+    Selection
+        Exactly the tokens that the budget allows.
+
+    Raises
+    ------
+    SpecError
+        For the spec or stage.
+    SignalError
+        For signals that are missing or no tensors.
     """
     spec = spec if isinstance(spec, Spec) else load_spec(spec)
     if not 0 <= stage < len(spec.stages):

@@ -135,11 +135,17 @@ class Signals(Mapping[str, Tensor]):
 
     Parameters
     ----------
-    tensors: canonical names (see `SIGNALS`) to tensors; the first axis of all is the same batch.
-    mask: `[B,N]` bool, True at real tokens; all True when None.
-    sample: `[B]` int64, the sample each problem came from once samples are split into groups.
+    tensors
+        Canonical names (see `SIGNALS`) to tensors; the first axis of all is the same batch.
+    mask
+        `[B,N]` bool, True at real tokens; all True when None.
+    sample
+        `[B]` int64, the sample that each problem came from once samples are split into groups.
 
-    Raises SignalError for unknown names and for shapes that disagree on B or N.
+    Raises
+    ------
+    SignalError
+        For unknown names and for shapes that disagree on B or N.
     """
 
     def __init__(

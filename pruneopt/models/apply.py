@@ -46,12 +46,25 @@ def apply(
 
     Parameters
     ----------
-    model: a supported transformers model, in any attention setting.
-    spec: a method name, a path, a mapping or a Spec.
-    clock: builds the clock of each stage; benchmarks pass one that waits for the device.
+    model
+        A supported transformers model, in any attention setting.
+    spec
+        A method name, a path, a mapping or a Spec.
+    clock
+        Builds the clock of each stage; benchmarks pass one that waits for the device.
 
-    Raises SpecError for the spec, ModelError for a model, layer or signal that does not exist and for a model
-    that is pruned already.  The model is untouched after an error.
+    Returns
+    -------
+    Handle
+        Its `remove()` restores the model, its `run` tells what was kept.
+
+    Raises
+    ------
+    SpecError
+        For the spec.
+    ModelError
+        For a model, layer or signal that does not exist and for a model that is pruned already.  The model
+        is untouched after an error.
     """
     resolved = spec if isinstance(spec, Spec) else load_spec(spec)
     adapter = adapter_for(model)
@@ -83,7 +96,15 @@ def prune(
 ) -> Iterator[Run]:
     """Prune every prompt inside the context; leaving it, by any road, restores the model.
 
-    Parameters and errors are those of `apply`.
+    Parameters
+    ----------
+    model, spec, clock
+        As for `apply`, and so are the errors.
+
+    Yields
+    ------
+    Run
+        What was kept, and the report.
     """
     handle = apply(model, spec, clock)
     try:

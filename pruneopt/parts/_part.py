@@ -43,7 +43,26 @@ def param(
     choices: tuple[Any, ...] | None = None,
     doc: str = "",
 ) -> Any:
-    """A part parameter with its allowed range: `low <= x <= high`, `x > above`, or one of `choices`."""
+    """Declare a parameter of a part with its allowed range.
+
+    Parameters
+    ----------
+    default
+        Its value where a spec gives none; without one the spec must give it.
+    low, high
+        The range, ends included.
+    above
+        What the value must exceed.
+    choices
+        All values that are allowed.
+    doc
+        A few words for `pruneopt list`.
+
+    Returns
+    -------
+    dataclasses.Field
+        For the body of the part's class.
+    """
     metadata = {"low": low, "high": high, "above": above, "choices": choices, "doc": doc}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -267,7 +286,24 @@ class Grouping(Score):
         k: Int[Tensor, " B"],
         importance: Float[Tensor, "B N"],
     ) -> tuple[Int[Tensor, "B N"], Int[Tensor, "B G"]] | None:
-        """Groups `[B,N]` and quotas `[B,G]` int64 that sum to `k` `[B]`; None: in proportion to size."""
+        """Share the budget over the groups; None shares it in proportion to their size.
+
+        Parameters
+        ----------
+        group
+            The groups of all tokens.
+        mask
+            True at real tokens.
+        k
+            Tokens to keep.
+        importance
+            The scores of the problem, higher is kept.
+
+        Returns
+        -------
+        tuple of Tensor, or None
+            Groups, which may be fewer than before, and their quotas, which sum to `k`.
+        """
         return None
 
 
@@ -310,7 +346,8 @@ class SubsetSolver(Solver):
     kinds: ClassVar[frozenset[str]]
 
     @abstractmethod
-    def solve(self, problem: SubsetProblem) -> SubsetSolution: ...
+    def solve(self, problem: SubsetProblem) -> SubsetSolution:
+        """Return the choice per problem; never raises for what has no answer, see `Status`."""
 
 
 class Readout(Part):
@@ -335,7 +372,20 @@ class Step(Part):
     def __call__(self, selection: Selection, signals: Signals) -> Selection: ...
 
     def count(self, kept: int, tokens: int) -> int:
-        """How many of `tokens` are kept after this step when `kept` were before it."""
+        """Count the tokens that are kept after this step.
+
+        Parameters
+        ----------
+        kept
+            Tokens that were kept before it.
+        tokens
+            Tokens that there are.
+
+        Returns
+        -------
+        int
+            From 0 to `tokens`.
+        """
         return kept
 
 

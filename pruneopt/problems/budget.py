@@ -14,11 +14,24 @@ from pruneopt.errors import ProblemError, SpecError
 class Budget:
     """How many tokens stay.
 
-    `keep` at most 1 is a ratio of what was there at the start (1 keeps all); a whole number above 1 is a
-    count.  `rounding` turns ratio times tokens into a count; a ratio never keeps fewer than one token.
-    `scope` says whether the ratio or count holds per `group` (image, crop, frame) or per `sample`.
-    `total`: the count includes what later steps add (recovered or merged tokens).
-    `relative_to`: `start` (the tokens of the unpruned prompt) or `current` (those still alive).
+    Parameters
+    ----------
+    keep
+        At most 1: a ratio (1 keeps all).  A whole number above 1: a count.
+    rounding
+        How ratio times tokens becomes a count: `round` (half-way cases to even), `floor` or `ceil`; a ratio
+        never keeps fewer than one token.
+    scope
+        Whether `keep` holds per `group` (image, crop, frame) or per `sample`.
+    total
+        Whether the count includes what later steps add (recovered or merged tokens).
+    relative_to
+        What a ratio is of: `start`, the tokens of the unpruned prompt, or `current`, those still alive.
+
+    Raises
+    ------
+    SpecError
+        For a value that is none of these, with its key.
     """
 
     keep: float | int = 0.5
@@ -50,9 +63,24 @@ class Budget:
                 raise SpecError(f"budget.{name} must be one of {', '.join(known)}, got {value!r}", key=name)
 
     def count(self, start: int, alive: int) -> int:
-        """Tokens to keep of `alive`, when the unpruned prompt had `start`.
+        """Count the tokens to keep.
 
-        Raises ProblemError when a count exceeds what is alive.  Half-way cases round to even.
+        Parameters
+        ----------
+        start
+            Tokens of the unpruned prompt.
+        alive
+            Tokens that are left.
+
+        Returns
+        -------
+        int
+            From 1 to `alive`.
+
+        Raises
+        ------
+        ProblemError
+            When a count exceeds what is alive.
         """
         base = start if self.relative_to == "start" else alive
         if float(self.keep) > 1:
@@ -73,6 +101,7 @@ class Budget:
         return wanted
 
     def to_spec(self) -> dict[str, Any]:
+        """Every field, as the section `budget` of a spec."""
         return {
             "keep": self.keep,
             "rounding": self.rounding,

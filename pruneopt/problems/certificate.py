@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.brief import Brief
@@ -19,26 +20,35 @@ NOISE = torch.finfo(torch.float64).eps
 class Certificate(Brief):
     """Bounds that need no reference solver, per problem `[B]`, in units of the cost.
 
-    `value` is the cost of the plan rounded onto the polytope, hence an upper bound of the optimum;
-    `lower_bound` comes from a c-transform of the potentials, hence is dual feasible; `gap` is their
-    difference, never negative beyond rounding, and computed above the cheapest pair, so that an offset of the
-    cost does not blur it.  `row_error`, `col_error`: L1 violation of the marginals before rounding.
-    `f [B,N]`, `g [B,M]`: the potentials behind the bound, `f_i + g_j <= cost_ij`.
-
-    `tolerance [B]` is the gap up to which the plan counts as optimal: 1e-9 of what it pays above the cheapest
-    real pair.  Pairs that the plan avoids have no part in it, so a huge cost cannot inflate it.  A plan whose
-    marginals are missed by more than 1e-9 is no optimum whatever it pays.
     Source: Altschuler, Weed, Rigollet 2017, Algorithm 2; Villani 2009, Theorem 5.10.
+
+    Parameters
+    ----------
+    value
+        Cost of the plan rounded onto the polytope, hence an upper bound of the optimum.
+    lower_bound
+        From a c-transform of the potentials, which is dual feasible.
+    gap
+        Their difference, never negative beyond rounding, and computed above the cheapest pair, so that an
+        offset of the cost does not blur it.
+    row_error, col_error
+        L1 violation of the marginals before rounding.  A plan that misses them by more than 1e-9 is no
+        optimum whatever it pays.
+    tolerance
+        Gap up to which the plan counts as optimal: 1e-9 of what it pays above the cheapest real pair.  Pairs
+        that the plan avoids have no part in it, so a huge cost cannot inflate it.
+    f, g
+        The potentials behind the bound, `f_i + g_j <= cost_ij`.
     """
 
-    value: Tensor
-    lower_bound: Tensor
-    gap: Tensor
-    row_error: Tensor
-    col_error: Tensor
-    tolerance: Tensor
-    f: Tensor
-    g: Tensor
+    value: Float[Tensor, " B"]
+    lower_bound: Float[Tensor, " B"]
+    gap: Float[Tensor, " B"]
+    row_error: Float[Tensor, " B"]
+    col_error: Float[Tensor, " B"]
+    tolerance: Float[Tensor, " B"]
+    f: Float[Tensor, "B N"]
+    g: Float[Tensor, "B M"]
 
     @property
     def proved(self) -> Tensor:

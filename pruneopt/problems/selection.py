@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from pruneopt.problems.certificate import Certificate, c_transform, certify, round_to_polytope  # noqa: F401
@@ -18,27 +19,38 @@ class Selection:
 
     Parameters
     ----------
-    keep: `[B,N]` bool.
-    counts: kept tokens per sample where they are known without looking at the tensor, else None.
-    importance: `[B,N]` scores behind the choice (higher was kept), if the problem has them.
-    merge: `[B,N,N]` or None; row i holds the weights that build the new value of kept token i from all
-        tokens (identity rows leave a token alone).  Rows of dropped tokens are never read.
-    size: `[B,N]` how many original tokens each kept one stands for, carried by merging steps.
-    rank: `[B,N]` or None; kept tokens are emitted by ascending rank, then index (None: by index).
-    solution: the answer of the problem that the spec states.
-    evidence: every answer on the way by the key of what asked for it: `problem` is `solution`, and a score
-        that solves one stands under its own, such as `problem.scores.LABEL`; `problem.top_k` is the ranking
-        after `problem.kind: transport`.  Certificates are derived when read.  Rows are problems (images,
-        crops or frames where the budget holds per group).
-    diagnostics: sentences about how far the result can be trusted.
+    keep
+        True at kept tokens.
+    counts
+        Kept tokens per sample where they are known without looking at the tensor.
+    importance
+        The scores behind the choice (higher was kept), if the problem has them.
+    merge
+        Row i holds the weights that build the new value of kept token i from all tokens (identity rows leave
+        a token alone).  Rows of dropped tokens are never read.
+    size
+        How many original tokens each kept one stands for, carried by merging steps.
+    rank
+        Kept tokens are emitted by ascending rank, then index; by index alone when None.
+    solution
+        The answer of the problem that the spec states.
+    evidence
+        Every answer on the way by the key of what asked for it: `problem` is `solution`, and a score that
+        solves one stands under its own, such as `problem.scores.LABEL`; `problem.top_k` is the ranking after
+        `problem.kind: transport`.  Certificates are derived when read.  Rows are problems (images, crops or
+        frames where the budget holds per group).
+    diagnostics
+        Sentences about how far the result can be trusted.
+    seconds
+        Host seconds per named step.
     """
 
-    keep: Tensor
+    keep: Bool[Tensor, "B N"]
     counts: tuple[int, ...] | None = None
-    importance: Tensor | None = None
-    merge: Tensor | None = None
-    size: Tensor | None = None
-    rank: Tensor | None = None
+    importance: Num[Tensor, "B N"] | None = None
+    merge: Float[Tensor, "B N N"] | None = None
+    size: Num[Tensor, "B N"] | None = None
+    rank: Num[Tensor, "B N"] | None = None
     solution: Solution | None = None
     diagnostics: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
@@ -63,12 +75,12 @@ class Selection:
         return self.counts if self.counts is not None else tuple(self.keep.sum(1).tolist())
 
     @property
-    def indices(self) -> list[Tensor]:
-        """Sorted kept positions per sample, each `[k]` int64."""
+    def indices(self) -> list[Int[Tensor, " K"]]:
+        """Sorted kept positions per sample."""
         return [row.nonzero().squeeze(1) for row in self.keep]
 
-    def index(self) -> Tensor:
-        """`[B,K]` int64 kept positions in order of emission; rows shorter than K end in dropped ones."""
+    def index(self) -> Int[Tensor, "B K"]:
+        """Kept positions in order of emission; rows shorter than K end in dropped ones."""
         width = max(self.known_counts)
         dropped = (~self.keep).to(torch.int8)
         if self.rank is None:
@@ -77,4 +89,5 @@ class Selection:
         return by_rank.gather(1, dropped.gather(1, by_rank).argsort(dim=1, stable=True))[:, :width]
 
     def with_diagnostics(self, notes: Sequence[str]) -> Selection:
+        """The same selection with more sentences about how far it can be trusted."""
         return replace(self, diagnostics=(*self.diagnostics, *notes))

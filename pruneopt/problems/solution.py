@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pruneopt.brief import Brief
@@ -19,7 +20,7 @@ from pruneopt.problems.transport import TransportProblem
 
 
 class Status(Enum):
-    """How a solve ended; the value tells the user what to try next."""
+    """How a solve ended; the value says what to try next."""
 
     OPTIMAL = "An optimum was found and proved."
     CONVERGED = "The tolerance was met; lower it or epsilon, with annealing, to come closer to the optimum."
@@ -59,7 +60,15 @@ def settled(ended: Status, gap: float, slack: float) -> Status:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Solution(Brief):
-    """Common part of every result: how it ended, what it cost, what else the solver reported."""
+    """Common part of every result: how it ended, what it cost, what else the solver reported.
+
+    Parameters
+    ----------
+    seconds
+        Host seconds of the solve.
+    stats
+        What the solver reported beside its answer.
+    """
 
     seconds: float
     stats: dict[str, Any] = field(default_factory=dict)
@@ -69,24 +78,34 @@ class Solution(Brief):
 class TransportSolution(Solution):
     """A transport plan with potentials; everything else is derived from them when first read.
 
-    Parameters
-    ----------
-    problem: what was solved.  plan: `[B,N,M]`.
-    f, g: `[B,N]`, `[B,M]` potentials in cost units, or None where the method has none.
-    rounds: `[B]` int64.  ended: one Status per problem, as the solver saw it; `status` is what holds.
-    order: which side was updated last, `"source"`, `"target"`, `"both"` (exact solvers) or `"neither"`.
-
     Gradients, where the problem asks for them: a plan that autograd followed differentiates, and so does all
     that is derived from it.  A plan that it did not follow refuses by name, and so do its potentials; its
     `value` has the gradient of the optimum (plan and potentials, by the envelope theorem) where the
     certificate proves one, and refuses elsewhere.
+
+    Parameters
+    ----------
+    problem
+        What was solved.
+    plan
+        Mass that goes from each source to each target.
+    f, g
+        Potentials in cost units, or None where the method has none.
+    rounds
+        Rounds of each problem, where the method has some.
+    ended
+        One Status per problem, as the solver saw it; `status` is what holds.
+    order
+        Which side was updated last: `source`, `target`, `both` (exact solvers) or `neither`.
+    solver
+        Name of the solver.
     """
 
     problem: TransportProblem = None  # type: ignore[assignment]
-    plan: Tensor = None  # type: ignore[assignment]
-    f: Tensor | None = None
-    g: Tensor | None = None
-    rounds: Tensor | None = None
+    plan: Float[Tensor, "B N M"] = None  # type: ignore[assignment]
+    f: Float[Tensor, "B N"] | None = None
+    g: Float[Tensor, "B M"] | None = None
+    rounds: Int[Tensor, " B"] | None = None
     ended: tuple[Status, ...] = ()
     order: str = "neither"
     solver: str = ""

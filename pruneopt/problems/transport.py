@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pruneopt.brief import Brief, want_tensor
@@ -18,33 +19,49 @@ class TransportProblem(Brief):
 
     Parameters
     ----------
-    cost: `[B,N,M]` floating point; lower is cheaper; finite wherever both masks are True.
-    a, b: `[B,N]` and `[B,M]`, non-negative, each summing to one per problem; zero where masked.
-    row_mask, col_mask: bool, True at real rows and columns; None means all real.
-
-    Raises ProblemError naming the argument and the sample for wrong shapes, non-finite or negative entries,
-    a sample whose rows or columns are all masked, a range that overflows, and masses that do not sum to one
-    within 1e-4 (they are renormalised in float64 below that).
+    cost
+        Lower is cheaper; finite wherever both masks are True.
+    a, b
+        Non-negative, each summing to one per problem; zero where masked.
+    row_mask, col_mask
+        True at real rows and columns; None means all real.
     """
 
-    cost: Tensor
-    a: Tensor
-    b: Tensor
-    row_mask: Tensor | None = None
-    col_mask: Tensor | None = None
+    cost: Float[Tensor, "B N M"]
+    a: Float[Tensor, "B N"]
+    b: Float[Tensor, "B M"]
+    row_mask: Bool[Tensor, "B N"] | None = None
+    col_mask: Bool[Tensor, "B M"] | None = None
 
     @staticmethod
     def build(
-        cost: Tensor,
-        a: Tensor | None = None,
-        b: Tensor | None = None,
-        row_mask: Tensor | None = None,
-        col_mask: Tensor | None = None,
+        cost: Float[Tensor, "B N M"],
+        a: Float[Tensor, "B N"] | None = None,
+        b: Float[Tensor, "B M"] | None = None,
+        row_mask: Bool[Tensor, "B N"] | None = None,
+        col_mask: Bool[Tensor, "B M"] | None = None,
         check: bool = True,
     ) -> TransportProblem:
         """Validate, promote to at least float32, and fill in uniform marginals.
 
-        `check=False` skips the value checks that would wait for a GPU; shapes are always checked.
+        Parameters
+        ----------
+        cost, a, b, row_mask, col_mask
+            As in the class; masses that sum to one within 1e-4 are renormalised in float64, uniform ones
+            stand in for None.
+        check
+            Look at values too, which waits for a GPU; shapes are always checked.
+
+        Returns
+        -------
+        TransportProblem
+            In float32 or float64, zero cost where masked.
+
+        Raises
+        ------
+        ProblemError
+            Naming the argument and the sample, for wrong shapes, non-finite or negative entries, a sample
+            whose rows or columns are all masked, a range that overflows, and masses that do not sum to one.
         """
         given = {"cost": cost, "a": a, "b": b, "row_mask": row_mask, "col_mask": col_mask}
         for name, value in given.items():

@@ -23,7 +23,13 @@ from pruneopt.spec.yamlfile import Document, parse_value, read_yaml
 
 
 def list_methods() -> list[str]:
-    """Names of all methods that ship with pruneopt."""
+    """Name all methods that ship with pruneopt.
+
+    Returns
+    -------
+    list of str
+        Sorted; a variant is `method/variant`.
+    """
     root = files("pruneopt") / "methods"
     names = []
     for entry in root.iterdir():
@@ -35,10 +41,25 @@ def list_methods() -> list[str]:
 
 
 def load_spec(source: str | Path | Mapping[str, Any] | Spec, overrides: Iterable[str] = ()) -> Spec:
-    """Load a method by name, a YAML file by path, or a mapping, and apply `key.path=value` overrides.
+    """Load a method and fill in every default.
 
-    Raises SpecError for an unknown method, key, part or value, naming the nearest known one, and for a file
-    the line and column.
+    Parameters
+    ----------
+    source
+        A method name, the path of a YAML file, a mapping, or a Spec.
+    overrides
+        `key.path=value` each, applied in order.
+
+    Returns
+    -------
+    Spec
+        Frozen, with a hash over all that decides the result.
+
+    Raises
+    ------
+    SpecError
+        For an unknown method, key, part or value, naming the nearest known one, and for a file the line and
+        column.
     """
     if isinstance(source, (Spec, Mapping)):
         return _load(source.to_spec() if isinstance(source, Spec) else dict(source), overrides)

@@ -175,9 +175,18 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class Spec:
-    """A resolved method: stages in order of depth, position policy, and what is known of its source.
+    """A resolved method, as `load_spec` returns it.
 
-    positions: the policy of every stage that names none of its own.
+    Parameters
+    ----------
+    name
+        What it is called.
+    stages
+        Its cuts in order of depth.
+    positions
+        What becomes of position ids, `keep` or `compact`, at every stage that names no policy of its own.
+    meta
+        What is known of its source.
     """
 
     name: str
@@ -187,6 +196,7 @@ class Spec:
 
     @property
     def needs(self) -> frozenset[str]:
+        """Signals that the parts of all stages read."""
         return frozenset().union(*(stage.needs for stage in self.stages))
 
     @property
@@ -213,6 +223,7 @@ class Spec:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def yaml(self) -> str:
+        """`to_spec` as the text of a file."""
         return OmegaConf.to_yaml(OmegaConf.create(self.to_spec()))
 
 

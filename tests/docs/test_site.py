@@ -31,6 +31,9 @@ def tree(tmp_path: Path) -> Path:
     """A copy of what the site is made from."""
     for name in ("docs", ".ci", "experiments/records/solvers"):
         shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copytree(
+        ROOT / "pruneopt", tmp_path / "pruneopt", ignore=shutil.ignore_patterns("demo", "methods")
+    )
     return tmp_path
 
 
@@ -71,6 +74,7 @@ def test_every_page_is_reached_and_every_picture_shows(tree: Path) -> None:
         assert len(pictures) >= len(wanted)
         for picture in pictures:
             assert (html.parent / picture).is_file(), f"{place} shows {picture}, which is not in the site"
+    assert 'id="pruneopt.select"' in (site / "reference" / "index.html").read_text(encoding="utf-8")
     assert len(Targets((site / "solvers" / "index.html").read_text(encoding="utf-8")).pictures) == 4
 
 
@@ -89,6 +93,25 @@ def test_what_a_reader_would_stumble_over_fails_the_build(tree: Path, page: str,
     done = build(tree)
     assert done.returncode != 0, f"{text} in {page} passed"
     assert Path(page).name in done.stdout + done.stderr
+
+
+def test_a_public_name_that_the_reference_lacks_fails_the_build(tree: Path) -> None:
+    page = tree / "docs" / "reference.md"
+    page.write_text(page.read_text(encoding="utf-8").replace("::: pruneopt.select\n", ""), encoding="utf-8")
+    done = build(tree)
+    assert done.returncode != 0
+    assert "reference.md lacks a line '::: pruneopt.select'" in done.stdout + done.stderr
+
+
+def test_a_docstring_that_is_wrong_fails_the_build(tree: Path) -> None:
+    module = tree / "pruneopt" / "spec" / "load.py"
+    text = module.read_text(encoding="utf-8").replace(
+        "    overrides\n        `key", "    override\n        `key"
+    )
+    module.write_text(text, encoding="utf-8")
+    done = build(tree)
+    assert done.returncode != 0
+    assert "'override' does not appear in the function signature" in done.stdout + done.stderr
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:

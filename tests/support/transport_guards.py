@@ -31,8 +31,10 @@ WORSE = BEST[[1, 0, 2]]
 HOW: dict[str, dict[str, object]] = {"lp": {"route": "direct"}, "proximal": {"rounds": 40}}
 
 
-def run(name: str, *args: object, **params: object) -> TransportSolution:
-    return pruneopt.solve(name, *args, **{**HOW.get(name, {}), **params})
+def run(
+    name: str, cost: Tensor, a: Tensor | None = None, b: Tensor | None = None, **params: object
+) -> TransportSolution:
+    return pruneopt.solve(name, cost, a=a, b=b, **{**HOW.get(name, {}), **params})
 
 
 def witness(cost: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:

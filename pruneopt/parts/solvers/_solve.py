@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.errors import ProblemError
@@ -17,9 +18,10 @@ Mask = Tensor | tuple[Tensor | None, Tensor | None]
 
 def solve(
     name: str,
-    cost: Tensor,
-    a: Tensor | None = None,
-    b: Tensor | None = None,
+    cost: Float[Tensor, "B N M"],
+    *,
+    a: Float[Tensor, "B N"] | None = None,
+    b: Float[Tensor, "B M"] | None = None,
     mask: Mask | None = None,
     **params: Any,
 ) -> TransportSolution:
@@ -27,15 +29,31 @@ def solve(
 
     Parameters
     ----------
-    name: `sinkhorn`, `emd`, `exact`, ... (`pruneopt list solvers`).
-    cost: `[B,N,M]`, any floating dtype, any device; lower is cheaper.
-    a, b: `[B,N]` and `[B,M]`, each row summing to one; uniform over the real atoms when None.
-    mask: True at real atoms: `[B,N]` for both sides of a square problem, `(row_mask, col_mask)`, or
-        `[B,N,M]` if it marks whole rows and columns.
-    params: parameters of the solver; `start=(f, g)` where it takes a warm start.
+    name
+        `sinkhorn`, `emd`, `exact`, ... (`pruneopt list solvers`).
+    cost
+        Any floating dtype, any device; lower is cheaper.
+    a, b
+        Each row summing to one; uniform over the real atoms when None.
+    mask
+        True at real atoms: `[B,N]` for both sides of a square problem, `(row_mask, col_mask)`, or `[B,N,M]`
+        if it marks whole rows and columns.
+    **params
+        Parameters of the solver; `start=(f, g)` where it takes a warm start.
 
-    Raises ProblemError naming the argument and the problem for bad input, RegistryError for an unknown name,
-    SpecError for an unknown or out-of-range parameter.
+    Returns
+    -------
+    TransportSolution
+        Plan, potentials and a certificate that needs no reference solver.
+
+    Raises
+    ------
+    ProblemError
+        For bad input, naming the argument and the problem.
+    RegistryError
+        For an unknown name.
+    SpecError
+        For an unknown or out-of-range parameter.
     """
     solver_type = registry("solvers").get(name)
     if not issubclass(solver_type, TransportSolver):

@@ -42,8 +42,8 @@ def test_topv_vectors(dtype: torch.dtype) -> None:
     cost, p, q = (x.to(dtype) for x in card())
     want = torch.tensor([[0.107071, 0.600540, 0.500540, 0.639192]], dtype=dtype)
     torch.testing.assert_close(cost[:, 0], want, rtol=0, atol=1e-6)
-    printed = pruneopt.solve("sinkhorn", cost, p, q, rounds=3, **HOW)
-    one_sided = pruneopt.solve("one_sided", cost, p, q, **HOW)
+    printed = pruneopt.solve("sinkhorn", cost, a=p, b=q, rounds=3, **HOW)
+    one_sided = pruneopt.solve("one_sided", cost, a=p, b=q, **HOW)
     exact = torch.tensor([[0.134876, 0.269752, 0.190744, 0.404628]], dtype=dtype)
     assert_near(readout("row_sum")(printed.problem, printed), exact)
     assert_near(readout("row_sum")(printed.problem, printed), p, 1e-7)
@@ -53,7 +53,7 @@ def test_topv_vectors(dtype: torch.dtype) -> None:
     masses = [[0.301346, 0.192717, 0.323049, 0.182888]]
     for solution in (one_sided, printed):
         assert_near(readout("one_sided_mass")(solution.problem, solution), masses)
-    assert float(pruneopt.solve("emd", cost, p, q).value) == pytest.approx(0.318047, abs=1e-6)
+    assert float(pruneopt.solve("emd", cost, a=p, b=q).value) == pytest.approx(0.318047, abs=1e-6)
 
 
 def assert_near(got: torch.Tensor, want: object, atol: float = 1e-6) -> None:
@@ -64,7 +64,7 @@ def assert_near(got: torch.Tensor, want: object, atol: float = 1e-6) -> None:
 @given(FAST_SEEDS)
 def test_every_readout_is_what_it_says(seed: int) -> None:
     cost, a, b = random_problem(seed, n=8, m=8)
-    s = pruneopt.solve("sinkhorn", cost, a, b, epsilon=0.1, rounds=4)
+    s = pruneopt.solve("sinkhorn", cost, a=a, b=b, epsilon=0.1, rounds=4)
     plan, eps = s.plan, s.stats["epsilon"][:, None, None]
     f = s.f
     closing = b[:, None, :] * ((f[:, :, None] - cost) / eps).softmax(1)
@@ -103,8 +103,8 @@ def test_a_source_only_cost_enters_the_dual_additively() -> None:
     cost, a, b = random_problem(3)
     extra = torch.linspace(0, 1, 9, dtype=torch.float64).expand(2, 9)
     for name, how in (("emd", {}), ("sinkhorn", {"rounds": 3000, "tolerance": 1e-13, **HOW})):
-        one = pruneopt.solve(name, cost, a, b, **how)
-        two = pruneopt.solve(name, cost + extra[:, :, None], a, b, **how)
+        one = pruneopt.solve(name, cost, a=a, b=b, **how)
+        two = pruneopt.solve(name, cost + extra[:, :, None], a=a, b=b, **how)
         shift = readout("dual_source")(two.problem, two) - readout("dual_source")(one.problem, one)
         want = (a * extra).sum(1, keepdim=True) - extra
         torch.testing.assert_close(shift, want, rtol=0, atol=1e-9)
@@ -118,13 +118,13 @@ def test_padding_and_massless_tokens_are_harmless(name: str) -> None:
     a, b = a * mask, b * mask
     a[:, 6] = 0
     a, b = a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True)
-    s = pruneopt.solve("sinkhorn", cost, a, b, mask=mask, **HOW)
+    s = pruneopt.solve("sinkhorn", cost, a=a, b=b, mask=mask, **HOW)
     got = readout(name)(s.problem, s)
     assert got.shape == (2, 9) and got[mask].isfinite().all()
     for i in range(2):
         keep = mask[i]
         small = cost[i, keep][:, keep][None]
-        t = pruneopt.solve("sinkhorn", small, a[i, keep][None], b[i, keep][None], **HOW)
+        t = pruneopt.solve("sinkhorn", small, a=a[i, keep][None], b=b[i, keep][None], **HOW)
         torch.testing.assert_close(
             readout(name)(t.problem, t)[0], got[i, keep], rtol=0, atol=1e-6, check_dtype=False
         )
@@ -162,7 +162,7 @@ def test_cost_blindness_is_claimed_exactly_where_it_holds(name: str, solver: str
         a = b = None
     seen = []
     for cost in (one, two):
-        s = pruneopt.solve(solver, cost, a, b, **how)
+        s = pruneopt.solve(solver, cost, a=a, b=b, **how)
         seen.append(readout(name)(s.problem, s))
     moved = float((seen[0] - seen[1]).abs().max())
     assert (moved < 1e-9) == CLAIMS[name, solver], moved
@@ -174,13 +174,15 @@ def test_row_sum_sees_the_cost_when_the_target_side_is_last() -> None:
     assert readout("row_sum").ignores_cost(part) is None
     one, a, b = random_problem(6)
     two, _, _ = random_problem(7)
-    sums = [pruneopt.solve("sinkhorn", c, a, b, order=part.order, rounds=3).plan.sum(2) for c in (one, two)]
+    sums = [
+        pruneopt.solve("sinkhorn", c, a=a, b=b, order=part.order, rounds=3).plan.sum(2) for c in (one, two)
+    ]
     assert float((sums[0] - sums[1]).abs().max()) > 1e-3
 
 
 def test_readouts_that_lack_what_they_need_say_so() -> None:
     cost, a, b = random_problem(8)
-    emd, greedy = pruneopt.solve("emd", cost, a, b), pruneopt.solve("greedy_rows", cost, a, b)
+    emd, greedy = pruneopt.solve("emd", cost, a=a, b=b), pruneopt.solve("greedy_rows", cost, a=a, b=b)
     with pytest.raises(ProblemError, match="row_sum_target_last needs the epsilon"):
         readout("row_sum_target_last")(emd.problem, emd)
     with pytest.raises(ProblemError, match="dual_source needs dual potentials, which greedy_rows"):

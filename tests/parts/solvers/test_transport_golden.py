@@ -25,12 +25,12 @@ def test_exact_solvers_reach_the_golden_cost(case: GoldenCase, marginal: str) ->
     if cost.numel() <= 5000:
         solvers += [("lp", {"route": "direct"}), ("lp", {})]
     for name, how in solvers:
-        s = pruneopt.solve(name, cost, a, b, **how)
+        s = pruneopt.solve(name, cost, a=a, b=b, **how)
         assert float(s.value) == pytest.approx(want, rel=1e-9), (case.name, name)
         assert float(s.gap) <= 1e-9 * want, (case.name, name)
         assert s.status[0].proved, (case.name, name, s.stats)
     if f"out.{marginal}.assignment_cost" in case:
-        s = pruneopt.solve("assignment", cost, a, b)
+        s = pruneopt.solve("assignment", cost, a=a, b=b)
         assert float(s.value) == pytest.approx(float(case[f"out.{marginal}.assignment_cost"]), rel=1e-9)
 
 
@@ -57,7 +57,7 @@ def test_entropic_plans_match_at_convergence(case: GoldenCase, marginal: str, ep
     key = f"out.{marginal}.sinkhorn{eps}"
     how = {"epsilon": eps, "epsilon_scale": "absolute"}
     s = pruneopt.solve(
-        "sinkhorn_newton", cost, a, b, tolerance=1e-12, anneal_start=0.2 if eps < 0.05 else None, **how
+        "sinkhorn_newton", cost, a=a, b=b, tolerance=1e-12, anneal_start=0.2 if eps < 0.05 else None, **how
     )
     assert s.status[0] is pruneopt.Status.CONVERGED, (case.name, s.stats)
     got = float((s.plan * cost).sum())
@@ -70,6 +70,6 @@ def test_entropic_plans_match_at_convergence(case: GoldenCase, marginal: str, ep
         assert abs(top - case[f"{key}.row_max"]).max() < 1e-7, case.name
     quick = int(case[f"{key}.n_iter"]) <= 2000
     for order in ("target_then_source", "source_then_target") if quick else ():
-        t = pruneopt.solve("sinkhorn", cost, a, b, rounds=5000, tolerance=1e-10, order=order, **how)
+        t = pruneopt.solve("sinkhorn", cost, a=a, b=b, rounds=5000, tolerance=1e-10, order=order, **how)
         assert t.status[0] is pruneopt.Status.CONVERGED, (case.name, order)
         torch.testing.assert_close(t.plan, s.plan, rtol=0, atol=1e-8)

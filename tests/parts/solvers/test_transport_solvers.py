@@ -28,8 +28,8 @@ SETTINGS: dict[str, dict[str, object]] = {
 }
 
 
-def run(name: str, *args: object, **params: object) -> pruneopt.Solution:
-    return pruneopt.solve(name, *args, **{**SETTINGS.get(name, {}), **params})
+def run(name: str, cost: object, a: object = None, b: object = None, **params: object) -> pruneopt.Solution:
+    return pruneopt.solve(name, cost, a=a, b=b, **{**SETTINGS.get(name, {}), **params})
 
 
 # ---------------------------------------------------------------- agreement
@@ -408,7 +408,7 @@ def test_assignment_refuses_what_is_not_one() -> None:
     square, a, _ = random_problem(24, n=7, m=7)
     a[0] = 1 / 7
     with pytest.raises(ProblemError, match="not all equal"):
-        pruneopt.solve("assignment", square, a, a)
+        pruneopt.solve("assignment", square, a=a, b=a)
 
 
 # ---------------------------------------------------------------- dtypes, purity, errors
@@ -461,9 +461,9 @@ def test_bad_input_names_the_argument_and_the_problem() -> None:
         ((cost.numpy(), a, b), "must be a torch tensor"),
         ((cost[:, :0], None, b), "cost is empty"),
     ]
-    for args, message in cases:
+    for (moved, rows, cols), message in cases:
         with pytest.raises(ProblemError, match=message):
-            pruneopt.solve("sinkhorn", *args)
+            pruneopt.solve("sinkhorn", moved, a=rows, b=cols)
     with pytest.raises(ProblemError, match="square problems only"):
         pruneopt.solve("emd", cost, mask=torch.ones(2, 9, dtype=torch.bool))
     odd = torch.ones(cost.shape, dtype=torch.bool)
