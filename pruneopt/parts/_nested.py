@@ -21,7 +21,19 @@ NORMALIZATIONS = ("none", "minmax", "sum", "max", "zscore", "l2", "softmax")
 
 @dataclass(frozen=True)
 class Weighted:
-    """One summand: a part, its weight of any sign, and how its output is scaled before weighting."""
+    """One summand of a sum of parts.
+
+    Parameters
+    ----------
+    label
+        What the spec calls it.
+    part
+        What is summed.
+    weight
+        Of any sign.
+    normalize
+        How the output is scaled per problem before it is weighted.
+    """
 
     label: str
     part: Part
@@ -29,6 +41,7 @@ class Weighted:
     normalize: str = "none"
 
     def to_spec(self) -> dict[str, Any]:
+        """The part as a spec writes it, with weight and scaling."""
         return {**self.part.to_spec(), "weight": self.weight, "normalize": self.normalize}
 
 

@@ -70,17 +70,58 @@ def param(
 
 
 def part_param(base: type[Part], default: Any, *, doc: str = "") -> Any:
-    """A parameter that is itself a part of kind `base`; `default` is what a spec would write."""
+    """Declare a parameter that is itself a part.
+
+    Parameters
+    ----------
+    base
+        Its kind, such as `Score`.
+    default
+        What a spec would write.
+    doc
+        A few words for `pruneopt list`.
+
+    Returns
+    -------
+    dataclasses.Field
+        For the body of the part's class.
+    """
     return _slot_param(One(base), default, doc)
 
 
 def sum_param(base: type[Part], default: Any, *, doc: str = "") -> Any:
-    """A parameter that is a labelled sum of parts, weighted and scaled as in `problem.scores`."""
+    """Declare a parameter that is a labelled sum of parts, weighted and scaled as in `problem.scores`.
+
+    Parameters
+    ----------
+    base, default, doc
+        As in `part_param`.
+
+    Returns
+    -------
+    dataclasses.Field
+        For the body of the part's class.
+    """
     return _slot_param(Sum(base), default, doc)
 
 
 def each_param(base: type[Part], defaults: Mapping[str, Any], *, doc: str = "") -> Any:
-    """A parameter that is one part for each of some labels, as in `problem.marginals`."""
+    """Declare a parameter that is one part for each of some labels, as in `problem.marginals`.
+
+    Parameters
+    ----------
+    base
+        As in `part_param`.
+    defaults
+        What a spec would write, by label.
+    doc
+        As in `part_param`.
+
+    Returns
+    -------
+    dataclasses.Field
+        For the body of the part's class.
+    """
     return _slot_param(Each(base, defaults), {}, doc)
 
 
@@ -193,7 +234,20 @@ class Part(ABC):
 
     @classmethod
     def with_nested(cls, params: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-        """The parameters with the parts among them built; `where` is the dotted key of this part."""
+        """Build the parts among the parameters.
+
+        Parameters
+        ----------
+        params
+            As a spec writes them.
+        where
+            Dotted key of this part.
+
+        Returns
+        -------
+        dict
+            The parameters, with parts in the place of what described them.
+        """
         slots = {f.name: f.metadata["slot"] for f in fields(cls) if "slot" in f.metadata}
         out = dict(params)
         for key in slots.keys() & params.keys():

@@ -34,15 +34,15 @@ class Selection:
         Kept tokens are emitted by ascending rank, then index; by index alone when None.
     solution
         The answer of the problem that the spec states.
+    diagnostics
+        Sentences about how far the result can be trusted.
+    seconds
+        Host seconds per named step.
     evidence
         Every answer on the way by the key of what asked for it: `problem` is `solution`, and a score that
         solves one stands under its own, such as `problem.scores.LABEL`; `problem.top_k` is the ranking after
         `problem.kind: transport`.  Certificates are derived when read.  Rows are problems (images, crops or
         frames where the budget holds per group).
-    diagnostics
-        Sentences about how far the result can be trusted.
-    seconds
-        Host seconds per named step.
     """
 
     keep: Bool[Tensor, "B N"]
