@@ -6,12 +6,65 @@ import torch
 from torch import Tensor
 
 from pruneopt.errors import ProblemError, SpecError
+from pruneopt.parts import BudgetRule, Grouping
 from pruneopt.parts._sums import anchor_strength, combine, combine_anchors
 from pruneopt.parts.scores.transport import transport_problem as state_transport
+from pruneopt.problems.subset import SubsetProblem
 from pruneopt.problems.transport import TransportProblem
 from pruneopt.signals import Signals
 from pruneopt.spec.schema import ProblemSpec, Protect
 from pruneopt.tensors import keep_top, normalize
+
+
+def subset_problem(
+    spec: ProblemSpec,
+    signals: Signals,
+    *,
+    k: Tensor,
+    counts: tuple[int, ...] | None = None,
+    rule: BudgetRule | None = None,
+    check: bool = True,
+) -> SubsetProblem:
+    """The subset problem that a spec states on these signals.
+
+    `k` `[B]` tokens are to be chosen, `counts` on the host; a budget rule may change them once the scores are
+    known, and only the tensor knows then.
+    """
+    unary = combine(spec.scores, signals, pairwise=False)
+    pairwise = combine_pairs(spec, signals)
+    anchors = combine_anchors(spec.anchors, signals)
+    if rule is not None:
+        k, counts = rule(signals.view(rule.needs), k, unary), None
+    group, quota = quotas(spec, signals, k=k, unary=unary)
+    return SubsetProblem.build(
+        spec.kind,
+        k,
+        check=check,
+        unary=unary,
+        pairwise=pairwise,
+        mask=signals.mask if signals.ragged else None,
+        protected=None if spec.protect is None else protected_tokens(spec.protect, signals, k, unary),
+        anchors=anchors,
+        threshold=spec.threshold,
+        group=group,
+        quota=quota,
+        counts=counts,
+        anchor_strength=anchor_strength(spec.anchors, signals),
+    )
+
+
+def quotas(
+    spec: ProblemSpec, signals: Signals, *, k: Tensor, unary: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Groups `[B,N]` and quotas `[B,G]` of a kind that has them; two times None for the others."""
+    named, shared = spec.groups, None
+    if named is None:
+        return None, None
+    group = signals[named] if isinstance(named, str) else named(signals.view(named.needs)).long()
+    if isinstance(named, Grouping):
+        assert unary is not None
+        shared = named.shares(group, signals.mask, k=k, importance=unary)
+    return equal_quotas(group, signals.mask, k) if shared is None else shared
 
 
 def combine_pairs(spec: ProblemSpec, signals: Signals) -> Tensor | None:
@@ -76,5 +129,5 @@ def transport_problem(spec: ProblemSpec, signals: Signals, *, check: bool = True
 
 __all__ = [
     "anchor_strength", "combine", "combine_anchors", "combine_pairs", "equal_quotas", "keep_top", "normalize",
-    "protected_tokens", "transport_problem",
+    "protected_tokens", "quotas", "subset_problem", "transport_problem",
 ]  # fmt: skip

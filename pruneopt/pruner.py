@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,22 +10,12 @@ import torch
 from torch import Tensor
 
 from pruneopt.brief import want_tensor
-from pruneopt.compose import (
-    anchor_strength,
-    combine,
-    combine_anchors,
-    combine_pairs,
-    equal_quotas,
-    normalize,
-    protected_tokens,
-    transport_problem,
-)
-from pruneopt.errors import CostBlindReadoutWarning, SignalError, SpecError
+from pruneopt.compose import combine, equal_quotas, normalize, subset_problem, transport_problem
+from pruneopt.errors import SignalError, SpecError
 from pruneopt.grouping import join_groups, split_groups
-from pruneopt.parts import Grouping, Score, SubsetSolver, TransportSolver
+from pruneopt.parts._ledger import Ledger, opened
 from pruneopt.problems.selection import Selection
-from pruneopt.problems.solution import Solution
-from pruneopt.problems.subset import SubsetProblem
+from pruneopt.problems.solution import Solution, SubsetSolution
 from pruneopt.signals import Signals
 from pruneopt.spec.load import load_spec
 from pruneopt.spec.schema import Spec, StageSpec
@@ -58,8 +47,7 @@ class Clock:
 class Pruner:
     """One stage of a spec, runnable.
 
-    `select(signals)` builds the problem, solves it, reads out an importance, keeps what the budget allows
-    and runs the post-steps.
+    `select(signals)` states the problem, solves it, keeps what the answer says and runs the post-steps.
 
     Parameters
     ----------
@@ -73,6 +61,7 @@ class Pruner:
         self,
         signals: Signals,
         start: Sequence[int] | None = None,
+        *,
         clock: Clock | None = None,
         check: bool = True,
     ) -> Selection:
@@ -120,7 +109,8 @@ class Pruner:
             alive = signals.mask.sum(1).tolist() if signals.ragged else [tokens] * batch
             signals_here = signals
         started = self._started(start, alive, signals_here)
-        selection = self._solve(signals_here, alive, started, clock, check)
+        book = Ledger(check, clock.lap)
+        selection = self._solve(signals_here, started, alive=alive, book=book)
         if place is not None:
             selection = join_groups(selection, place, signals_here.sample, batch, tokens)
         return replace(selection, seconds=dict(clock.seconds))
@@ -148,38 +138,43 @@ class Pruner:
             round(start[owner] * count / totals[owner]) for owner, count in zip(owners, alive, strict=True)
         ]
 
-    def _solve(
-        self, signals: Signals, alive: list[int], started: list[int], clock: Clock, check: bool
-    ) -> Selection:
+    def _solve(self, signals: Signals, started: list[int], *, alive: list[int], book: Ledger) -> Selection:
+        """State the problem, solve it, keep, steps: one road for every kind."""
         stage = self.stage
         final = [stage.budget.count(s, n) for s, n in zip(started, alive, strict=True)]
-        wanted = [self._before_steps(k, n) for k, n in zip(final, alive, strict=True)]
+        wanted = tuple(self._before_steps(k, n) for k, n in zip(final, alive, strict=True))
         k = torch.tensor(wanted, dtype=torch.int64).to(signals.device, non_blocking=True)
-        mask = signals.mask if signals.ragged else None
-        notes: list[str] = []
-        importance: Tensor | None
-        solution: Solution
-        counts: tuple[int, ...] | None = tuple(wanted)
-        if stage.problem.kind == "transport":
-            keep, importance, solution = self._transport(signals, k, mask, notes, clock, check)
-        else:
-            problem, k, counts = self._subset(signals, k, counts, mask, check)
-            clock.lap("cost")
-            assert isinstance(stage.solver, SubsetSolver)
-            solution = stage.solver.solve(problem)
-            keep, importance = solution.keep, problem.unary
-            if "exact_budget" not in stage.solver.tags:
-                counts = None
-            clock.lap("solve")
-        selection = Selection(keep, counts, importance, solution=solution, diagnostics=tuple(notes))
+        with opened(book):
+            problem = subset_problem(
+                stage.stated, signals, k=k, counts=wanted, rule=stage.rule, check=book.check
+            )
+            book.lap("cost")
+            answer = stage.chooser.solve(problem)
+            book.lap("solve")
+        evidence = self._evidence(book, answer)
+        selection = Selection(
+            answer.keep,
+            problem.counts if "exact_budget" in stage.chooser.tags else None,
+            problem.unary,
+            solution=evidence["problem"],
+            evidence=evidence,
+            diagnostics=tuple(book.notes),
+        )
         for step in stage.steps:
             before = selection.counts
             selection = step(selection, signals.view(step.needs))
             if before is not None and selection.counts is before:
                 after = tuple(step.count(c, n) for c, n in zip(before, alive, strict=True))
                 selection = replace(selection, counts=after)
-            clock.lap("steps")
+            book.lap("steps")
         return selection
+
+    def _evidence(self, book: Ledger, answer: SubsetSolution) -> dict[str, Solution]:
+        """Every solution by the dotted key of what asked for it; what the spec states stands at `problem`."""
+        keys = {id(part): key for key, part in self.stage.keyed.items()}
+        found: dict[str, Solution] = {keys.get(id(part), part.name): s for part, s in book.solved}
+        found[f"problem.{answer.problem.kind}" if "problem" in found else "problem"] = answer
+        return found
 
     def _before_steps(self, final: int, tokens: int) -> int:
         """With `budget.total`, the count before the steps whose outcome is `final`."""
@@ -198,81 +193,13 @@ class Pruner:
             "or set budget.total=false so that recovered tokens come on top"
         )
 
-    def _transport(
-        self,
-        signals: Signals,
-        k: Tensor,
-        mask: Tensor | None,
-        notes: list[str],
-        clock: Clock,
-        check: bool,
-    ) -> tuple[Tensor, Tensor, Solution]:
-        stage, spec = self.stage, self.stage.problem
-        if stage.rule is not None:
-            k = stage.rule(signals.view(stage.rule.needs), k, None)
-        problem = transport_problem(spec, signals, check=check)
-        clock.lap("cost")
-        solver, readout = stage.solver, stage.readout
-        assert isinstance(solver, TransportSolver) and readout is not None
-        solution = solver.solve(problem)
-        clock.lap("solve")
-        blind = readout.ignores_cost(solver)
-        if blind:
-            notes.append(blind)
-            warnings.warn(blind, CostBlindReadoutWarning, stacklevel=2)
-        importance = readout(problem, solution)
-        keep = keep_top(importance, k, signals.mask)
-        clock.lap("readout")
-        return keep, importance, solution
-
-    def _subset(
-        self,
-        signals: Signals,
-        k: Tensor,
-        counts: tuple[int, ...] | None,
-        mask: Tensor | None,
-        check: bool,
-    ) -> tuple[SubsetProblem, Tensor, tuple[int, ...] | None]:
-        spec, rule = self.stage.problem, self.stage.rule
-        unary = combine(spec.scores, signals, pairwise=False)
-        pairwise = combine_pairs(spec, signals)
-        anchors = combine_anchors(spec.anchors, signals)
-        if rule is not None:
-            k = rule(signals.view(rule.needs), k, unary)
-            counts = None
-        group = quota = None
-        groups = spec.groups
-        if groups is not None:
-            if isinstance(groups, Score):
-                group = groups(signals.view(groups.needs)).long()
-            else:
-                group = signals[groups]
-            shared = None
-            if isinstance(groups, Grouping):
-                assert unary is not None
-                shared = groups.shares(group, signals.mask, k=k, importance=unary)
-            group, quota = equal_quotas(group, signals.mask, k) if shared is None else shared
-        protected = None if spec.protect is None else protected_tokens(spec.protect, signals, k, unary)
-        problem = SubsetProblem.build(
-            spec.kind,
-            k,
-            check=check,
-            unary=unary,
-            pairwise=pairwise,
-            mask=mask,
-            protected=protected,
-            anchors=anchors,
-            threshold=spec.threshold,
-            group=group,
-            quota=quota,
-            counts=counts,
-            anchor_strength=anchor_strength(spec.anchors, signals),
-        )
-        return problem, k, counts
-
 
 def select(
-    spec: str | Spec, signals: Signals | Mapping[str, Tensor], groups: Tensor | None = None, stage: int = 0
+    spec: str | Spec,
+    signals: Signals | Mapping[str, Tensor],
+    *,
+    groups: Tensor | None = None,
+    stage: int = 0,
 ) -> Selection:
     """Run one stage of a method on saved or live signals, without a model.
 

@@ -60,7 +60,7 @@ def test_non_finite_signals_are_refused_and_name_the_sample() -> None:
 def test_groups_each_get_their_own_budget_and_come_back_in_place() -> None:
     data = signals(batch=2, tokens=9)
     groups = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1], [0, 1, 0, 1, 0, 1, 0, 1, 1]])
-    chosen = select(load_spec(NORM, ["budget.rounding=floor"]), data, groups)
+    chosen = select(load_spec(NORM, ["budget.rounding=floor"]), data, groups=groups)
     norms = data["features"].norm(dim=2)
     for sample in range(2):
         for number in (0, 1):
@@ -70,7 +70,7 @@ def test_groups_each_get_their_own_budget_and_come_back_in_place() -> None:
             kept = chosen.indices[sample]
             assert torch.equal(kept[groups[sample, kept] == number], best)
     assert chosen.known_counts == tuple(len(i) for i in chosen.indices)
-    whole = select(load_spec(NORM, ["budget.scope=sample"]), data, groups)
+    whole = select(load_spec(NORM, ["budget.scope=sample"]), data, groups=groups)
     assert whole.known_counts == (4, 4)
 
 

@@ -57,7 +57,10 @@ def test_no_representation_prints_a_tensor() -> None:
         (lambda x: pruneopt.select("divprune", {"features": x}), "signal 'features' must be a torch tensor"),
         (lambda x: pruneopt.select("divprune", x), "must be pruneopt.Signals"),
         (lambda x: Signals({"features": TOKENS}, x), "mask must be a torch tensor, got numpy.ndarray"),
-        (lambda x: pruneopt.select("divprune", {"features": TOKENS}, x), "groups must be a torch tensor"),
+        (
+            lambda x: pruneopt.select("divprune", {"features": TOKENS}, groups=x),
+            "groups must be a torch tensor",
+        ),
         (lambda x: pruneopt.solve("sinkhorn", x), "cost must be a torch tensor"),
         (lambda x: pruneopt.solve("sinkhorn", torch.rand(1, 4, 4), a=x), "a must be a torch tensor"),
         (lambda x: TransportProblem.build(torch.rand(1, 4, 4), row_mask=x), "row_mask must be a torch"),

@@ -279,12 +279,12 @@ def test_a_readout_that_cannot_see_the_cost_warns_and_leaves_a_note() -> None:
         moved(FixedReadout(SCORES))
 
 
-def test_a_rule_beside_transport_is_asked_without_scores_and_changes_the_counts() -> None:
+def test_a_rule_beside_transport_is_asked_with_its_importance_and_changes_the_counts() -> None:
     rule = FixedRule(torch.tensor([1, 4]))
     chosen, _, _ = moved(FixedReadout(SCORES), rule=rule)
     ((view, k, importance),) = rule.seen
-    assert list(view) == ["features"] and k.tolist() == [3, 3] and importance is None
-    assert kept(chosen) == [[5], [1, 2, 4, 5]]
+    assert list(view) == ["features"] and k.tolist() == [3, 3] and importance is SCORES
+    assert kept(chosen) == [[5], [1, 2, 4, 5]] and chosen.known_counts == (1, 4)
 
 
 def test_everything_a_subset_problem_states_reaches_the_solver() -> None:
@@ -430,7 +430,7 @@ def test_groups_given_by_hand_replace_the_signal_and_keep_the_mask() -> None:
     mask = torch.tensor([[1, 1, 0, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 0, 0, 0]]).bool()
     groups = torch.tensor([[0, 1, 5, 0, 1, 1, 0, 5], [5, 5, 2, 2, 2, 5, 5, 5]])
     signals = bare(2, 8, mask, group=torch.zeros(2, 8, dtype=torch.int64))
-    chosen = select(spec, signals, groups)
+    chosen = select(spec, signals, groups=groups)
     assert kept(chosen) == [[5, 6], [4]] and chosen.counts == (2, 1)
     assert score.seen[0].mask.sum(1).tolist() == [3, 3, 3]
     assert torch.equal(signals["group"], torch.zeros(2, 8, dtype=torch.int64))
@@ -439,5 +439,5 @@ def test_groups_given_by_hand_replace_the_signal_and_keep_the_mask() -> None:
 def test_groups_given_by_hand_leave_whole_batches_whole() -> None:
     spy = SpySolver()
     spec = spec_of(stage(top_k(SCORES), solver=spy, budget=Budget(0.5, scope="sample")))
-    select(spec, bare(2, 6), torch.zeros(2, 6, dtype=torch.int64))
+    select(spec, bare(2, 6), groups=torch.zeros(2, 6, dtype=torch.int64))
     assert spy.seen[0].mask is None

@@ -156,7 +156,7 @@ def test_every_tile_is_its_own_problem_on_any_grid() -> None:
     groups = torch.tensor([0] * 24 + [1] * 24).expand(2, -1)
     for name in PRESETS:
         spec = load_spec(name)
-        joint = select(spec, both, groups)
+        joint = select(spec, both, groups=groups)
         apart = [select(spec, part) for part in (left, right)]
         assert torch.equal(joint.keep, torch.cat([part.keep for part in apart], 1)), name
 

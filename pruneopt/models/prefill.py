@@ -206,7 +206,7 @@ class Prefill:
     def _select(self, stage: StageSpec, signals: Signals, clock: Clock) -> Selection:
         names = sorted(name for name in stage.needs if name.partition("@")[0] in PER_CROP)
         given, place = self._with_crops(stage, signals, names) if names else (signals, None)
-        selection = Pruner(stage).select(given, self.prompt.started, clock, self.check)
+        selection = Pruner(stage).select(given, self.prompt.started, clock=clock, check=self.check)
         if not self.check:
             bad = given.bad_values(sorted(stage.needs)).any()
             self.bad = bad if self.bad is None else self.bad | bad

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pruneopt.problems.selection import Selection
-from pruneopt.problems.solution import SubsetSolution, TransportSolution
+from pruneopt.problems.solution import Solution, SubsetSolution, TransportSolution
 from pruneopt.signals import Attention
 
 if TYPE_CHECKING:
@@ -151,7 +151,15 @@ class Report:
     @cached_property
     def certificates(self) -> list[dict[str, Any]]:
         """Per stage: status, value and bound of the solution, per problem, in units of its problem."""
-        return [_certificate(s) for s in self.selections]
+        return [_certificate(s.solution) for s in self.selections]
+
+    @cached_property
+    def evidence(self) -> list[dict[str, dict[str, Any]]]:
+        """Per stage the same of every other problem solved on the way, by the key of what asked for it."""
+        return [
+            {key: _certificate(found) for key, found in s.evidence.items() if found is not s.solution}
+            for s in self.selections
+        ]
 
     @property
     def diagnostics(self) -> list[str]:
@@ -183,6 +191,7 @@ class Report:
             "kv_share": self.cache_share,
             "seconds": self.seconds,
             "certificates": self.certificates,
+            "evidence": self.evidence,
             "diagnostics": self.diagnostics,
         }
 
@@ -211,6 +220,8 @@ class Report:
         yield Text(f"selection took {1000 * sum(self.seconds.values()):.2f} ms: {spent}")
         for number, item in enumerate(self.certificates):
             yield Text(f"stage {number}: {item['text']}")
+            for key, other in self.evidence[number].items():
+                yield Text(f"stage {number}, {key}: {other['text']}")
         for note in self.diagnostics:
             yield Text(f"note: {note}")
 
@@ -229,8 +240,7 @@ def mebibytes(count: float) -> str:
     return f"{count / 2**20:.3f} MiB"
 
 
-def _certificate(selection: Selection) -> dict[str, Any]:
-    solution = selection.solution
+def _certificate(solution: Solution | None) -> dict[str, Any]:
     if solution is None:
         return {"text": "no solver"}
     status = sorted({s.name for s in getattr(solution, "status", ())})

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from pruneopt.parts import BudgetRule, Insertion, Part, Readout, Score, Step, Weighted
+from pruneopt.parts import BudgetRule, Insertion, Part, Readout, Score, Step, SubsetSolver, Weighted
 from pruneopt.problems.budget import Budget
 from pruneopt.problems.kinds import find_kind
 from pruneopt.registry import registry
@@ -135,12 +135,35 @@ class StageSpec:
     steps: tuple[Step, ...] = ()
     positions: str | None = None
 
-    @property
+    @cached_property
+    def stated(self) -> ProblemSpec:
+        """The subset problem behind what the spec says: `transport` is a score in a top-k problem."""
+        problem = self.problem
+        if problem.kind != "transport":
+            return problem
+        from pruneopt.parts.scores.transport import Transport
+
+        sides = {"source": problem.source, "target": problem.target}
+        marginals = tuple(Weighted(side, part) for side, part in sides.items())  # type: ignore[arg-type]
+        score = Transport(problem.cost, marginals, self.solver, self.readout)  # type: ignore[arg-type]
+        return ProblemSpec("top_k", scores=(Weighted("transport", score),))
+
+    @cached_property
+    def chooser(self) -> SubsetSolver:
+        """What solves the problem that is `stated`."""
+        if isinstance(self.solver, SubsetSolver):
+            return self.solver
+        from pruneopt.parts.solvers.stable_top_k import StableTopK
+
+        return StableTopK()
+
+    @cached_property
     def keyed(self) -> dict[str, Part]:
         """All parts of this stage, and those inside them, by dotted key."""
         top = {"solver": self.solver, "budget.rule": self.rule, "readout": self.readout}
         top |= {f"steps.{i}": step for i, step in enumerate(self.steps)}
-        found = {f"problem.{key}": part for key, part in self.problem.keyed.items()}
+        found = {} if self.stated is self.problem else {"problem": self.stated.scores[0].part}
+        found |= {f"problem.{key}": part for key, part in self.problem.keyed.items()}
         for name, outer in top.items():
             found |= {} if outer is None else dict(outer.walk(name))
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -163,6 +164,17 @@ def test_certificates_without_a_bound_or_numbers() -> None:
     assert nameless == [{"solver": "", "status": [], "text": ""}]
 
 
+def test_evidence_is_said_by_its_key_beside_the_certificate_of_the_stage() -> None:
+    stated, other = (fake(Solution, solver=name, status=(Status.OPTIMAL,)) for name in ("mine", "on the way"))
+    chosen = replace(selection(stated), evidence={"problem.scores.x": other, "problem": stated})
+    found = report(selections=[selection(stated), chosen])
+    assert found.evidence == [
+        {},
+        {"problem.scores.x": {"solver": "on the way", "status": ["OPTIMAL"], "text": "on the way"}},
+    ]
+    assert "stage 1: mine\nstage 1, problem.scores.x: on the way" in str(found)
+
+
 def test_diagnostics_are_said_once_notes_first() -> None:
     assert report().diagnostics == ["zeroth", "second", "first", "third"]
 
@@ -198,6 +210,7 @@ def test_dictionary_holds_every_number_and_is_plain() -> None:
         "kv_share": 1068 / 1584,
         "seconds": {"cost": 0.001, "solve": 0.0025},
         "certificates": found.certificates,
+        "evidence": [{}, {}, {}],
         "diagnostics": ["zeroth", "second", "first", "third"],
     }
     assert FORMULA == (

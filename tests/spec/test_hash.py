@@ -276,6 +276,7 @@ def test_needs_are_those_of_all_parts_and_of_the_quota() -> None:
     assert "patches" in by_score.needs and not by_score.needs & {"group", "time"}
     moved = load_spec(TRANSPORT).stages[0]
     assert [type(p).name for p in moved.parts] == [
+        "transport",
         "feature_sq_l2",
         "token_norm",
         "uniform",
