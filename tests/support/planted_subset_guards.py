@@ -13,7 +13,7 @@ import subset_reports as reports
 import subset_walks as walks
 import torch
 
-from pruneopt import compose, pruner
+from pruneopt import compose
 from pruneopt.lab.gap import run as select_gap
 from pruneopt.lab.subset import run as subset
 from pruneopt.parts.costs.feature_sq_l2 import FeatureSquaredL2
@@ -148,7 +148,7 @@ def tag_on_any_cost() -> AbstractContextManager[Any]:
 def symmetrised_in_one_place() -> AbstractContextManager[Any]:
     """`symmetric: mean` reaches the objective, which averages anyway, and not the walk."""
     return mock.patch.object(
-        pruner, "combine_pairs", lambda spec, s: compose.combine(spec.pairwise, s, pairwise=True)
+        compose, "combine_pairs", lambda spec, s: compose.combine(spec.pairwise, s, pairwise=True)
     )
 
 
