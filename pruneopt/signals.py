@@ -9,9 +9,11 @@ signal from the last layer that ran before the cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from enum import IntEnum
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass
+from enum import Enum, IntEnum
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,89 +30,193 @@ class Attention(IntEnum):
     FULL = 2  # the whole map of a layer: incompatible with fused attention
 
 
+class Place(Enum):
+    """Where a signal exists; an insertion point names the places whose signals it provides."""
+
+    GEOMETRY = "Geometry"  # known before any layer runs
+    ENTRY = "Stream of the language model"
+    ENCODER = "Vision encoder"
+    CROP = "Vision encoder, once per crop"  # no axis of tokens: one problem per crop reads its own
+    DECODER = "Decoder layers"  # of a layer that has run
+
+
+class Values(Enum):
+    """What numbers a signal holds: enough to draw some without a model (`pruneopt.testing.draw`)."""
+
+    REAL = "any numbers"
+    POSITIVE = "numbers from 0"
+    SHARES = "shares of a softmax along the last axis, whose other keys are left out"
+    LOGITS = "logits, the lowest finite number where masked"
+    MASK = "True or False"
+    CELL = "column and row of a cell of a grid"
+    GRID = "width and height of a grid"
+    NUMBER = "whole numbers from 0"
+    COUNT = "whole numbers from 1"
+    INDEX = "columns of the sequence, ascending"
+
+
 @dataclass(frozen=True)
 class SignalInfo:
-    """Shape and price of one signal.
+    """One row of the table of signals: all that is said about a signal, said once.
 
-    `token_dims` lists the axes that run over visual tokens, so that padding, grouping and gathering need
-    no knowledge of the name.
+    Parameters
+    ----------
+    shape: its axes by letter, as in the text above.
+    doc: what it is, in half a sentence.
+    place: where it exists.
+    made_from: the captures of a pass that its function reads (`pruneopt.models.capture`); empty for signals
+        that no capture gives: they come from an earlier cut, or from whoever calls `pruneopt.select`.
+    values: what numbers it holds.
+    attention: what it asks of attention.
     """
 
     shape: str
     doc: str
-    token_dims: tuple[int, ...] = (1,)
+    _: KW_ONLY
+    place: Place
+    made_from: tuple[str, ...] = ()
+    values: Values = Values.REAL
     attention: Attention = Attention.NONE
 
+    @cached_property
+    def axes(self) -> tuple[str, ...]:
+        """Letters (or numbers) of the axes, the batch first."""
+        return tuple(axis.strip() for axis in self.shape.strip("[]").split(","))
 
-def _info(shape: str, doc: str, attention: Attention = Attention.NONE) -> SignalInfo:
-    dims = tuple(i for i, axis in enumerate(shape.strip("[]").split(",")) if axis.strip() == "N")
-    return SignalInfo(shape, doc, dims, attention)
+    @cached_property
+    def token_dims(self) -> tuple[int, ...]:
+        """The axes that run over visual tokens: padding, grouping and gathering need no other knowledge."""
+        return tuple(dim for dim, axis in enumerate(self.axes) if axis == "N")
 
 
-_ROW, _FULL = Attention.ROW, Attention.FULL
+def _rows(place: Place, **same: Any) -> Callable[..., SignalInfo]:
+    """A maker of rows of one place: shape, doc, captures, and by name what differs from most signals."""
+
+    def row(shape: str, doc: str, *made_from: str, **given: Any) -> SignalInfo:
+        return SignalInfo(shape, doc, place=place, made_from=made_from, **same, **given)
+
+    return row
+
+
+_geometry, _stream, _encoder, _crop, _layer = map(_rows, Place)
+_encoder_row = _rows(Place.ENCODER, values=Values.SHARES, attention=Attention.ROW)
+_encoder_map = _rows(Place.ENCODER, values=Values.SHARES, attention=Attention.FULL)
+_layer_row = _rows(Place.DECODER, values=Values.SHARES, attention=Attention.ROW)
+_layer_map = _rows(Place.DECODER, values=Values.SHARES, attention=Attention.FULL)
+_SUBLAYERS = ("norm1", "self_attn", "norm2", "mlp")
 
 SIGNALS: dict[str, SignalInfo] = {
-    # geometry, known from shapes alone
-    "xy": _info("[B,N,2]", "column and row of the token on the grid of its own image, crop or frame"),
-    "grid": _info("[B,N,2]", "width and height of that grid"),
-    "group": _info("[B,N]", "number of the image, crop or frame of the token within its sample (int64)"),
-    "time": _info("[B,N]", "frame number of the token within its video, 0 for pictures (int64)"),
-    "tile": _info(
-        "[B,N,2]", "column and row of the token's crop among the crops of its picture; -1 for a thumbnail"
+    # known before any layer runs
+    "xy": _geometry(
+        "[B,N,2]",
+        "column and row of the token on the grid of its own image, crop or frame",
+        "prompt",
+        values=Values.CELL,
     ),
-    "size": _info("[B,N]", "how many original tokens this one stands for; 1 before any merge"),
-    "importance": _info("[B,N]", "importance that the previous cut gave to the tokens it kept"),
-    "patches": _info("[B,N,3,P,P]", "pixels behind the token, as the encoder received them"),
-    # the stream that is pruned
-    "features": _info("[B,N,D]", "what is pruned: projected tokens at post_encoder, hidden_out in prefill"),
-    "text_features": _info("[B,T,D]", "the same stream at the text tokens after the first visual token"),
-    "text_mask": _info("[B,T]", "True where a row of any text_* signal is a real token"),
-    "embeddings": _info("[B,N,D]", "language-model input embeddings of the visual tokens"),
-    "text_embeddings": _info("[B,T,D]", "language-model input embeddings of the text tokens"),
-    "text_index": _info("[B,T]", "place of the text token in the current sequence (int64)"),
-    "start_embeddings": _info("[B,M,D]", "input embeddings of all M visual tokens of the unpruned prompt"),
-    "start_mask": _info("[B,M]", "True where a row of start_embeddings is a real token"),
-    # a text tower beside the encoder (CLIP)
-    "clip_features": _info("[B,N,c]", "patches projected into the space shared with the text tower"),
-    "clip_text": _info("[B,S,c]", "text segments in that space; segments are equally many in a batch"),
+    "grid": _geometry("[B,N,2]", "width and height of that grid", "prompt", values=Values.GRID),
+    "group": _geometry(
+        "[B,N]",
+        "number of the image, crop or frame of the token within its sample (int64)",
+        "prompt",
+        values=Values.NUMBER,
+    ),
+    "time": _geometry(
+        "[B,N]",
+        "frame number of the token within its video, 0 for pictures (int64)",
+        "prompt",
+        values=Values.NUMBER,
+    ),
+    "tile": _geometry(
+        "[B,N,2]",
+        "column and row of the token's crop among the crops of its picture; -1 for a thumbnail",
+        "prompt",
+        values=Values.NUMBER,
+    ),
+    "size": _geometry(
+        "[B,N]",
+        "how many original tokens this one stands for; 1 before any merge",
+        "prompt",
+        values=Values.COUNT,
+    ),
+    "importance": _geometry(
+        "[B,N]", "importance that the previous cut gave to the tokens it kept", values=Values.POSITIVE
+    ),
+    "text_index": _geometry(
+        "[B,T]", "place of the text token in the current sequence (int64)", "now", values=Values.INDEX
+    ),
+    "visual_index": _geometry(
+        "[B,N]", "place of the token in the current sequence (int64)", "now", values=Values.INDEX
+    ),
+    # the stream that is cut, or that enters the first layer
+    "features": _stream(
+        "[B,N,D]", "what is pruned: projected tokens at post_encoder, hidden_out in prefill", "now"
+    ),
+    "text_features": _stream(
+        "[B,T,D]", "the same stream at the text tokens after the first visual token", "now"
+    ),
+    "text_mask": _stream(
+        "[B,T]", "True where a row of any text_* signal is a real token", "now", values=Values.MASK
+    ),
+    "embeddings": _stream("[B,N,D]", "language-model input embeddings of the visual tokens", "start"),
+    "text_embeddings": _stream("[B,T,D]", "language-model input embeddings of the text tokens", "start"),
+    "start_embeddings": _stream(
+        "[B,M,D]", "input embeddings of all M visual tokens of the unpruned prompt", "start"
+    ),
+    "start_mask": _stream(
+        "[B,M]", "True where a row of start_embeddings is a real token", "start", values=Values.MASK
+    ),
+    # a text tower beside the encoder (CLIP), which no adapter captures
+    "clip_features": _encoder("[B,N,c]", "patches projected into the space shared with the text tower"),
+    "clip_text": _encoder("[B,S,c]", "text segments in that space; segments are equally many in a batch"),
     # vision encoder
-    "encoder_features": _info("[B,N,C]", "encoder output before the projector"),
-    "encoder_keys": _info("[B,H,N,d]", "keys of an encoder layer, bias included, unscaled"),
-    "encoder_queries": _info("[B,H,N,d]", "queries of an encoder layer, bias included, unscaled"),
-    "cls_query": _info("[B,H,d]", "query of the CLS token of an encoder layer, unscaled"),
-    "cls_key": _info("[B,H,d]", "key of the CLS token of an encoder layer"),
-    "cls_feature": _info("[B,C]", "CLS token of the encoder output, before the projector"),
-    "cls_attention": _info("[B,H,N]", "softmax attention of CLS to each patch, per head", _ROW),
-    "received_attention": _info(
-        "[B,H,N]", "mean attention a patch receives from all encoder queries, blockwise", _ROW
+    "encoder_features": _encoder("[B,N,C]", "encoder output before the projector", "features"),
+    "encoder_keys": _encoder("[B,H,N,d]", "keys of an encoder layer, bias included, unscaled", "k"),
+    "encoder_queries": _encoder("[B,H,N,d]", "queries of an encoder layer, bias included, unscaled", "q"),
+    "cls_query": _crop("[B,H,d]", "query of the CLS token of an encoder layer, unscaled", "q"),
+    "cls_key": _crop("[B,H,d]", "key of the CLS token of an encoder layer", "k"),
+    "cls_feature": _crop("[B,C]", "CLS token of the encoder output, before the projector", "output"),
+    "cls_attention": _encoder_row("[B,H,N]", "softmax attention of CLS to each patch, per head", "q", "k"),
+    "received_attention": _encoder_row(
+        "[B,H,N]", "mean attention a patch receives from all encoder queries, blockwise", "q", "k"
     ),
-    "encoder_attention": _info("[B,H,N,N]", "patch-to-patch attention of an encoder layer", _FULL),
+    "encoder_attention": _encoder_map("[B,H,N,N]", "patch-to-patch attention of an encoder layer", "q", "k"),
+    "patches": _encoder("[B,N,3,P,P]", "pixels behind the token, as the encoder received them", "pixels"),
     # decoder layer
-    "hidden_in": _info("[B,N,D]", "residual stream entering the layer, before its first norm"),
-    "attn_out": _info("[B,N,D]", "residual stream after attention, before the second norm"),
-    "post_attention_norm": _info("[B,N,D]", "output of the layer's second norm: what feeds its MLP"),
-    "hidden_out": _info("[B,N,D]", "residual stream leaving the layer"),
-    "hidden_normed": _info("[B,N,D]", "hidden_out through the model's final norm"),
-    "text_hidden_normed": _info("[B,T,D]", "the same at the text tokens"),
-    "keys": _info("[B,H,N,d]", "keys of the layer after rotary embedding, key-value heads"),
-    "text_keys": _info("[B,H,T,d]", "the same at the text tokens"),
-    "attention_last": _info("[B,H,N]", "attention of the last prompt token", _ROW),
-    "attention_text": _info("[B,H,T,N]", "attention of every text token after the picture", _ROW),
-    "attention_visual": _info("[B,H,N,N]", "attention among visual tokens of the layer", _FULL),
-    "lookahead_last": _info("[B,H,N]", "attention_last of the next layer, from its own weights", _ROW),
-    "lookahead_text": _info("[B,H,T,N]", "attention_text of the next layer", _ROW),
-    "lookahead_visual": _info("[B,H,N,N]", "attention_visual of the next layer", _FULL),
-    "lookahead_keys": _info("[B,H,N,d]", "keys of the next layer, from its own weights and rotary embedding"),
-    "attention_logits": _info(
+    "hidden_in": _layer("[B,N,D]", "residual stream entering the layer, before its first norm", "in"),
+    "attn_out": _layer("[B,N,D]", "residual stream after attention, before the second norm", "attn_out"),
+    "post_attention_norm": _layer(
+        "[B,N,D]", "output of the layer's second norm: what feeds its MLP", "norm2"
+    ),
+    "hidden_out": _layer("[B,N,D]", "residual stream leaving the layer", "out"),
+    "hidden_normed": _layer("[B,N,D]", "hidden_out through the model's final norm", "out"),
+    "text_hidden_normed": _layer("[B,T,D]", "the same at the text tokens", "out"),
+    "keys": _layer("[B,H,N,d]", "keys of the layer after rotary embedding, key-value heads", "k"),
+    "text_keys": _layer("[B,H,T,d]", "the same at the text tokens", "k"),
+    "values": _layer("[B,H,N,d]", "values of the layer, key-value heads", "v"),
+    "attention_last": _layer_row("[B,H,N]", "attention of the last prompt token", "q", "k"),
+    "attention_text": _layer_row("[B,H,T,N]", "attention of every text token after the picture", "q", "k"),
+    "attention_visual": _layer_map("[B,H,N,N]", "attention among visual tokens of the layer", "q", "k"),
+    "lookahead_last": _layer_row("[B,H,N]", "attention_last of the next layer, from its own weights", "out"),
+    "lookahead_text": _layer_row("[B,H,T,N]", "attention_text of the next layer", "out"),
+    "lookahead_visual": _layer_map("[B,H,N,N]", "attention_visual of the next layer", "out"),
+    "lookahead_keys": _layer(
+        "[B,H,N,d]", "keys of the next layer, from its own weights and rotary embedding", "out"
+    ),
+    "attention_logits": _layer(
         "[B,H,L,L]",
         "scaled logits of the whole sequence; the lowest finite number where masked, padding included",
-        _FULL,
+        "q",
+        "k",
+        values=Values.LOGITS,
+        attention=Attention.FULL,
     ),
-    "visual_index": _info("[B,N]", "place of the token in the current sequence (int64)"),
-    "transition": _info(
-        "[B,N]", "token transition variation of a layer (1 - cos), attention and MLP sublayers summed"
+    "transition": _layer(
+        "[B,N]",
+        "token transition variation of a layer (1 - cos), attention and MLP sublayers summed",
+        *_SUBLAYERS,
+        values=Values.POSITIVE,
     ),
-    "transition_abs": _info("[B,N]", "the same with 1 - |cos|"),
+    "transition_abs": _layer("[B,N]", "the same with 1 - |cos|", *_SUBLAYERS, values=Values.POSITIVE),
 }
 
 
@@ -123,6 +229,11 @@ def signal_info(name: str) -> SignalInfo:
     if base not in SIGNALS:
         raise SignalError(f"unknown signal {name!r}{nearest(base, SIGNALS)}")
     return SIGNALS[base]
+
+
+def signals_at(*places: Place) -> frozenset[str]:
+    """Base names of all signals of these places."""
+    return frozenset(name for name, info in SIGNALS.items() if info.place in places)
 
 
 def attention_need(names: Iterable[str]) -> Attention:
@@ -157,8 +268,7 @@ class Signals(Mapping[str, Tensor]):
         for name, tensor in tensors.items():
             want_tensor(f"signal {name!r}", tensor, SignalError)
             info = signal_info(name)
-            rank = info.shape.count(",") + 1
-            if tensor.dim() != rank:
+            if tensor.dim() != len(info.axes):
                 raise SignalError(f"signal {name!r} must have shape {info.shape}, got {list(tensor.shape)}")
             for dim in info.token_dims:
                 sizes[f"{name} (axis {dim})"] = tensor.shape[dim]

@@ -7,7 +7,17 @@ import torch
 
 from pruneopt.brief import describe
 from pruneopt.errors import SignalError
-from pruneopt.signals import SIGNALS, Attention, SignalInfo, Signals, _info, attention_need, signal_info
+from pruneopt.signals import (
+    SIGNALS,
+    Attention,
+    Place,
+    SignalInfo,
+    Signals,
+    Values,
+    attention_need,
+    signal_info,
+    signals_at,
+)
 
 
 def test_reading_what_is_not_declared_raises_and_reads_are_recorded() -> None:
@@ -200,9 +210,9 @@ def test_bad_values_looks_at_all_names_given_and_at_no_other() -> None:
 
 
 def test_token_axes_are_those_called_n_in_the_shape() -> None:
-    """The table is built once, when the module is read; here the same function is asked again."""
-    assert _info("[B,H, N ,d]", "words") == SignalInfo("[B,H, N ,d]", "words", (2,), Attention.NONE)
-    assert _info("[N,B,n,M,N]", "x", Attention.FULL) == SignalInfo("[N,B,n,M,N]", "x", (0, 4), Attention.FULL)
+    info = SignalInfo("[B,H, N ,d]", "words", place=Place.ENTRY)
+    assert info.axes == ("B", "H", "N", "d") and info.token_dims == (2,)
+    assert SignalInfo("[N,B,n,M,N]", "x", place=Place.ENTRY).token_dims == (0, 4)
 
 
 def test_signal_infos_carry_what_the_table_says() -> None:
@@ -210,4 +220,34 @@ def test_signal_infos_carry_what_the_table_says() -> None:
     assert signal_info("cls_attention").attention is Attention.ROW
     assert signal_info("attention_logits").attention is Attention.FULL
     assert signal_info("attention_logits").token_dims == ()
-    assert SignalInfo("[B,N]", "x") == SignalInfo("[B,N]", "x", (1,), Attention.NONE)
+    plain = SignalInfo("[B,N]", "x", place=Place.ENTRY)
+    assert (plain.made_from, plain.values, plain.attention) == ((), Values.REAL, Attention.NONE)
+    row = SignalInfo(
+        "[B,H,N]",
+        "attention of the last prompt token",
+        place=Place.DECODER,
+        made_from=("q", "k"),
+        values=Values.SHARES,
+        attention=Attention.ROW,
+    )
+    assert SIGNALS["attention_last"] == row
+    assert {name for name, info in SIGNALS.items() if not info.made_from} == {
+        "importance", "clip_features", "clip_text",
+    }  # fmt: skip
+
+
+def test_signals_of_a_place_are_the_rows_that_say_so() -> None:
+    assert signals_at() == frozenset() and signals_at(*Place) == frozenset(SIGNALS)
+    assert signals_at(Place.CROP) == {"cls_query", "cls_key", "cls_feature"}
+    both = signals_at(Place.CROP, Place.GEOMETRY)
+    assert {"cls_query", "xy", "importance", "visual_index"} < both and "keys" not in both
+    assert sum(len(signals_at(place)) for place in Place) == len(SIGNALS)
+
+
+def test_who_has_shares_of_attention_pays_for_attention() -> None:
+    """Its price is a row or a map, and a map is what runs over tokens twice."""
+    for name, info in SIGNALS.items():
+        paid = info.values in (Values.SHARES, Values.LOGITS)
+        assert (info.attention is not Attention.NONE) is paid, name
+        whole = info.axes[2:] in (("N", "N"), ("L", "L"))
+        assert (info.attention is Attention.FULL) is whole, name

@@ -119,8 +119,7 @@ def _on(signals: Signals | None) -> Callable[[Spec], Selection]:
 
     if signals is not None:
         return on_signals(signals)
-    from pruneopt.parts.insertions._provided import DECODER, ENCODER, ENTRY, GEOMETRY
+    from pruneopt.signals import SIGNALS
     from pruneopt.testing.cases import make_signals
 
-    last = {"cls_query@-1", "encoder_keys@-1", "cls_key@-1"}
-    return on_signals(make_signals(GEOMETRY | ENCODER | ENTRY | DECODER | last, tokens=16))
+    return on_signals(make_signals({*SIGNALS, "cls_query@-1", "encoder_keys@-1", "cls_key@-1"}, tokens=16))

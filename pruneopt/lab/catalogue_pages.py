@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from pruneopt.parts import Part
-from pruneopt.parts.insertions._provided import DECODER, ENCODER, ENTRY, GEOMETRY
-from pruneopt.signals import SIGNALS, SignalInfo
+from pruneopt.registry import registry
+from pruneopt.signals import SIGNALS, Place, SignalInfo
 from pruneopt.spec.load import list_methods, load_spec
 from pruneopt.spec.schema import Spec, StageSpec, Weighted
 
@@ -196,12 +196,6 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 def signals_page() -> str:
     """The canonical signals: names, shapes, where they exist and what they cost attention."""
-    blocks = (
-        ("Geometry, at every insertion point", GEOMETRY),
-        ("Entry of the language model, at every insertion point", ENTRY),
-        ("Vision encoder, at every insertion point", ENCODER),
-        ("Decoder layers, inside prefill", DECODER),
-    )
     text = [
         "# Signals",
         "",
@@ -212,27 +206,40 @@ def signals_page() -> str:
         "`M` visual tokens of the unpruned prompt, `S` text segments. A name may carry a layer, `keys@5` "
         "or `encoder_keys@-1`; without one an encoder signal comes from the layer the model reads "
         "features from, a decoder signal from the last layer before the cut. Every tensor that runs over "
-        "`N` is gathered to the survivors before the next cut. The last column says what a signal asks of "
-        "attention: nothing, a few recomputed rows, or a full map.",
+        "`N` is gathered to the survivors before the next cut. `made from` names what is captured of a "
+        "running model; a signal made from nothing comes from an earlier cut, or from the caller. The last "
+        "column says what a signal asks of attention: nothing, a few recomputed rows, or a full map.",
         "",
     ]
-    listed: set[str] = set()
-    for title, names in blocks:
-        chosen = {name: info for name, info in SIGNALS.items() if name in names}
-        listed |= set(chosen)
-        text += [f"## {title}", "", _signals_table(chosen), ""]
-    rest = {name: info for name, info in SIGNALS.items() if name not in listed}
-    if rest:
-        text += ["## Others", "", _signals_table(rest), ""]
+    for place in Place:
+        infos = {name: info for name, info in SIGNALS.items() if info.place is place}
+        text += [f"## {place.value}", "", f"At {_points(infos)}.", "", _signals_table(infos), ""]
     return "\n".join(text)
+
+
+def _points(names: Iterable[str]) -> str:
+    """The insertion points of this package that provide all these signals."""
+    found = []
+    for name in sorted(registry("insertions")):
+        part = registry("insertions").get(name)
+        if part.__module__.startswith("pruneopt.") and set(names) <= part().provides:
+            found.append(f"`{name}`")
+    return ", ".join(found)
 
 
 def _signals_table(infos: Mapping[str, SignalInfo]) -> str:
     rows = [
-        [f"`{name}`", f"`{info.shape}`", info.doc, info.attention.name.lower()]
+        [
+            f"`{name}`",
+            f"`{info.shape}`",
+            info.doc,
+            ", ".join(info.made_from) or "-",
+            info.values.value,
+            info.attention.name.lower(),
+        ]
         for name, info in infos.items()
     ]
-    return _table(["name", "shape", "what it is", "attention"], rows)
+    return _table(["name", "shape", "what it is", "made from", "holds", "attention"], rows)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pruneopt.errors import ModelError
-from pruneopt.parts.insertions._provided import DECODER, ENCODER, ENTRY, GEOMETRY
+from pruneopt.signals import Place, signal_info
 from pruneopt.spec.schema import Spec
 
 
@@ -23,18 +23,16 @@ def plan_captures(spec: Spec) -> tuple[dict[int, set[str]], set[tuple[str, int |
                     f"signal {name!r} does not exist at {stage.insertion.name} (stage {number}); choose "
                     "another insertion point"
                 )
-            layer = int(at) if at else None
-            if base in ENCODER:
+            layer, info = int(at) if at else None, signal_info(base)
+            if info.place in (Place.ENCODER, Place.CROP):
                 encoder.add((base, layer))
-            elif base in DECODER:
+            elif info.place is Place.DECODER:
                 layer = cut - 1 if layer is None else layer
                 if not 0 <= layer < cut:
                     raise ModelError(
                         f"signal {name!r} is read before layer {cut} but layer {layer} has not run"
                     )
                 plan.setdefault(layer, set()).add(base)
-            elif base == "patches":
-                encoder.add((base, None))
-            elif base not in ENTRY | GEOMETRY:
-                raise ModelError(f"signal {name!r} is not known to the adapters")
+            elif at:
+                raise ModelError(f"signal {name!r} is of no layer; write {base!r}")
     return plan, encoder

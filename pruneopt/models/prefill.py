@@ -15,7 +15,8 @@ from pruneopt.grouping import join_groups, split_groups
 from pruneopt.models.base import ModelAdapter
 from pruneopt.models.cache import remember
 from pruneopt.models.capture.decoder import Captured, DecoderCapture, View
-from pruneopt.models.capture.encoder_signals import PER_CROP, EncoderCapture
+from pruneopt.models.capture.encoder_signals import EncoderCapture
+from pruneopt.models.capture.stream import Stream, signals_of
 from pruneopt.models.columns import Columns, Move, take
 from pruneopt.models.deepstack import Deepstack
 from pruneopt.models.outcome import Cut, Outcome
@@ -26,7 +27,7 @@ from pruneopt.models.sequence import CacheState, Segment, compact_positions, rot
 from pruneopt.models.store import SignalStore
 from pruneopt.problems.selection import Selection
 from pruneopt.pruner import Clock, Pruner
-from pruneopt.signals import Signals
+from pruneopt.signals import Place, Signals, signal_info
 from pruneopt.spec.schema import Spec, StageSpec
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ class Prefill:
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def _select(self, stage: StageSpec, signals: Signals, clock: Clock) -> Selection:
-        names = sorted(name for name in stage.needs if name.partition("@")[0] in PER_CROP)
+        names = sorted(name for name in stage.needs if signal_info(name).place is Place.CROP)
         given, place = self._with_crops(stage, signals, names) if names else (signals, None)
         selection = Pruner(stage).select(given, self.prompt.started, clock=clock, check=self.check)
         if not self.check:
@@ -290,12 +291,8 @@ class Prefill:
 
     def _entry(self, hidden: Tensor) -> None:
         """Signals of the stream that enters the first layer."""
-        needs = {name.partition("@")[0] for name in self.spec.needs}
-        if needs & {"embeddings", "text_embeddings", "start_embeddings", "start_mask"}:
-            self.store["embeddings", None] = self.columns.visual(hidden).detach()
-            self.store["text_embeddings", None] = self.columns.texts(hidden).detach()
-            self.store["start_embeddings", None] = self.store["embeddings", None]
-            self.store["start_mask", None] = self.columns.mask
+        found = signals_of("start", self.spec.needs, Stream(self.columns, hidden.detach()))
+        self.store.update({(name, None): tensor for name, tensor in found.items()})
 
 
 def _merged(selection: Selection, move: Move, values: Tensor, mask: Tensor) -> Tensor | None:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from pruneopt.errors import SignalError
-from pruneopt.models.capture.encoder_signals import PER_CROP
+from pruneopt.models.capture.stream import Stream, signals_of
 from pruneopt.models.columns import Columns, take
 from pruneopt.models.prompt import Prompt
-from pruneopt.signals import Signals, signal_info
+from pruneopt.signals import Place, Signals, signal_info
 from pruneopt.spec.schema import StageSpec
 
 Key = tuple[str, int | None]  # base name of a signal and the layer that it is of
@@ -62,19 +62,10 @@ class SignalStore(Mapping[Key, Tensor]):
             names.add("group")
         if not any(signal_info(name).token_dims for name in names):
             names.add("xy")
-        now = {
-            "features": lambda: columns.visual(hidden),
-            "text_features": lambda: columns.texts(hidden),
-            "text_mask": lambda: columns.text >= 0,
-            "text_index": lambda: columns.text.clamp_min(0),
-            "visual_index": lambda: columns.place.clamp_min(0),
-        }
-        tensors: dict[str, Tensor] = {}
-        for name in sorted(names):
+        tensors = signals_of("now", names, Stream(columns, hidden))
+        for name in sorted(names - set(tensors)):
             base, _, at = name.partition("@")
-            if base in now:
-                tensors[name] = now[base]()
-            elif base not in PER_CROP:
+            if signal_info(base).place is not Place.CROP:
                 tensors[name] = self[self._key(base, at, stage.insertion.layer_index)]
         return Signals(tensors, columns.mask if columns.ragged else None)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -13,123 +12,12 @@ from pruneopt.grouping import gather_tokens
 from pruneopt.problems.kinds import find_kind
 from pruneopt.problems.subset import SubsetProblem
 from pruneopt.problems.transport import TransportProblem
-from pruneopt.signals import Signals, signal_info
+from pruneopt.signals import Signals, Values, signal_info
+from pruneopt.testing.draw import make_signals as make_signals
 
-GEOMETRY = frozenset({"xy", "grid", "group", "time", "tile", "visual_index", "text_index", "size"})
-MASKS = frozenset({"text_mask", "start_mask"})
+MEASURED = (Values.REAL, Values.POSITIVE, Values.SHARES, Values.LOGITS)
 FILLS = ("below", "between", "above")
 STYLES = ("random", "zeros", "constant", "duplicates", "large")
-PREFIX = 3  # tokens before the visual ones
-
-
-def grid_of(tokens: int) -> tuple[int, int]:
-    """Columns and rows of the most square whole grid of so many tokens."""
-    rows = max(r for r in range(1, math.isqrt(tokens) + 1) if tokens % r == 0)
-    return tokens // rows, rows
-
-
-def make_signals(
-    names: Iterable[str],
-    batch: int = 2,
-    tokens: int = 12,
-    width: int = 8,
-    heads: int = 2,
-    text: int = 3,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-    lengths: Sequence[int] | None = None,
-    style: str = "random",
-) -> Signals:
-    """Random signals of the given names, consistent with each other, one seed per sample.
-
-    `lengths`: real tokens per sample; the rest is padding with zeros.  `style`: `random`, `zeros`,
-    `constant` (all tokens equal), `duplicates` (the second half repeats the first) or `large` (about 1e4,
-    the edge of what half precision holds).  Attention rows are shares of a softmax whatever the style.
-    """
-    names = sorted(set(names) | {"xy"})
-    counts = list(lengths) if lengths is not None else [tokens] * batch
-    rows = [_sample(names, n, width, heads, text, seed + 1000 * b, style) for b, n in enumerate(counts)]
-    tensors = {}
-    for name in names:
-        parts = [_pad(name, row[name], tokens) for row in rows]
-        tensors[name] = torch.stack(parts)
-        if tensors[name].is_floating_point():
-            tensors[name] = tensors[name].to(dtype)
-    mask = torch.arange(tokens) < torch.tensor(counts)[:, None]
-    return Signals(tensors, mask if lengths is not None else None)
-
-
-def is_attention(base: str) -> bool:
-    """Whether a signal holds shares of a softmax."""
-    other = ("post_attention_norm", "attention_logits", "lookahead_keys")
-    return ("attention" in base or "lookahead" in base) and base not in other
-
-
-def _pad(name: str, tensor: Tensor, tokens: int) -> Tensor:
-    for axis in signal_info(name).token_dims:
-        missing = tokens - tensor.shape[axis - 1]
-        if missing:
-            shape = list(tensor.shape)
-            shape[axis - 1] = missing
-            tensor = torch.cat([tensor, tensor.new_zeros(shape)], axis - 1)
-    if signal_info(name).shape == "[B,H,L,L]":  # padding after the whole sequence, masked as models mask it
-        missing = tokens + PREFIX + 8 - tensor.shape[1]
-        lowest = torch.finfo(torch.float32).min
-        tensor = torch.nn.functional.pad(tensor, (0, missing, 0, missing), value=lowest)
-    return tensor
-
-
-def _sample(
-    names: Sequence[str], n: int, width: int, heads: int, text: int, seed: int, style: str
-) -> dict[str, Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    sizes = {"N": n, "T": text, "S": 2, "M": 16, "H": heads, "D": width, "C": width, "c": width,
-             "d": max(2, width // 2), "P": 4, "2": 2, "3": 3, "L": n + PREFIX + text}  # fmt: skip
-    columns, rows = grid_of(n)
-    cell = torch.arange(n)
-    fixed = {
-        "xy": torch.stack([cell % columns, cell // columns], 1),
-        "grid": torch.tensor([columns, rows]).expand(n, 2),
-        "group": torch.zeros(n, dtype=torch.int64),
-        "time": torch.zeros(n, dtype=torch.int64),
-        "tile": torch.zeros(n, 2, dtype=torch.int64),
-        "size": torch.randint(1, 4, (n,), generator=g).float(),
-        "visual_index": cell + PREFIX,
-        "text_index": torch.arange(text) + PREFIX + n,
-        "text_mask": torch.arange(text) < (text - (seed // 1000) % 2 if text > 1 else 1),
-        "start_mask": torch.ones(16, dtype=torch.bool),
-    }
-    out = {}
-    for name in names:
-        base = name.split("@", 1)[0]
-        if base in fixed:
-            out[name] = fixed[base]
-            continue
-        axes = [a.strip() for a in signal_info(name).shape.strip("[]").split(",")][1:]
-        shape = [sizes[a] for a in axes]
-        draw = torch.randn(shape, generator=g)
-        if is_attention(base):
-            out[name] = 0.8 * draw.softmax(-1)
-            continue
-        if base in ("transition", "transition_abs", "importance"):
-            out[name] = draw.abs()
-            continue
-        out[name] = _styled(draw, style, signal_info(name).token_dims)
-    return out
-
-
-def _styled(draw: Tensor, style: str, token_dims: tuple[int, ...]) -> Tensor:
-    if style == "zeros":
-        return torch.zeros_like(draw)
-    if style == "large":
-        return draw.clamp(-4, 4) * 1e4
-    for axis in token_dims:
-        index = torch.arange(draw.shape[axis - 1])
-        if style == "constant":
-            draw = draw.index_select(axis - 1, torch.zeros_like(index))
-        elif style == "duplicates":
-            draw = draw.index_select(axis - 1, index % ((len(index) + 1) // 2))
-    return draw
 
 
 def shuffle(count: int, seed: int) -> Tensor:
@@ -148,7 +36,7 @@ def sample_alone(signals: Signals, b: int) -> Signals:
         tensor = signals[name][b : b + 1]
         for axis in signal_info(name).token_dims:
             tensor = tensor.narrow(axis, 0, n)
-        if signal_info(name).shape == "[B,H,L,L]":
+        if signal_info(name).values is Values.LOGITS:
             length = int((tensor[0, 0].diagonal() > torch.finfo(tensor.dtype).min).sum())
             tensor = tensor[:, :, :length, :length]
         tensors[name] = tensor
@@ -225,8 +113,7 @@ def fill_out(values: Tensor, real: Tensor, fill: str) -> Tensor:
 
 def floating(signals: Signals) -> list[str]:
     """Names of the signals that carry features, attention or scores."""
-    bases = {name: name.split("@", 1)[0] for name in signals}
-    return [n for n in signals if bases[n] not in GEOMETRY | MASKS and signals[n].is_floating_point()]
+    return [n for n in signals if signal_info(n).values in MEASURED and signals[n].is_floating_point()]
 
 
 # -- transport ------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruneopt.errors import PruneoptError
 from pruneopt.parts import CostTerm, Kernel, Marginal, Part, Score
-from pruneopt.signals import Signals
+from pruneopt.signals import Signals, Values, signal_info
 from pruneopt.testing import cases
 from pruneopt.testing.calls import agree, call, layout, real_entries, token_axes
 from pruneopt.testing.core import Check, CheckFailure, changed, require
@@ -49,7 +49,7 @@ def check_shapes(part: Part) -> None:
     wanted = layout(part)
     require(wanted in ("[B,N]", "[B,N,N]", "[B,A,N]"), f"shape {wanted!r} is not pairwise, unary or anchor")
     for batch, tokens, width, heads, text in SIZES:
-        out = call(part, cases.make_signals(part.needs, batch, tokens, width, heads, text))
+        out = call(part, cases.make_signals(part.needs, batch, tokens, width=width, heads=heads, text=text))
         where = f"for B={batch}, N={tokens}, D={width}, H={heads}, T={text}"
         axes = wanted.count(",") + 1
         require(out.dim() == axes, f"returned shape {list(out.shape)} {where}, declared {wanted}")
@@ -261,7 +261,7 @@ _RANGES: dict[str, Callable[[Tensor, float], bool]] = {
 def check_declared_scale(part: Part) -> None:
     """Multiplying all features by c changes nothing (`scale_free`) or multiplies by c (`homogeneous`)."""
     signals = cases.make_signals(part.needs, tokens=16)
-    features = [n for n in cases.floating(signals) if "attention" not in n]
+    features = [n for n in cases.floating(signals) if signal_info(n).values is not Values.SHARES]
     scaled = cases.with_tensors(signals, {n: 4.0 * signals[n] for n in features})
     wanted = call(part, signals) * (4.0 if "homogeneous" in part.tags else 1.0)
     tag = "homogeneous" if "homogeneous" in part.tags else "scale_free"

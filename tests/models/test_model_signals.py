@@ -85,7 +85,7 @@ def rows(dense: dict[str, Any]) -> list[int]:
 
 NAMES = (
     "hidden_in", "attn_out", "post_attention_norm", "hidden_out", "hidden_normed", "text_hidden_normed",
-    "keys", "text_keys", "attention_last", "attention_text", "attention_visual", "lookahead_last",
+    "keys", "text_keys", "values", "attention_last", "attention_text", "attention_visual", "lookahead_last",
     "lookahead_text", "lookahead_visual", "lookahead_keys", "embeddings", "text_embeddings", "features",
     "text_features", "text_mask", "visual_index", "text_index", "hidden_in@0", "attention_last@0",
     "transition", "xy", "group",
@@ -132,6 +132,7 @@ def test_decoder_signals_equal_the_eager_model(dense: dict[str, Any]) -> None:
             seen["attention_last@0"][row, :, :n], maps[0][row][:, -1][:, visual], **close
         )
         torch.testing.assert_close(seen["keys"][row, :, :n], cache.layers[1].keys[row][:, visual], **close)
+        assert torch.equal(seen["values"][row, :, :n], cache.layers[1].values[row][:, visual])
         torch.testing.assert_close(seen["text_keys"][row, :, :t], cache.layers[1].keys[row][:, text], **close)
         torch.testing.assert_close(
             seen["lookahead_keys"][row, :, :n], cache.layers[2].keys[row][:, visual], **close

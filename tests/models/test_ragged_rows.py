@@ -339,10 +339,9 @@ def test_hidden_image_tokens_are_neither_kept_nor_counted(model: Any) -> None:
 
 def poisoned(value: float) -> Any:
     """A spy whose first cut reads a NaN; the second reads none."""
-    return mock.patch.object(
-        decoder.DecoderCapture,
-        "_signal",
-        lambda self, base, layer, view, raw: view.columns.visual(raw["in"]) * (value if layer == 1 else 1.0),
+    return mock.patch.dict(
+        decoder.DECODER_SIGNALS,
+        hidden_in=lambda layer: layer.visual("in") * (value if layer.index == 1 else 1.0),
     )
 
 

@@ -4,37 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pruneopt.models.base import ModelAdapter
-from pruneopt.models.capture.probe import attention_rows, rotate
+from pruneopt.models.capture.probe import attention_logits, rotate
+from pruneopt.models.capture.watched import Watched
 from pruneopt.models.columns import Columns, take
+from pruneopt.parts.scores.transition import sublayer_transition
+from pruneopt.signals import signal_info
 
-# signal -> captures of its own layer that it is made from
-_SLOTS: dict[str, tuple[str, ...]] = {
-    "hidden_in": ("in",),
-    "attn_out": ("attn_out",),
-    "post_attention_norm": ("norm2",),
-    "hidden_out": ("out",),
-    "text_hidden_out": ("out",),
-    "hidden_normed": ("out",),
-    "text_hidden_normed": ("out",),
-    "keys": ("k",),
-    "text_keys": ("k",),
-    "attention_last": ("q", "k"),
-    "attention_text": ("q", "k"),
-    "attention_visual": ("q", "k"),
-    "attention_logits": ("q", "k"),
-    "lookahead_last": ("out",),
-    "lookahead_text": ("out",),
-    "lookahead_visual": ("out",),
-    "lookahead_keys": ("out",),
-    "transition": ("norm1", "self_attn", "norm2", "mlp"),
-    "transition_abs": ("norm1", "self_attn", "norm2", "mlp"),
+# The stream that enters a layer, `in`, and the one that leaves it, `out`, are handed over by the pass itself.
+CAPTURES = {
+    "norm1": Watched("layer", "output", ("input_layernorm",)),
+    "q": Watched("attention", "output", ("q_norm", "q_proj")),
+    "k": Watched("attention", "output", ("k_norm", "k_proj")),
+    "v": Watched("attention", "output", ("v_proj",)),
+    "self_attn": Watched("attention", "output"),
+    "attn_out": Watched("layer", "input", ("post_attention_layernorm",)),
+    "norm2": Watched("layer", "output", ("post_attention_layernorm",)),
+    "mlp": Watched("layer", "output", ("mlp",)),
 }
 
 
@@ -53,14 +46,14 @@ class View:
 
 @dataclass
 class Captured:
-    """What was captured in one pass, `raw[layer][slot]`."""
+    """What was captured in one pass, `raw[layer][capture]`."""
 
     raw: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     listening: bool = True
 
-    def keep(self, layer: int, slot: str, value: Tensor) -> None:
+    def keep(self, layer: int, capture: str, value: Tensor) -> None:
         if self.listening:
-            self.raw.setdefault(layer, {})[slot] = value.detach()
+            self.raw.setdefault(layer, {})[capture] = value.detach()
 
     @contextmanager
     def closed(self, layer: int) -> Iterator[Mapping[str, Tensor]]:
@@ -75,6 +68,130 @@ class Captured:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """A layer that has run: its captures `raw`, and what several signals are made of, computed once."""
+
+    adapter: ModelAdapter
+    index: int
+    view: View
+    raw: Mapping[str, Tensor]
+
+    @property
+    def columns(self) -> Columns:
+        return self.view.columns
+
+    @property
+    def attention(self) -> Any:
+        return self.adapter.layers[self.index].self_attn
+
+    def visual(self, capture: str) -> Tensor:
+        return self.columns.visual(self.raw[capture])
+
+    def texts(self, capture: str) -> Tensor:
+        return self.columns.texts(self.raw[capture])
+
+    def heads(self, capture: str) -> Tensor:
+        """`[B',W,H,d]` of a capture `[B,W,H*d]` or `[B,W,H,d]`."""
+        states = self.columns.pick(self.raw[capture])
+        return states.reshape(*states.shape[:2], -1, self.attention.head_dim)
+
+    def at(self, columns: Tensor, states: Tensor) -> Tensor:
+        """`[B',H,n,d]`: `states` `[B',W,H,d]` at the columns `[B',n]`; padding (-1) repeats column 0."""
+        return take(states, columns.clamp_min(0)).transpose(1, 2)
+
+    def keys(self, columns: Tensor) -> Tensor:
+        """`[B',G,n,d]` of the columns `[B',n]`, rotated, zero at padding."""
+        key = self.heads("k")
+        rows = rotate(self.attention, self.at(columns, key), self.view.rotary_at(columns)).to(key.dtype)
+        return rows.masked_fill((columns < 0)[:, None, :, None], 0)
+
+    @cached_property
+    def every(self) -> Tensor:
+        """`[B',W]`: all columns."""
+        rows, width = self.columns.place.shape[0], self.columns.width
+        return torch.arange(width, device=self.columns.place.device).expand(rows, width)
+
+    @cached_property
+    def turned(self) -> Tensor:
+        """`[B',G,W,d]` float32: rotated keys of all columns."""
+        return rotate(self.attention, self.heads("k").transpose(1, 2), self.view.rotary_at(self.every))
+
+    def seen(self, columns: Tensor) -> Tensor:
+        """`[B',n,W]` bool: which real columns stand at or before the columns `[B',n]`."""
+        earlier = self.every[:, None, :] <= columns.clamp_min(0)[:, :, None]
+        return earlier & self.columns.pick(self.columns.valid)[:, None, :]
+
+    def logits(self, columns: Tensor, allowed: Tensor) -> Tensor:
+        """`[B',H,n,W]` float32 of the queries at `columns` `[B',n]`, -inf where not `allowed` `[B',n,W]`."""
+        query = self.at(columns, self.heads("q"))
+        rows = rotate(self.attention, query, self.view.rotary_at(columns))
+        return attention_logits(rows, self.turned, allowed, self.attention.scaling)
+
+    def shares(self, columns: Tensor) -> Tensor:
+        """`[B',H,n,N]` float32: what the queries at `columns` `[B',n]` give to each visual token."""
+        own = self.every[:, None, :] == columns.clamp_min(0)[:, :, None]
+        allowed = self.seen(columns) | own  # padding looks at itself instead of at nothing
+        weights = self.logits(columns, allowed).softmax(3)
+        place = self.columns.place.clamp_min(0)[:, None, None, :]
+        found = weights.gather(3, place.expand(*weights.shape[:3], -1))
+        return found.masked_fill((columns < 0)[:, None, :, None], 0)
+
+    def whole(self) -> Tensor:
+        """`[B',H,W,W]` float32: logits of all columns, the lowest finite number where nothing is seen."""
+        valid = self.columns.pick(self.columns.valid)
+        allowed = self.seen(self.every) & valid[:, :, None]  # nothing in rows of padding, their own included
+        found = self.logits(self.every, allowed)
+        return found.clamp_min(torch.finfo(found.dtype).min)
+
+    def transition(self, *, absolute: bool) -> Tensor:
+        """`[B',N]` float32, both sublayers summed."""
+        valid, raw = self.columns.valid, self.raw
+        attention = sublayer_transition(raw["norm1"], raw["self_attn"], valid, absolute)
+        return self.columns.visual(attention + sublayer_transition(raw["norm2"], raw["mlp"], valid, absolute))
+
+    @cached_property
+    def following(self) -> Layer:
+        """The next layer, which has not run: its queries and keys come from the output of this one."""
+        layer = self.adapter.layers[self.index + 1]
+        attention, normed = layer.self_attn, layer.input_layernorm(self.raw["out"])
+
+        def states(kind: str) -> Tensor:
+            projected: Tensor = getattr(attention, f"{kind}_proj")(normed)
+            norm = getattr(attention, f"{kind}_norm", lambda split: split)
+            return norm(projected.unflatten(2, (-1, attention.head_dim)))  # type: ignore[no-any-return]
+
+        return replace(self, index=self.index + 1, raw={"q": states("q"), "k": states("k")})
+
+
+def _norm(layer: Layer, states: Tensor) -> Tensor:
+    normed: Tensor = layer.adapter.text.norm(states)
+    return normed
+
+
+DECODER_SIGNALS: dict[str, Callable[[Layer], Tensor]] = {
+    "hidden_in": lambda layer: layer.visual("in"),
+    "attn_out": lambda layer: layer.visual("attn_out"),
+    "post_attention_norm": lambda layer: layer.visual("norm2"),
+    "hidden_out": lambda layer: layer.visual("out"),
+    "hidden_normed": lambda layer: _norm(layer, layer.visual("out")),
+    "text_hidden_normed": lambda layer: _norm(layer, layer.texts("out")),
+    "keys": lambda layer: layer.keys(layer.columns.place),
+    "text_keys": lambda layer: layer.keys(layer.columns.text),
+    "values": lambda layer: layer.at(layer.columns.place, layer.heads("v")),
+    "attention_last": lambda layer: layer.shares(layer.columns.last[:, None])[:, :, 0],
+    "attention_text": lambda layer: layer.shares(layer.columns.text),
+    "attention_visual": lambda layer: layer.shares(layer.columns.place),
+    "attention_logits": Layer.whole,
+    "lookahead_last": lambda layer: DECODER_SIGNALS["attention_last"](layer.following),
+    "lookahead_text": lambda layer: DECODER_SIGNALS["attention_text"](layer.following),
+    "lookahead_visual": lambda layer: DECODER_SIGNALS["attention_visual"](layer.following),
+    "lookahead_keys": lambda layer: DECODER_SIGNALS["keys"](layer.following),
+    "transition": lambda layer: layer.transition(absolute=False),
+    "transition_abs": lambda layer: layer.transition(absolute=True),
+}
+
+
+@dataclass(frozen=True)
 class DecoderCapture:
     """What to capture in the layers named in `plan` (layer to signal names), and what is made of it."""
 
@@ -86,124 +203,21 @@ class DecoderCapture:
         add: Callable[[nn.Module, str, Callable[[Any], None]], None],
         keep: Callable[[int, str, Tensor], None],
     ) -> None:
-        """Register captures through `add(module, what, callback)`; `keep(layer, slot, value)` gets them."""
+        """Register captures through `add(module, what, callback)`; `keep(layer, capture, value)` gets it."""
         for layer, bases in sorted(self.plan.items()):
             module = self.adapter.layers[layer]
-            attention = module.self_attn
-            modules: dict[str, tuple[nn.Module, str]] = {
-                "attn_out": (module.post_attention_layernorm, "input"),
-                "norm1": (module.input_layernorm, "output"),
-                "norm2": (module.post_attention_layernorm, "output"),
-                "self_attn": (attention, "output"),
-                "mlp": (module.mlp, "output"),
-                "q": (getattr(attention, "q_norm", attention.q_proj), "output"),
-                "k": (getattr(attention, "k_norm", attention.k_proj), "output"),
-            }
-            for slot in sorted({slot for base in bases for slot in _SLOTS[base]} - {"in", "out"}):
+            owners = {"layer": module, "attention": module.self_attn}
+            needed = {capture for base in bases for capture in signal_info(base).made_from}
+            for capture in sorted(needed - {"in", "out"}):
 
-                def see(value: Any, layer: int = layer, slot: str = slot) -> None:
-                    keep(layer, slot, value[0] if isinstance(value, tuple) else value)
+                def see(value: Any, layer: int = layer, capture: str = capture) -> None:
+                    keep(layer, capture, value[0] if isinstance(value, tuple) else value)
 
-                add(*modules[slot], see)
+                watched = CAPTURES[capture]
+                add(watched.module(owners[watched.owner]), watched.what, see)
 
     def compute(self, layer: int, view: View, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every planned signal of `layer`, from its captures, its input `in` and its output `out`."""
+        source = Layer(self.adapter, layer, view, raw)
         with torch.no_grad():
-            return {base: self._signal(base, layer, view, raw) for base in sorted(self.plan[layer])}
-
-    def _signal(self, base: str, layer: int, view: View, raw: Mapping[str, Tensor]) -> Tensor:
-        slot = {
-            "hidden_in": "in",
-            "attn_out": "attn_out",
-            "post_attention_norm": "norm2",
-            "hidden_out": "out",
-        }
-        if base in slot:
-            return view.columns.visual(raw[slot[base]])
-        if base == "text_hidden_out":
-            return view.columns.texts(raw["out"])
-        if base == "hidden_normed":
-            return self.adapter.text.norm(view.columns.visual(raw["out"]))
-        if base == "text_hidden_normed":
-            return self.adapter.text.norm(view.columns.texts(raw["out"]))
-        if base.startswith("transition"):
-            return view.columns.visual(
-                _transition(raw, view.columns.valid, base.endswith("_abs"))[:, :, None]
-            )[:, :, 0]
-        attention = self.adapter.layers[layer].self_attn
-        if base.startswith("lookahead"):
-            following = self.adapter.layers[layer + 1]
-            attention, normed = following.self_attn, following.input_layernorm(view.columns.pick(raw["out"]))
-            query = self._heads(attention, attention.q_proj, "q_norm", normed)
-            key = self._heads(attention, attention.k_proj, "k_norm", normed)
-        else:
-            key = self._split(attention, view.columns.pick(raw["k"]))
-            query = self._split(attention, view.columns.pick(raw["q"])) if "q" in raw else key
-        if base.endswith("keys"):
-            columns = view.columns.text if base == "text_keys" else view.columns.place
-            rows = take(key, columns.clamp_min(0)).transpose(1, 2)
-            rows = rotate(attention, rows, view.rotary_at(columns)).to(key.dtype)
-            return rows.masked_fill((columns < 0)[:, None, :, None], 0)
-        return self._attention(base, attention, query, key, view)
-
-    def _heads(self, attention: Any, projection: nn.Module, norm: str, hidden: Tensor) -> Tensor:
-        """`[B,L,H,d]` of a layer that has not run yet."""
-        states = self._split(attention, projection(hidden))
-        return getattr(attention, norm)(states) if hasattr(attention, norm) else states
-
-    def _split(self, attention: Any, states: Tensor) -> Tensor:
-        """`[B,L,H*d]` or `[B,L,H,d]` to `[B,L,H,d]`."""
-        return states.reshape(*states.shape[:2], -1, attention.head_dim)
-
-    def _attention(self, base: str, attention: Any, query: Tensor, key: Tensor, view: View) -> Tensor:
-        """Rows of the queries that `base` names, over all valid keys at or before them, `[B',H,R,...]`."""
-        width = key.shape[1]
-        every = torch.arange(width, device=key.device)
-        if base.endswith("_last"):
-            columns = view.columns.last[:, None]
-        elif base.endswith("_text"):
-            columns = view.columns.text
-        elif base.endswith("_visual"):
-            columns = view.columns.place
-        else:
-            columns = every.expand(key.shape[0], width)
-        rows = rotate(
-            attention,
-            take(query, columns.clamp_min(0)).transpose(1, 2),
-            view.rotary_at(columns),
-        )
-        keys = rotate(attention, key.transpose(1, 2), view.rotary_at(every.expand(key.shape[0], width)))
-        here = columns.clamp_min(0)[:, :, None]
-        valid = view.columns.pick(view.columns.valid)
-        allowed = (every <= here) & valid[:, None, :]
-        if base == "attention_logits":  # nothing in the rows and columns of padding, their diagonal included
-            allowed = allowed & valid[:, :, None]
-            found = attention_rows(rows, keys, allowed, attention.scaling, logits=True)
-            return found.clamp_min(torch.finfo(found.dtype).min)
-        allowed = allowed | (every == here)  # padding rows look at themselves instead of at nothing
-        weights = attention_rows(rows, keys, allowed, attention.scaling)
-        shape = (*weights.shape[:3], view.columns.place.shape[1])
-        columns_of = view.columns.place.clamp_min(0)[:, None, None, :].expand(shape)
-        weights = weights.gather(3, columns_of)
-        if base.endswith("_last"):
-            return weights[:, :, 0]
-        return weights.masked_fill((columns < 0)[:, None, :, None], 0)
-
-
-def _transition(raw: Mapping[str, Tensor], valid: Tensor, absolute: bool) -> Tensor:
-    """`[B,W]` float32: |out|/|in| * softmax(1 - cos(in, out)) over the real tokens, both sublayers summed.
-
-    Source: TransPrune (CVPR 2026), released code; `absolute` is the paper's 1 - |cos|.
-    """
-    total: Tensor | None = None
-    for before, after in (("norm1", "self_attn"), ("norm2", "mlp")):
-        x, y = raw[before].float(), raw[after].float()
-        small = torch.finfo(x.dtype).tiny
-        size = y.norm(dim=2) / x.norm(dim=2).clamp_min(small)
-        cosine = torch.nn.functional.cosine_similarity(x, y, dim=2)
-        turn = 1 - (cosine.abs() if absolute else cosine)
-        share = turn.masked_fill(~valid, -torch.inf).softmax(dim=1)
-        part = size * share.nan_to_num(0.0)
-        total = part if total is None else total + part
-    assert total is not None
-    return total
+            return {base: DECODER_SIGNALS[base](source) for base in sorted(self.plan[layer])}

@@ -6,17 +6,24 @@ method reads are recomputed in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from pruneopt.errors import ModelError
 from pruneopt.models.capture.probe import attention_rows, received_attention
+from pruneopt.models.capture.watched import Watched
+from pruneopt.signals import Place, signal_info
+
+Slot = tuple[str, int]  # a capture, and the block that it is of
 
 
 class Encoder:
     """Captures what signals of one encoder need, and turns it into per-crop tensors.
+
+    A family whose encoder is built in another way says in `captures` what is watched, in `stands_for` which
+    of those together are a capture that the table of signals names, and overrides the methods that read them.
 
     Parameters
     ----------
@@ -26,12 +33,21 @@ class Encoder:
     names mean: the one whose output the model reads.
     """
 
+    captures: ClassVar[Mapping[str, Watched]] = {
+        "pixels": Watched("tower", "input"),
+        "features": Watched("projector", "input"),
+        "output": Watched("block", "output"),
+        "q": Watched("attention", "output", ("q_norm", "q_proj")),
+        "k": Watched("attention", "output", ("k_norm", "k_proj")),
+    }
+    stands_for: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
     def __init__(
         self, tower: Any, blocks: Any, attention: str, projector: Any, cls: int, block: int, patch: int = 0
     ):
         self.tower, self.blocks, self.attention = tower, blocks, attention
         self.projector, self.cls, self.block, self.patch = projector, cls, block % len(blocks), patch
-        self.raw: dict[tuple[str, int], list[Tensor]] = {}
+        self.raw: dict[Slot, list[Any]] = {}
 
     def resolve(self, layer: int | None) -> int:
         """Block index of the layer in a signal name; negative ones count from the last block."""
@@ -43,117 +59,111 @@ class Encoder:
 
     def check(self, base: str) -> None:
         """Raise ModelError for a signal that this encoder does not have."""
-        if base in ("cls_query", "cls_key", "cls_feature") and not self.cls:
+        if signal_info(base).place is Place.CROP and not self.cls:
             raise ModelError(
                 f"this vision encoder has no CLS token, so there is no {base!r}; choose a method that reads "
                 "cls_attention (answered by received_attention here) or received_attention"
             )
 
-    def slots(self, base: str, layer: int | None) -> list[tuple[str, int]]:
+    def slots(self, base: str, layer: int | None) -> list[Slot]:
         """What must be captured for a signal."""
-        block = self.resolve(layer)
-        if base == "patches":
-            return [("pixels", 0)]
-        if base == "encoder_features":
-            return [("features", 0)]
-        if base == "cls_feature":
-            return [("output", block)]
-        if base == "encoder_keys" or base == "cls_key":
-            return [("k", block)]
-        if base == "encoder_queries" or base == "cls_query":
-            return [("q", block)]
-        return [("q", block), ("k", block)]
+        block, names = self.resolve(layer), signal_info(base).made_from
+        return [(capture, block) for name in names for capture in self.stands_for.get(name, (name,))]
 
-    def watch(self, slots: set[tuple[str, int]], add: Callable[[nn.Module, str, Any], None]) -> None:
+    def watch(self, slots: set[Slot], add: Callable[[nn.Module, str, Any], None]) -> None:
         """Register captures through `add(module, what, callback)`."""
         for slot in sorted(slots):
-            kind, block = slot
 
-            def keep(value: Any, slot: tuple[str, int] = slot) -> None:
-                value = value[0] if isinstance(value, tuple) else value
-                self.raw.setdefault(slot, []).append(value.detach())
+            def keep(value: Any, slot: Slot = slot) -> None:
+                self.raw.setdefault(slot, []).append(self.kept(slot[0], value))
 
-            if kind == "pixels":
-                add(self.tower, "input", keep)
-            elif kind == "features":
-                add(self.projector, "input", keep)
-            elif kind == "output":
-                add(self.blocks[block], "output", keep)
-            else:
-                attention = getattr(self.blocks[block], self.attention)
-                add(self.projection(attention, kind), "output", keep)
+            capture, block = slot
+            module = self.blocks[block]
+            owners = {"tower": self.tower, "projector": self.projector, "block": module,
+                      "attention": getattr(module, self.attention)}  # fmt: skip
+            watched = self.captures[capture]
+            add(watched.module(owners[watched.owner]), watched.what, keep)
 
-    def projection(self, attention: Any, kind: str) -> nn.Module:
-        """The module whose output are queries or keys of all heads."""
-        found = getattr(attention, f"{kind}_norm", getattr(attention, f"{kind}_proj", None))
-        if found is None:
-            raise ModelError(
-                f"{type(attention).__name__} has no {kind}_proj; looked for separate query and key "
-                "projections"
-            )
-        return found
+    def kept(self, capture: str, value: Any) -> Any:
+        """What is remembered of a captured value."""
+        return (value[0] if isinstance(value, tuple) else value).detach()
 
     def clear(self) -> None:
         self.raw.clear()
 
-    def heads(self) -> int:
-        attention = getattr(self.blocks[0], self.attention)
-        return int(attention.num_heads)
-
-    def _split(self, states: Tensor) -> Tensor:
-        """`[crops,S,H*d]` to `[crops,H,S,d]`."""
-        crops, length = states.shape[:2]
-        return states.reshape(crops, length, self.heads(), -1).transpose(1, 2)
-
-    def pair(self, block: int, call: int) -> tuple[Tensor, Tensor]:
-        """Queries and keys `[crops,H,S,d]` of one call of the encoder, as its attention compares them."""
-        return self._split(self.raw["q", block][call]), self._split(self.raw["k", block][call])
-
-    def calls(self, slot: tuple[str, int]) -> int:
+    def calls(self, slot: Slot) -> int:
         return len(self.raw.get(slot, ()))
 
+    def heads(self) -> int:
+        return int(getattr(self.blocks[0], self.attention).num_heads)
+
     def compute(self, base: str, layer: int | None, call: int) -> Tensor:
-        """One signal of one call: `[crops,P,C]` per patch, or `[crops,C]` for cls_query, cls_key, "
-        "cls_feature."""
-        block = self.resolve(layer)
-        if base == "patches":
-            return self._patches(self.raw["pixels", 0][call])
-        if base == "encoder_features":
-            return self.raw["features", 0][call]
-        if base == "cls_feature":
-            return self.raw["output", block][call][:, 0]
-        if base in ("encoder_keys", "encoder_queries"):
-            return self.raw["k" if base == "encoder_keys" else "q", block][call][:, self.cls :]
-        if base in ("cls_key", "cls_query"):
-            return self.raw["k" if base == "cls_key" else "q", block][call][:, 0]
-        query, key = self.pair(block, call)
-        scale = query.shape[3] ** -0.5
-        if base == "cls_attention" and self.cls:
-            rows = attention_rows(query[:, :, :1], key, None, scale)[:, :, 0]
-            return rows[:, :, self.cls :].transpose(1, 2)
-        if base in ("received_attention", "cls_attention"):
-            return received_attention(query, key, scale)[:, :, self.cls :].transpose(1, 2)
-        if base == "encoder_attention":
-            full = attention_rows(query, key, None, scale)[:, :, self.cls :, self.cls :]
-            return full.permute(0, 2, 1, 3).flatten(2)
-        raise ModelError(f"no signal {base!r} in this vision encoder")
+        """One signal of one call: per patch `[crops,P,...]`, per crop `[crops,...]`, with the axes of its row
+        in their order.
+        """
+        return ENCODER_SIGNALS[base](self, self.resolve(layer), call)
 
-    def _patches(self, pixels: Tensor) -> Tensor:
-        side = self.patch
+    # what signals are made of: one call of the encoder, `[crops,S,...]` with all its tokens
+
+    def states(self, capture: str, block: int, call: int) -> Tensor:
+        """`[crops,S,H,d]`: queries `q` or keys `k`."""
+        states: Tensor = self.raw[capture, block][call]
+        return states.reshape(*states.shape[:2], self.heads(), -1)
+
+    def pair(self, block: int, call: int) -> tuple[Tensor, Tensor, float]:
+        """Queries and keys `[crops,H,S,d]`, as its attention compares them, and their scale."""
+        query, key = (self.states(kind, block, call).transpose(1, 2) for kind in ("q", "k"))
+        return query, key, query.shape[3] ** -0.5
+
+    def output(self, block: int, call: int) -> Tensor:
+        """`[crops,S,C]` of a block."""
+        found: Tensor = self.raw["output", block][call]
+        return found
+
+    def features(self, block: int, call: int) -> Tensor:
+        """`[crops,P,C]` before the projector."""
+        found: Tensor = self.raw["features", block][call]
+        return found
+
+    def patches(self, block: int, call: int) -> Tensor:
+        """`[crops,P,3,p,p]` pixels."""
+        side, pixels = self.patch, self.raw["pixels", block][call]
         flat = pixels.reshape(-1, *pixels.shape[-3:])
-        tiles = flat.unfold(2, side, side).unfold(3, side, side)  # [n,3,h,w,P,P]
-        return tiles.permute(0, 2, 3, 1, 4, 5).flatten(1, 2).flatten(2)
+        tiles = flat.unfold(2, side, side).unfold(3, side, side)  # [n,3,h,w,p,p]
+        return tiles.permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
 
-    def shape(self, base: str, tokens: Tensor) -> Tensor:
-        """Packed values `[B,N,C]` of a signal in its declared shape."""
-        if base in ("cls_attention", "received_attention"):
-            return tokens.transpose(1, 2)
-        if base in ("encoder_keys", "encoder_queries"):
-            return tokens.unflatten(2, (self.heads(), -1)).transpose(1, 2)
-        if base == "patches":
-            side = int((tokens.shape[2] // 3) ** 0.5)
-            return tokens.unflatten(2, (3, side, side))
-        return tokens
+    def received(self, block: int, call: int) -> Tensor:
+        """`[crops,P,H]`: mean attention that each patch receives from all tokens."""
+        return received_attention(*self.pair(block, call))[:, :, self.cls :].transpose(1, 2)
+
+    def from_cls(self, block: int, call: int) -> Tensor:
+        """`[crops,P,H]`: attention of the CLS token; without one, what each patch receives."""
+        if not self.cls:
+            return self.received(block, call)
+        query, key, scale = self.pair(block, call)
+        return attention_rows(query[:, :, :1], key, None, scale)[:, :, 0, self.cls :].transpose(1, 2)
+
+    def maps(self, block: int, call: int) -> Tensor:
+        """`[crops,P,H,P]`: attention between patches."""
+        query, key, scale = self.pair(block, call)
+        return attention_rows(query, key, None, scale)[:, :, self.cls :, self.cls :].transpose(1, 2)
+
+
+# what a signal is made of, at a block and a call
+ENCODER_SIGNALS: dict[str, Callable[..., Tensor]] = {
+    "encoder_features": lambda encoder, *at: encoder.features(*at),
+    "encoder_keys": lambda encoder, *at: encoder.states("k", *at)[:, encoder.cls :],
+    "encoder_queries": lambda encoder, *at: encoder.states("q", *at)[:, encoder.cls :],
+    "cls_query": lambda encoder, *at: encoder.states("q", *at)[:, 0],
+    "cls_key": lambda encoder, *at: encoder.states("k", *at)[:, 0],
+    "cls_feature": lambda encoder, *at: encoder.output(*at)[:, 0],
+    "cls_attention": lambda encoder, *at: encoder.from_cls(*at),
+    "received_attention": lambda encoder, *at: encoder.received(*at),
+    "encoder_attention": lambda encoder, *at: encoder.maps(*at),
+    "patches": lambda encoder, *at: encoder.patches(*at),
+}
+TOWER_SIGNALS = tuple(ENCODER_SIGNALS)
+WITHOUT_CLS = tuple(name for name in TOWER_SIGNALS if signal_info(name).place is not Place.CROP)
 
 
 def feature_block(layer: Any, blocks: int) -> int:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from pruneopt.errors import ModelError
 from pruneopt.models.base import ModelAdapter
 from pruneopt.models.prompt import Prompt
-
-PER_CROP = ("cls_query", "cls_key", "cls_feature")
+from pruneopt.signals import Place, signal_info
 
 
 class EncoderCapture:
@@ -37,7 +36,9 @@ class EncoderCapture:
         self.encoder.clear()
 
     def collect(self, inputs: Mapping[str, Any], prompt: Prompt) -> dict[tuple[str, int | None], Tensor]:
-        """Every signal at the free visual tokens of the batch; those in `PER_CROP` as `[crops, ...]`."""
+        """Every signal at the free visual tokens of the batch; those that exist once per crop as
+        `[crops, ...]`.
+        """
         out: dict[tuple[str, int | None], Tensor] = {}
         for base, layer in sorted(self.names, key=str):
             calls = self.encoder.calls(self.encoder.slots(base, layer)[0])
@@ -47,20 +48,24 @@ class EncoderCapture:
                     "ready made; pass pixel values"
                 )
             values = [self.encoder.compute(base, layer, call) for call in range(calls)]
-            streams = self._streams(inputs, calls)
-            if base in PER_CROP:
+            dims = signal_info(base).token_dims
+            if not dims:
                 found = torch.cat(values)
-                found = found if base == "cls_feature" else found.unflatten(1, (self.encoder.heads(), -1))
-            elif base == "encoder_attention":
-                found = self._pairs(values, inputs, streams, prompt)
+            elif len(dims) == 2:
+                found = self._pairs(values, inputs, prompt)
             else:
-                packed = [
-                    self.adapter.pack(value.reshape(*value.shape[:2], -1), inputs, video)
-                    for value, video in zip(values, streams, strict=True)
-                ]
-                found = self.encoder.shape(base, torch.cat(packed)[prompt.source])
+                found = self._packed(values, inputs)[prompt.source].movedim(1, dims[0])
             out[base, layer] = found
         return out
+
+    def _packed(self, values: list[Tensor], inputs: Mapping[str, Any]) -> Tensor:
+        """`[crops,P,...]` of each call to `[tokens,...]`, as the model packs its features."""
+        streams = self._streams(inputs, len(values))
+        packed = [
+            self.adapter.pack(value.flatten(2), inputs, video)
+            for value, video in zip(values, streams, strict=True)
+        ]
+        return torch.cat(packed).unflatten(1, values[0].shape[2:])
 
     def _streams(self, inputs: Mapping[str, Any], calls: int) -> list[bool]:
         """Which calls of the encoder were videos: models encode images first."""
@@ -74,7 +79,7 @@ class EncoderCapture:
 
     def crops(self, inputs: Mapping[str, Any], prompt: Prompt) -> Tensor | None:
         """`[B',N]`: which crop of the encoder's output each token came from; None when nobody asks."""
-        asked = [(base, layer) for base, layer in sorted(self.names, key=str) if base in PER_CROP]
+        asked = [key for key in sorted(self.names, key=str) if signal_info(key[0]).place is Place.CROP]
         if not asked:
             return None
         slot = self.encoder.slots(*asked[0])[0]
@@ -88,19 +93,17 @@ class EncoderCapture:
             offset += size
         return torch.cat(crop).round().long()[prompt.source]
 
-    def _pairs(
-        self, values: list[Tensor], inputs: Mapping[str, Any], streams: list[bool], prompt: Prompt
-    ) -> Tensor:
-        """`[B',H,N,N]`; zero between different crops."""
+    def _pairs(self, values: list[Tensor], inputs: Mapping[str, Any], prompt: Prompt) -> Tensor:
+        """`[crops,P,H,P]` of each call to `[B',H,N,N]`; zero between different crops."""
         crop, patch, offset = [], [], 0
-        for value, video in zip(values, streams, strict=True):
+        for value, video in zip(values, self._streams(inputs, len(values)), strict=True):
             crops, patches = value.shape[:2]
             index = torch.arange(crops * patches, device=value.device, dtype=torch.float64)
             where = self.adapter.pack(index.view(crops, patches, 1), inputs, video)[:, 0].round().long()
             crop.append(torch.div(where, patches, rounding_mode="floor") + offset)
             patch.append(where % patches)
             offset += crops
-        maps = torch.cat([v.unflatten(2, (self.encoder.heads(), -1)).transpose(1, 2) for v in values])
+        maps = torch.cat([value.transpose(1, 2) for value in values])
         owner, place = torch.cat(crop)[prompt.source], torch.cat(patch)[prompt.source]
         taken = maps[owner[:, :, None], :, place[:, :, None], place[:, None, :]]
         same = owner[:, :, None] == owner[:, None, :]

@@ -12,24 +12,24 @@ from torch import Tensor
 from pruneopt.errors import ModelError
 
 
-def attention_rows(
-    query: Tensor, key: Tensor, allowed: Tensor | None, scale: float, logits: bool = False
-) -> Tensor:
-    """Softmax over keys, `[B,H,R,L]` float32.
+def attention_logits(query: Tensor, key: Tensor, allowed: Tensor | None, scale: float) -> Tensor:
+    """`[B,H,R,L]` float32, -inf where not allowed.
 
     Parameters
     ----------
     query: `[B,H,R,d]`.  key: `[B,G,L,d]` with H a multiple of G (grouped heads share a key head).
     allowed: `[B,R,L]` bool or None.  scale: multiplies the logits.
-    logits: return the scaled logits, -inf where not allowed, instead of probabilities.
     """
     batch, heads, rows, width = query.shape
     groups = key.shape[1]
     grouped = query.float().reshape(batch, groups, heads // groups * rows, width)
     scores = (grouped @ key.float().transpose(2, 3)).mul_(scale).view(batch, heads, rows, -1)
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed[:, None], -torch.inf)
-    return scores if logits else scores.softmax(dim=3)
+    return scores if allowed is None else scores.masked_fill(~allowed[:, None], -torch.inf)
+
+
+def attention_rows(query: Tensor, key: Tensor, allowed: Tensor | None, scale: float) -> Tensor:
+    """Softmax over keys of `attention_logits`, `[B,H,R,L]` float32."""
+    return attention_logits(query, key, allowed, scale).softmax(dim=3)
 
 
 def received_attention(

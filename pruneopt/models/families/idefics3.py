@@ -9,9 +9,7 @@ from torch import Tensor
 
 from pruneopt.errors import ModelError
 from pruneopt.models.base import ModelAdapter, Picture
-from pruneopt.models.capture.encoder import Encoder
-
-_SIGNALS = ("encoder_features", "encoder_keys", "encoder_queries", "cls_attention", "received_attention")
+from pruneopt.models.capture.encoder import WITHOUT_CLS, Encoder
 
 
 class Idefics3Adapter(ModelAdapter):
@@ -24,7 +22,9 @@ class Idefics3Adapter(ModelAdapter):
 
     family: ClassVar[str] = "SmolVLM/Idefics3"
     model_types: ClassVar[tuple[str, ...]] = ("idefics3", "smolvlm")
-    encoder_signals: ClassVar[tuple[str, ...]] = _SIGNALS
+    encoder_signals: ClassVar[tuple[str, ...]] = tuple(
+        name for name in WITHOUT_CLS if name not in ("encoder_attention", "patches")
+    )
     text_path: ClassVar[str] = "text_model"
 
     @property

@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from pruneopt.models.base import ModelAdapter, Picture
-from pruneopt.models.capture.encoder import Encoder, feature_block
-from pruneopt.models.families.llava import TOWER_SIGNALS
+from pruneopt.models.capture.encoder import TOWER_SIGNALS, Encoder, feature_block
 
 
 class InternVLAdapter(ModelAdapter):

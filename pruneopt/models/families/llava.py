@@ -11,12 +11,7 @@ from torch import Tensor, nn
 
 from pruneopt.errors import ModelError
 from pruneopt.models.base import ModelAdapter, Picture
-from pruneopt.models.capture.encoder import Encoder, feature_block
-
-TOWER_SIGNALS = (
-    "encoder_features", "encoder_keys", "encoder_queries", "cls_query", "cls_key", "cls_feature",
-    "cls_attention", "received_attention", "encoder_attention", "patches",
-)  # fmt: skip
+from pruneopt.models.capture.encoder import TOWER_SIGNALS, Encoder, feature_block
 
 
 class LlavaAdapter(ModelAdapter):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pruneopt.parts import Insertion
-from pruneopt.parts.insertions._provided import ENCODER, ENTRY, GEOMETRY
+from pruneopt.signals import Place, signals_at
 
 
 @dataclass(frozen=True)
@@ -21,4 +21,4 @@ class PostEncoder(Insertion):
 
     @property
     def provides(self) -> frozenset[str]:
-        return GEOMETRY | ENCODER | ENTRY
+        return signals_at(Place.GEOMETRY, Place.ENTRY, Place.ENCODER, Place.CROP)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pruneopt.parts import Insertion, param
-from pruneopt.parts.insertions._provided import DECODER, ENCODER, ENTRY, GEOMETRY
+from pruneopt.signals import Place, signals_at
 
 
 @dataclass(frozen=True)
@@ -26,4 +26,4 @@ class PrefillLayer(Insertion):
 
     @property
     def provides(self) -> frozenset[str]:
-        return GEOMETRY | ENCODER | ENTRY | DECODER
+        return signals_at(*Place)

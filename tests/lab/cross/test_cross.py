@@ -6,16 +6,15 @@ import pytest
 
 from pruneopt.errors import RegistryError, SpecError
 from pruneopt.lab.cross.cells import Cell, Outcome, cross, on_signals, run_cells
-from pruneopt.parts.insertions._provided import DECODER, ENCODER, ENTRY, GEOMETRY
 from pruneopt.registry import registry
-from pruneopt.signals import Signals, signal_info
+from pruneopt.signals import SIGNALS, Signals, signal_info
 from pruneopt.testing.cases import make_signals
 
 TOKENS, KEEP = 9, 4
 
 
 def tiny() -> Signals:
-    names = GEOMETRY | ENCODER | ENTRY | DECODER | {"cls_query@-1", "encoder_keys@-1", "cls_key@-1"}
+    names = {*SIGNALS, "cls_query@-1", "encoder_keys@-1", "cls_key@-1"}
     return make_signals(names, batch=2, tokens=TOKENS)
 
 
