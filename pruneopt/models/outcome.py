@@ -32,10 +32,17 @@ class Cut:
     evicted: tuple[int, ...] | None = None
 
     @classmethod
-    def of(cls, stage: StageSpec, selection: Selection, *, columns: Columns) -> Cut:
-        """A stage that left `columns` for every layer from its own on."""
+    def of(
+        cls,
+        stage: StageSpec,
+        selection: Selection,
+        *,
+        columns: Columns,
+        evicted: tuple[int, ...] | None = None,
+    ) -> Cut:
+        """A stage that left `columns`."""
         left = list(columns.lengths), columns.width, list(columns.alive)
-        return cls(stage.insertion.layer_index, stage, selection, columns.origin, *left)
+        return cls(stage.insertion.layer_index, stage, selection, columns.origin, *left, evicted)
 
 
 @dataclass(frozen=True)

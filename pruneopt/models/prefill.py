@@ -171,16 +171,25 @@ class Prefill:
         Raises what the pruner raises, and `remove`.
         """
         clock = self.clock()
-        selection = self.choose(stage, hidden, clock=clock)
+        selection = self.choose(stage, clock=clock, hidden=hidden)
         return self.remove(stage, selection, hidden=hidden, clock=clock)
 
-    def choose(self, stage: StageSpec, hidden: Tensor, *, clock: Clock) -> Selection:
-        """What the pruner of a stage says to the signals as they stand; `hidden` `[B,W,D]` is the stream.
+    def choose(self, stage: StageSpec, *, clock: Clock, hidden: Tensor | None = None) -> Selection:
+        """What the pruner of a stage says to the signals as they stand.
 
-        Raises ModelError for a selection that asks for more than the stage can apply.
+        Parameters
+        ----------
+        hidden
+            `[B,W,D]`, the stream that is cut; None where an insertion provides no signal of it.
+
+        Raises
+        ------
+        ModelError
+            For a selection that asks for more than the stage can apply.
         """
         with torch.no_grad():
-            signals = self.store.signals(stage, self.columns, hidden)
+            stream = torch.empty(0) if hidden is None else hidden
+            signals = self.store.signals(stage, self.columns, stream)
             clock.lap("signals")
             selection = self._select(stage, signals, clock)
         refuse_selection(self.spec, stage, selection=selection)

@@ -65,10 +65,10 @@ class Report:
     """Numbers of one prompt.
 
     `tokens[layer][sample]` counts the real tokens that ran, `columns[layer]` what the batch holds afterwards,
-    padding included.  `cuts`: the layer from which on tokens are gone, past the last layer where only caches
-    lost them, and how many are left per sample with a picture.  Cache bytes are for the whole batch:
-    `cache_expected` from the closed form, `cache_found` from the tensors (None without a cache).  Shares are
-    pruned over dense.
+    padding included.  `cuts`: the layer from which on tokens are gone, and how many are left per sample with
+    a picture.  `evicted`: the same for layers whose caches alone lost tokens.  Cache bytes are for the whole
+    batch: `cache_expected` from the closed form, `cache_found` from the tensors (None without a cache).
+    Shares are pruned over dense.
     """
 
     method: str
@@ -95,8 +95,7 @@ class Report:
     @property
     def kept_at_end(self) -> float:
         """Share of visual tokens that the last decoder layer sees."""
-        ran = [n for layer, n in self.cuts if layer < self.shape.layers]
-        return sum(ran[-1]) / sum(self.visual_tokens) if ran else 1.0
+        return sum(self.cuts[-1][1]) / sum(self.visual_tokens) if self.cuts else 1.0
 
     @property
     def layer_mean_tokens(self) -> list[float]:
@@ -107,9 +106,6 @@ class Report:
             for b in range(self.batch)
             if self._visual_of(b)
         ]
-
-    def _place(self, layer: int) -> str:
-        return f"before layer {layer}" if layer < self.shape.layers else "in the cache"
 
     @property
     def _text(self) -> list[int]:
@@ -142,6 +138,7 @@ class Report:
         return self.shape.layers * self.batch * self.shape.cache_bytes(self.dense_columns)
 
     dense_columns: int = 0
+    evicted: list[tuple[list[int], list[int]]] = field(default_factory=list)
 
     @property
     def cache_share(self) -> float:
@@ -176,6 +173,7 @@ class Report:
             "prompt_tokens": self.prompt_tokens,
             "visual_tokens": self.visual_tokens,
             "cuts": [{"layer": layer, "kept": kept} for layer, kept in self.cuts],
+            "evicted": [{"layers": layers, "kept": kept} for layers, kept in self.evicted],
             "tokens_per_layer": self.tokens,
             "columns_per_layer": self.columns,
             "kept_at_entry": self.kept_at_entry,
@@ -214,8 +212,9 @@ class Report:
         )
         table.add_row("KV cache", mebibytes(self.cache_dense), mebibytes(found), f"{self.cache_share:.1%}")
         yield table
-        cuts = ", ".join(f"{self._place(layer)}: {kept} kept" for layer, kept in self.cuts)
-        yield Text(f"visual tokens per sample {self.visual_tokens}; {cuts}")
+        cuts = [f"before layer {layer}: {kept} kept" for layer, kept in self.cuts]
+        cuts += [f"in the cache of {layers}: {kept} kept" for layers, kept in self.evicted]
+        yield Text(f"visual tokens per sample {self.visual_tokens}; {', '.join(cuts)}")
         spent = ", ".join(f"{name} {1000 * s:.2f} ms" for name, s in self.seconds.items())
         yield Text(f"selection took {1000 * sum(self.seconds.values()):.2f} ms: {spent}")
         for number, item in enumerate(self.certificates):
@@ -302,7 +301,7 @@ def measure(adapter: ModelAdapter, outcome: Outcome, cache: Any) -> Report:
         prompt.batch,
         list(prompt.lengths),
         list(prompt.started),
-        [(cut.layer, cut.visual) for cut in outcome.cuts],
+        [(cut.layer, cut.visual) for cut in outcome.cuts if cut.evicted is None],
         tokens,
         columns,
         found,
@@ -311,6 +310,7 @@ def measure(adapter: ModelAdapter, outcome: Outcome, cache: Any) -> Report:
         notes,
         visual_by_sample=by_sample,
         dense_columns=prompt.columns,
+        evicted=[(list(cut.evicted), cut.visual) for cut in outcome.cuts if cut.evicted is not None],
     )
 
 

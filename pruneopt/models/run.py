@@ -57,6 +57,8 @@ class Run:
         prompt = self.last.prompt
         out: dict[int, list[list[int]]] = {}
         for cut in self.last.cuts:
+            if cut.evicted is not None:
+                continue  # these tokens ran through every layer; `report.evicted` has them
             rows: list[list[int]] = [[] for _ in range(prompt.batch)]
             for row, kept in zip(prompt.rows, cut.kept.tolist(), strict=True):
                 rows[row] = sorted(column for column in kept if column >= 0)

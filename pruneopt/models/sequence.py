@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pruneopt.errors import ModelError
 from pruneopt.models.base import ModelAdapter
+from pruneopt.models.columns import Columns
 from pruneopt.models.compat import causal_mask
 
 
@@ -44,7 +45,10 @@ class Segment:
 
 @dataclass
 class CacheState:
-    """What later steps must know of a pruned prompt.  It travels with the cache that the prompt filled."""
+    """What later steps must know of a pruned prompt.  It travels with the cache that the prompt filled.
+
+    `columns`: width of the unpruned prompt.  `segments`: in order of their layers.
+    """
 
     columns: int
     segments: list[Segment] = field(default_factory=list)
@@ -61,6 +65,13 @@ class CacheState:
         """Layers from that of `segment` on work on it; an earlier cut at the same layer is overtaken."""
         others = [s for s in self.segments if s.layer != segment.layer]
         self.segments = sorted([*others, segment], key=lambda s: s.layer)
+
+    def evict(self, layer: int, *, held: Columns, left: Columns) -> None:
+        """The cache of one layer, which held `held`, holds `left`; later layers hold what they did."""
+        before = self.at(layer) or Segment(layer, held.valid, held.full)
+        if all(segment.layer != layer + 1 for segment in self.segments):
+            self.cut(replace(before, layer=layer + 1))
+        self.cut(Segment(layer, left.valid, left.full, before.following))
 
     def take_rows(self, rows: Tensor, batch: int) -> CacheState:
         """The state of a cache that held `batch` rows and now holds those named by `rows` (int64)."""

@@ -19,11 +19,14 @@ from pruneopt.models.cache import recall
 from pruneopt.models.capture.decoder import Captured
 from pruneopt.models.columns import Columns, inverse, take
 from pruneopt.models.decode import Decode
+from pruneopt.models.outcome import Cut
 from pruneopt.models.prefill import Prefill, Sources, checks_each_cut
 from pruneopt.models.sequence import CacheState, Segment
+from pruneopt.models.sites import Site
 from pruneopt.models.sites.prefill import PrefillSite
 from pruneopt.parts.insertions.post_encoder import PostEncoder
 from pruneopt.problems.budget import Budget
+from pruneopt.problems.selection import Selection
 from pruneopt.pruner import Clock
 from pruneopt.spec.schema import ProblemSpec, Spec, StageSpec, Weighted
 
@@ -298,6 +301,100 @@ def test_a_store_is_read_like_a_mapping() -> None:
     assert set(store) == {("group", None), ("xy", None), ("size", None)} and len(store) == 3
 
 
+# what carries the stages out
+
+
+def test_a_cut_must_be_before_a_layer_that_exists() -> None:
+    values = scores_of(prompt_of(ROWS))
+    adapter: Any = Adapter()
+    fine = PrefillSite(adapter, Spec("mine", (stage_of(values, 3, layer=1), stage_of(values, 3, layer=4))))
+    assert [stage.insertion.layer_index for stage in fine.stages] == [1, 4]
+    assert fine.layers == {1, 2, 3, 4} and fine.notes == ()
+    assert PrefillSite(adapter, Spec("mine", (stage_of(values, 3),))).layers == {0, 1, 2, 3, 4}
+    for layer in (5, 99):
+        with pytest.raises(ModelError) as caught:
+            PrefillSite(adapter, Spec("mine", (stage_of(values, 3, layer=layer),)))
+        assert str(caught.value) == (
+            f"insertion.layer={layer} does not exist: this model has 5 decoder layers, so tokens can be "
+            "removed before layers 0 to 4"
+        )
+
+
+class Elsewhere(PostEncoder):
+    site = "spy"
+
+
+class Spy(Site):
+    """Writes down every call; drops the first token of each row before layer 1."""
+
+    name = "spy"
+    notes = ("I was here",)
+    layers = frozenset({1})
+
+    def text_starts(self, run: Prefill) -> None:
+        self.calls: list[Any] = [("text", sorted(run.store)[:1])]
+
+    def before_layer(self, run: Prefill, index: int, *, hidden: Tensor) -> Tensor:
+        self.calls.append(("before", index, hidden.shape[1]))
+        if index != 1:
+            return hidden
+        keep = torch.tensor([[False, True, True, True]] * 2)
+        return run.remove(self.stages[0], Selection(keep), hidden=hidden, clock=Clock())
+
+    def after_layer(self, run: Prefill, index: int) -> None:
+        self.calls.append(("after", index, ("attn_out", index) in run.store))
+
+    def finish(self, run: Prefill) -> None:
+        self.calls.append(("finish", run.cache))
+
+
+def test_sites_are_told_what_happens_and_say_what_goes(
+    monkeypatch: pytest.MonkeyPatch, masks: list[Any]
+) -> None:
+    monkeypatch.setattr(prefill_module, "measure", lambda adapter, outcome, cache: outcome)
+    own = replace(stage_of(None, 3), insertion=Elsewhere())
+    later = stage_of(scores_of(prompt_of(ROWS))[:, :3], 2, layer=2)
+    adapter, spec = Adapter(), Spec("mine", (own, later))
+    sites: Any = [Spy(adapter, spec), PrefillSite(adapter, spec)]
+    assert [site.stages for site in sites] == [(own,), (later,)]
+    sources: Any = Sources(Decoder(), None, {})
+    run = Prefill(
+        adapter, spec, prompt=prompt_of(ROWS), sources=sources, sites=sites, clock=Clock, check=True
+    )
+    run.text_starts((), {})
+    run.positions_are(torch.arange(7)[None])
+    hidden, cache = address(ROWS), SimpleNamespace(layers=[])
+    for index in range(3):
+        given = {"position_embeddings": cosine(), "past_key_values": cache}
+        after = run.before_layer(index, hidden, given)
+        hidden = hidden if after is None else after[0]
+        run.after_layer(index, hidden)
+    found = run.finish(SimpleNamespace(past_key_values=cache))
+    assert sites[0].calls == [
+        ("text", [("group", None)]), ("before", 0, 7), ("after", 0, False), ("before", 1, 7),
+        ("after", 1, True), ("before", 2, 6), ("after", 2, False), ("finish", cache),
+    ]  # fmt: skip
+    assert hidden[0, :, 0].tolist() == [0, *(c for c in range(2, 7) if c in hidden[0, :, 0])]
+    assert found is not None and found[0].notes == ("I was here",)
+    assert [(cut.stage, cut.visual, cut.width) for cut in run.cuts] == [(own, [3, 3], 6), (later, [2, 2], 5)]
+    assert len(masks) == 2 and {"apply"} <= set(run.seconds)
+
+
+def test_a_cut_of_caches_reads_no_stream_and_is_written_down_as_such() -> None:
+    score = FixedScore(scores_of(prompt_of(ROWS)), reads=("xy",))
+    problem = ProblemSpec("top_k", scores=(Weighted("s", score),))
+    stage = replace(stage_of(None, 3), problem=problem)
+    run, clock = prefill_of(stage), Ticks()
+    selection = run.choose(stage, clock=clock)
+    assert selection.known_counts == (3, 3) and run.cuts == [] and run.columns.width == 7
+    columns, _ = run.columns.after(selection.keep, selection.known_counts)
+    run.done(Cut.of(stage, selection, columns=columns, evicted=(2, 4)), clock=clock)
+    (cut,) = run.cuts
+    assert (cut.evicted, cut.layer, cut.width, cut.lengths, cut.visual) == ((2, 4), 0, 6, [6, 6], [3, 3])
+    assert cut.kept is columns.origin and cut.selection is selection
+    assert run.seconds == clock.seconds and "apply" in run.seconds
+
+
 # after the prompt
 
 
@@ -312,6 +409,32 @@ def test_a_layer_works_on_the_last_cut_before_it() -> None:
     late = state_of(second)
     assert late.at(2) is None and late.at(3) is second
     assert (first.width, second.width) == (3, 2)
+
+
+def test_cuts_are_kept_in_order_and_the_last_at_a_layer_counts() -> None:
+    state = state_of(Segment(2, EVEN, True))
+    state.cut(Segment(0, EVEN[:, :2], True))
+    state.cut(Segment(2, EVEN[:, :1], True))
+    assert [(segment.layer, segment.width) for segment in state.segments] == [(0, 2), (2, 1)]
+
+
+def test_one_layer_may_hold_less_than_those_around_it() -> None:
+    whole = Columns.of(prompt_of(ROWS))
+    some, _ = whole.after(torch.tensor([[True, True, False, False]] * 2), (2, 2))
+    few, _ = whole.after(torch.tensor([[True, False, False, False]] * 2), (1, 1))
+    state = state_of()
+    state.evict(1, held=whole, left=some)
+    assert [state.at(layer) and state.at(layer).width for layer in range(4)] == [None, 5, 7, 7]  # type: ignore[union-attr]
+    state.evict(2, held=whole, left=few)
+    state.evict(4, held=whole, left=some)
+    widths = [segment.width for segment in map(state.at, range(1, 6)) if segment is not None]
+    assert widths == [5, 4, 7, 5, 7]
+    one = state.at(1)
+    assert one is not None and one.valid is some.valid and one.full is some.full and one.following is None
+    numbered = state_of(Segment(0, whole.valid, True, torch.tensor([[5], [6]])))
+    numbered.evict(3, held=whole, left=few)
+    ends = [segment.following for segment in map(numbered.at, (0, 3, 4)) if segment is not None]
+    assert [end.tolist() for end in ends if end is not None] == [[[5], [6]]] * 3
 
 
 def test_rows_of_a_cache_take_their_segments_along() -> None:

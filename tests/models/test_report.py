@@ -195,6 +195,7 @@ def test_dictionary_holds_every_number_and_is_plain() -> None:
             {"layer": 0, "kept": [2, 3]},
             {"layer": 2, "kept": [1, 2]},
         ],
+        "evicted": [],
         "tokens_per_layer": [[7, 6, 6], [7, 6, 6], [6, 6, 5]],
         "columns_per_layer": [8, 8, 7],
         "kept_at_entry": 5 / 9,
@@ -358,6 +359,23 @@ def test_a_report_does_not_change_with_the_pass() -> None:
     assert (found.prompt_tokens, found.visual_tokens, found.seconds) == ([11, 9], [6], {"solve": 1.0})
 
 
+def test_what_only_caches_lost_ran_through_every_layer() -> None:
+    state = a_pass()
+    gone = SimpleNamespace(layer=3, lengths=[5, 9], width=6, visual=[1], selection="third", evicted=(0, 2))
+    found = measure(adapter(), SimpleNamespace(**{**vars(state), "cuts": [*state.cuts, gone]}), cache())
+    assert found.tokens == [[11, 9], [8, 9], [8, 9], [6, 9]]
+    assert found.columns == [6, 10, 6, 9]
+    assert (found.cuts, found.evicted) == ([(1, [3]), (3, [1])], [([0, 2], [1])])
+    assert list(found.selections) == ["first", "second", "third"]
+    said = report(cuts=[], evicted=[([0, 2], [4, 4]), ([5], [1, 1])])
+    assert (said.kept_at_entry, said.kept_at_end) == (1.0, 1.0)
+    assert said.to_dict()["evicted"] == [{"layers": [0, 2], "kept": [4, 4]}, {"layers": [5], "kept": [1, 1]}]
+    words = "[5, 4]; in the cache of [0, 2]: [4, 4] kept, in the cache of [5]: [1, 1] kept"
+    assert words in " ".join(str(said).split())
+    after = report(evicted=[([5], [1, 1])])
+    assert "before layer 2: [1, 2] kept, in the cache of [5]: [1, 1] kept" in " ".join(str(after).split())
+
+
 FULL = "this method reads full attention maps; they were recomputed beside the model's kernel"
 NO_CLS = (
     "this vision encoder has no CLS token: cls_attention was answered by the mean attention that a patch "
@@ -372,3 +390,6 @@ def test_notes_of_a_pass() -> None:
     assert measure(adapter(0), a_pass(needs=("cls_attention",)), None).notes == [NO_CLS]
     assert measure(adapter(1), a_pass(needs=("cls_attention",)), None).notes == []
     assert measure(adapter(0), a_pass(needs=("received_attention",)), None).notes == []
+    state = a_pass(Attention.FULL)
+    state.notes = ("of a site", "of another")
+    assert measure(adapter(), state, None).notes == ["of a site", "of another", FULL]

@@ -53,8 +53,8 @@ def spec_of(*stages: Any) -> Any:
 
 ENCODER = stage("encoder_block", 0.5, block=1)
 LAYER = stage("prefill_layer", 0.3, layer=2)
-KEYS = {"kind": "top_k", "scores": {"keys": "key_norm"}}  # without a layer: of the last one that is cut
-CACHE = stage("evicted_cache", 0.15, KEYS, layers=[2, 4])
+KEYS = {"kind": "top_k", "scores": {"keys": "key_norm"}}  # of the layer whose cache is cut
+CACHE = stage("layer_cache", 0.15, KEYS, layer=[2, 4])
 
 
 def sigliped(attention: str = "sdpa") -> Any:
@@ -139,21 +139,24 @@ def gap(model: Any, spec: Any, inputs: Mapping[str, Any]) -> float:
     """Largest difference of the logits of a prompt and eight more tokens to the reference."""
     with pruneopt.prune(model, spec) as run:
         tokens, found = generate(model, inputs)
-        kept, cuts, rows = dict(run.kept), run.last.cuts, run.last.prompt.rows
+        kept, cuts, prompt = run.kept, run.last.cuts, run.last.prompt
     real, layers = real_columns(inputs), model.model.language_model.layers
+    text, held = (prompt.real & ~prompt.free).tolist(), {}
     with ExitStack() as stack:
         for s, cut in zip(spec.stages, cuts, strict=True):
+            left: list[list[int]] = [[] for _ in real]
+            for row, columns in zip(prompt.rows, cut.kept.tolist(), strict=True):
+                left[row] = [column for column in columns if column >= 0]
+            for layer in cut.evicted or ():
+                stays = [[c for c, here in enumerate(row) if here] for row in text]
+                held[layer] = [a + b for a, b in zip(stays, left, strict=True)]
             if s.insertion.name == "encoder_block":
-                columns = dict(zip(rows, cut.kept.tolist(), strict=True))
-                seen = patches_of(inputs, [columns.get(row, []) for row in range(len(real))])
+                seen = patches_of(inputs, left)
                 assert {len(patches) for patches in seen} == {s.budget.count(PATCHES, PATCHES)}
                 stack.enter_context(blind_tower(model, s.insertion.block, seen))
-        cached = kept.pop(LAYERS, None)
         if kept:
             stack.enter_context(masked(layers, kept, real))
-        if cached is not None:
-            evicted = {i: cached for s in spec.stages for i in getattr(s.insertion, "layers", ())}
-            stack.enter_context(blind_decoding(layers, evicted, real))
+        stack.enter_context(blind_decoding(layers, held, real))
         _, wanted = generate(model, inputs, forced=tokens)
     return difference(found, wanted)
 
@@ -161,7 +164,7 @@ def gap(model: Any, spec: Any, inputs: Mapping[str, Any]) -> float:
 COMPOSED = {
     "encoder": (ENCODER,),
     "last block": (stage("encoder_block", 0.4, NORM, block=1),),
-    "cache": (stage("evicted_cache", 0.3, KEYS, layers=[0, 2, 3]),),
+    "cache": (stage("layer_cache", 0.3, KEYS, layer=[0, 2, 3]),),
     "encoder and layer": (ENCODER, LAYER),
     "layer and cache": (LAYER, CACHE),
     "all": (ENCODER, stage("post_encoder", 0.4), LAYER, CACHE),
@@ -182,7 +185,8 @@ def test_removal_equals_hiding_wherever_it_happens(name: str, build: Any) -> Non
 def test_the_reference_sees_patches_that_stay_in_the_tower_and_entries_that_stay_in_the_cache(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from cut_elsewhere import encoder_block_site, evicted_cache_site
+    import layer_cache_site
+    from cut_elsewhere import encoder_block_site
 
     model, inputs = precise(llava)("sdpa"), BATCHES["left"]
 
@@ -193,13 +197,13 @@ def test_the_reference_sees_patches_that_stay_in_the_tower_and_entries_that_stay
         patch.setattr(encoder_block_site.EncoderBlockSite, "_cut", whole_tower)
         patch.setattr(encoder_block_site.EncoderBlockSite, "_put_back", lambda *_: None)
         assert gap(model, spec_of(ENCODER), inputs) > 1e-4
-    real = evicted_cache_site.take
+    real = layer_cache_site.take
 
     def neighbours(values: Tensor, order: Tensor, dim: int) -> Tensor:
         return real(values, (order - 1).clamp_min(0), dim)
 
     with monkeypatch.context() as patch:  # the wrong entries stay
-        patch.setattr(evicted_cache_site, "take", neighbours)
+        patch.setattr(layer_cache_site, "take", neighbours)
         assert gap(model, spec_of(CACHE), inputs) > 1e-4
 
 
@@ -242,13 +246,15 @@ def test_the_report_counts_what_ran_and_what_is_held() -> None:
     with pruneopt.prune(model, spec_of(ENCODER, LAYER, CACHE)) as run:
         cache = forward(model, inputs, use_cache=True).past_key_values
     report, text = run.report, 45 - 36
-    assert report.cuts == [(0, [18]), (2, [11]), (5, [5])]
+    assert report.cuts == [(0, [18]), (2, [11])] and report.evicted == [([2], [5]), ([4], [5])]
+    assert report.to_dict()["evicted"] == [{"layers": [2], "kept": [5]}, {"layers": [4], "kept": [5]}]
+    assert set(run.kept) == {0, 2}
     assert report.tokens == [[text + 18]] * 2 + [[text + 11]] * 3
     assert report.columns == [text + 18, text + 18, text + 5, text + 11, text + 5]
     assert report.cache_found == report.cache_expected
     assert [layer.keys.shape[2] for layer in cache.layers] == report.columns
     assert (report.kept_at_entry, report.kept_at_end) == (18 / 36, 11 / 36)
-    assert "before layer 2: [11] kept, in the cache: [5] kept" in str(report)
+    assert "before layer 2: [11] kept, in the cache of [2]: [5] kept" in str(report)
     with pruneopt.prune(model, spec_of(CACHE)) as run:
         forward(model, inputs, use_cache=True)
     assert (run.report.kept_at_entry, run.report.kept_at_end, run.report.flops_share) == (1.0, 1.0, 1.0)
@@ -257,12 +263,13 @@ def test_the_report_counts_what_ran_and_what_is_held() -> None:
 
 REFUSED = [
     ((LAYER, ENCODER), SpecError, "in order of depth, got prefill_layer 2, encoder_block 1"),
-    ((CACHE, LAYER), SpecError, "in order of depth, got evicted_cache 5, prefill_layer 2"),
+    ((CACHE, LAYER), SpecError, "in order of depth, got layer_cache 2, layer_cache 4, prefill_layer 2"),
     ((stage("encoder_block", 0.5, block=2),), ModelError, "the model reads the features of block 1"),
     ((stage("encoder_block", 0.5, KEYS, block=1),), ModelError, "'keys' does not exist at encoder_block"),
-    ((stage("evicted_cache", 0.5, KEYS, layers=[5]),), ModelError, "layers 0 .* to 4"),
-    ((LAYER, stage("evicted_cache", 0.5, KEYS, layers=[1])), ModelError, "layers 2 .* to 4"),
-    ((stage("evicted_cache", 0.5, KEYS, "compact", layers=[1]),), ModelError, "positions: keep at this"),
+    ((stage("layer_cache", 0.5, KEYS, layer=5),), ModelError, r"layers 0 to 4 once, not \[5\]"),
+    ((stage("layer_cache", 0.5, KEYS, layer=[3, 3]),), ModelError, r"layers 0 to 4 once, not \[3, 3\]"),
+    ((LAYER, stage("layer_cache", 0.5, KEYS, layer=1)), ModelError, "layers 2 to 4 once"),
+    ((stage("layer_cache", 0.5, KEYS, "compact", layer=1),), ModelError, "positions: keep at this"),
     ((ENCODER, stage("prefill_layer", 0.2, {"kind": "top_k", "scores": {"c": "cls_attention"}}, layer=1)),
      ModelError, "runs without the removed patches; .*cls_attention@0"),
 ]  # fmt: skip
@@ -310,9 +317,12 @@ class Lost(PostEncoder):
 
 def test_plugins_are_listed_and_a_site_that_is_missing_says_so() -> None:
     rows = {row["model_type"]: row["insertion points"] for row in supported_models()}
-    assert rows["llava"] == "encoder_block, evicted_cache, post_encoder, prefill_layer"
-    assert rows["qwen2_vl"] == "evicted_cache, post_encoder, prefill_layer"
-    assert [entry.origin for entry in registry("sites").entries()][:2] == ["cut-elsewhere 1.0"] * 2
+    assert rows["llava"] == "encoder_block, layer_cache, post_encoder, prefill_layer"
+    assert rows["qwen2_vl"] == "layer_cache, post_encoder, prefill_layer"
+    assert [entry.origin for entry in registry("sites").entries()][:2] == [
+        "cut-elsewhere 1.0",
+        "layer-cache 1.0",
+    ]
     spec = spec_of(stage("post_encoder", 0.5))
     broken = replace(spec, stages=(replace(spec.stages[0], insertion=Lost()),))
     with pytest.raises(RegistryError, match="unknown site 'nowhere'"):
