@@ -21,7 +21,7 @@ def describe(tensor: Tensor) -> str:
     return f"{kind}[{shape}]" + ("" if tensor.device.type == "cpu" else f" on {tensor.device}")
 
 
-def want_tensor(what: str, value: Any, error: type[PruneoptError]) -> None:
+def want_tensor(what: str, value: Any, *, error: type[PruneoptError]) -> None:
     """Raise `error` for anything but a tensor or None."""
     if value is not None and not isinstance(value, Tensor):
         kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")

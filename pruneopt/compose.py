@@ -105,7 +105,7 @@ def protected_tokens(protect: Protect, signals: Signals, k: Tensor, unary: Tenso
         exact = (k.double() * protect.share * 1e9).round() / 1e9  # 0.29 * 100 must not floor to 28
         rules = {"round": torch.round, "floor": torch.floor, "ceil": torch.ceil}
         count = rules[protect.rounding](exact).long()
-    return keep_top(score, count, signals.mask)
+    return keep_top(score, count, mask=signals.mask)
 
 
 def equal_quotas(group: Tensor, mask: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:

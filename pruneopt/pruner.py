@@ -237,7 +237,7 @@ def select(
             )
         signals = Signals(signals)
     if groups is not None:
-        want_tensor("groups", groups, SignalError)
+        want_tensor("groups", groups, error=SignalError)
         tensors = {name: signals[name] for name in signals}
         tensors["group"] = groups
         signals = Signals(tensors, signals.mask if signals.ragged else None)

@@ -165,7 +165,7 @@ class Registry:
                 f"{type(error).__name__}: {error}"
             ) from error
 
-    def entries(self, check: bool = True) -> list[Entry]:
+    def entries(self, *, check: bool = True) -> list[Entry]:
         """Every name with its origin; with `check` each is imported and its problem, if any, reported."""
         rows = []
         for name, claims in sorted(self._claims.items()):

@@ -263,10 +263,10 @@ class Signals(Mapping[str, Tensor]):
         self, tensors: Mapping[str, Tensor], mask: Tensor | None = None, sample: Tensor | None = None
     ):
         sizes = {}
-        want_tensor("mask", mask, SignalError)
-        want_tensor("sample", sample, SignalError)
+        want_tensor("mask", mask, error=SignalError)
+        want_tensor("sample", sample, error=SignalError)
         for name, tensor in tensors.items():
-            want_tensor(f"signal {name!r}", tensor, SignalError)
+            want_tensor(f"signal {name!r}", tensor, error=SignalError)
             info = signal_info(name)
             if tensor.dim() != len(info.axes):
                 raise SignalError(f"signal {name!r} must have shape {info.shape}, got {list(tensor.shape)}")

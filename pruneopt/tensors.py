@@ -48,7 +48,7 @@ def gram(rows: Tensor, blocks: int = 4) -> Tensor:
     return out
 
 
-def range_per_sample(values: Tensor, mask: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+def range_per_sample(values: Tensor, mask: Tensor, *, sample: Tensor) -> tuple[Tensor, Tensor]:
     """Least and largest real value over all problems of the same sample: `[B]`, `[B]`."""
     low = values.masked_fill(~mask, torch.inf).amin(1)
     high = values.masked_fill(~mask, -torch.inf).amax(1)
@@ -60,14 +60,14 @@ def range_per_sample(values: Tensor, mask: Tensor, sample: Tensor) -> tuple[Tens
     return least[sample], most[sample]
 
 
-def cosine_gram(rows: Tensor, mask: Tensor, heads: str) -> Tensor:
+def cosine_gram(rows: Tensor, mask: Tensor, *, heads: str) -> Tensor:
     """Cosines `[B,N,N]` of `[B,N,D]` or `[B,H,N,d]` rows; heads are `joined` or averaged (`mean`)."""
     if rows.dim() == 4:
         rows = flat_heads(rows) if heads == "joined" else rows.float().mean(1)
     return gram(unit_rows(rows).masked_fill(~mask[:, :, None], 0))
 
 
-def keep_top(importance: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+def keep_top(importance: Tensor, k: Tensor, *, mask: Tensor) -> Tensor:
     """`[B,N]` bool: the `k[b]` largest real entries of each row, ties to the lower index."""
     ranked = importance.masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
     place = torch.empty_like(ranked)
@@ -75,7 +75,7 @@ def keep_top(importance: Tensor, k: Tensor, mask: Tensor) -> Tensor:
     return (place < k[:, None]) & mask
 
 
-def normalize(values: Tensor, how: str, mask: Tensor) -> Tensor:
+def normalize(values: Tensor, how: str, *, mask: Tensor) -> Tensor:
     """Scale `[B,N]` or `[B,N,M]` per problem over its real entries; constant input becomes zeros.
 
     `minmax` to [0,1]; `sum` to a sum of one; `max` to a largest magnitude of one; `zscore` to mean 0 and

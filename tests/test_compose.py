@@ -56,7 +56,7 @@ VALUES = torch.tensor([[1.5, -2.0, 4.25, 0.5, -3.5, 2.5], [0.75, 3.0, -1.25, 2.0
 def test_normalising_scores_is_the_formula_over_real_values(how: str, pad: float) -> None:
     for row in MASKS:
         mask = torch.tensor([row, [T, T, T, F, T, T]])
-        out = normalize(VALUES.masked_fill(~mask, pad), how, mask)
+        out = normalize(VALUES.masked_fill(~mask, pad), how, mask=mask)
         assert out.shape == VALUES.shape and out.isfinite().all()
         for sample in range(2):
             real = mask[sample]
@@ -76,7 +76,7 @@ def test_normalising_pairs_is_the_formula_over_real_pairs(how: str, pad: float, 
         mask = torch.tensor([row, [F, T, T]])
         real = mask[:, :, None].expand(values.shape)
         real = real & mask[:, None, :] if cols == 3 else real
-        out = normalize(values.masked_fill(~real, pad), how, mask)
+        out = normalize(values.masked_fill(~real, pad), how, mask=mask)
         assert out.shape == values.shape
         for sample in range(2):
             wanted = formula(how, values[sample][real[sample]].tolist())
@@ -87,34 +87,34 @@ def test_normalising_pairs_is_the_formula_over_real_pairs(how: str, pad: float, 
 def test_constant_or_zero_input_becomes_zeros(how: str) -> None:
     mask = torch.tensor([[T, T, F]])
     constant = torch.tensor([[0.0, 0.0, 9.0]]) if how in ("sum", "max", "l2") else torch.tensor([[2.0, 2, 9]])
-    assert normalize(constant, how, mask)[0, :2].tolist() == [0, 0]
+    assert normalize(constant, how, mask=mask)[0, :2].tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("how", ["minmax", "sum", "max"])
 def test_the_gradient_of_constant_input_is_zero_not_nan(how: str) -> None:
     values = torch.zeros(1, 3, requires_grad=True)
-    normalize(values, how, torch.ones(1, 3, dtype=torch.bool)).sum().backward()
+    normalize(values, how, mask=torch.ones(1, 3, dtype=torch.bool)).sum().backward()
     assert values.grad is not None and values.grad.tolist() == [[0, 0, 0]]
 
 
 def test_softmax_of_an_empty_sample_is_zero_and_of_padding_is_zero() -> None:
-    out = normalize(torch.ones(2, 3), "softmax", torch.tensor([[F, F, F], [T, F, T]]))
+    out = normalize(torch.ones(2, 3), "softmax", mask=torch.tensor([[F, F, F], [T, F, T]]))
     assert out.tolist() == [[0, 0, 0], [0.5, 0, 0.5]]
 
 
 @pytest.mark.parametrize("how", ["minmax", "sum", "max", "zscore", "l2"])
 def test_a_sample_without_real_tokens_stays_finite_where_others_are_real(how: str) -> None:
     values = torch.tensor([[1.0, 2.0], [1.0, 3.0]])
-    out = normalize(values, how, torch.tensor([[F, F], [T, T]]))
+    out = normalize(values, how, mask=torch.tensor([[F, F], [T, T]]))
     assert out[1].tolist() == pytest.approx(formula(how, [1.0, 3.0]))
 
 
 def test_none_returns_the_very_tensor_and_float64_stays_float64() -> None:
     values = VALUES.double()
     mask = torch.ones(2, 6, dtype=torch.bool)
-    assert normalize(values, "none", mask) is values
+    assert normalize(values, "none", mask=mask) is values
     for how in HOWS:
-        assert normalize(values, how, mask).dtype == torch.float64
+        assert normalize(values, how, mask=mask).dtype == torch.float64
 
 
 def test_summands_are_scaled_then_weighted_then_added() -> None:
@@ -250,15 +250,15 @@ def test_keep_top_takes_the_largest_real_entries_and_the_lower_index_at_ties(pad
     masks = [[T, F, T, T, T, T], [F, T, T, T, T, F]]
     for k in ([1, 4], [2, 3], [5, 2], [3, 1]):
         given = torch.tensor(values).masked_fill(~torch.tensor(masks), pad)
-        out = keep_top(given, torch.tensor(k), torch.tensor(masks))
+        out = keep_top(given, torch.tensor(k), mask=torch.tensor(masks))
         assert out.tolist() == [best(*row) for row in zip(values, masks, k, strict=True)]
 
 
 def test_keep_top_never_keeps_padding_even_when_k_is_too_large_or_scores_are_minus_infinity() -> None:
     mask = torch.tensor([[F, T, T, F]])
     values = torch.tensor([[5.0, -torch.inf, 1.0, 5.0]])
-    assert keep_top(values, torch.tensor([4]), mask).tolist() == mask.tolist()
-    assert keep_top(values, torch.tensor([1]), mask).tolist() == [[F, F, T, F]]
+    assert keep_top(values, torch.tensor([4]), mask=mask).tolist() == mask.tolist()
+    assert keep_top(values, torch.tensor([1]), mask=mask).tolist() == [[F, F, T, F]]
 
 
 def test_a_ridge_is_added_where_the_kernel_lives() -> None:
@@ -272,7 +272,9 @@ def test_a_ridge_is_added_where_the_kernel_lives() -> None:
 def test_results_stay_on_the_device_of_their_inputs() -> None:
     """The meta device stands in for a GPU: it has shapes and places, but no values."""
     mask = torch.ones(2, 4, dtype=torch.bool, device="meta")
-    out = keep_top(torch.ones(2, 4, device="meta"), torch.ones(2, dtype=torch.int64, device="meta"), mask)
+    out = keep_top(
+        torch.ones(2, 4, device="meta"), torch.ones(2, dtype=torch.int64, device="meta"), mask=mask
+    )
     assert out.device.type == "meta"
 
 

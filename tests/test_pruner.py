@@ -46,7 +46,7 @@ def test_select_keeps_the_largest_norms() -> None:
 
 def test_ties_go_to_the_lower_index() -> None:
     importance = torch.tensor([[1.0, 2.0, 1.0, 2.0, 1.0]])
-    kept = keep_top(importance, torch.tensor([3]), torch.ones(1, 5, dtype=torch.bool))
+    kept = keep_top(importance, torch.tensor([3]), mask=torch.ones(1, 5, dtype=torch.bool))
     assert kept.tolist() == [[True, True, False, True, False]]
 
 
@@ -120,11 +120,11 @@ def test_normalising_ignores_scale_and_padding(how: str) -> None:
     values = torch.rand(2, 6, generator=generator) + 0.1
     mask = torch.ones(2, 6, dtype=torch.bool)
     mask[1, 4:] = False
-    base = normalize(values, how, mask)
-    assert torch.allclose(normalize(values * 1000, how, mask)[mask], base[mask], atol=1e-5)
+    base = normalize(values, how, mask=mask)
+    assert torch.allclose(normalize(values * 1000, how, mask=mask)[mask], base[mask], atol=1e-5)
     spoiled = values.masked_fill(~mask, 77.0)
-    assert torch.equal(normalize(spoiled, how, mask)[mask], base[mask])
-    constant = normalize(torch.ones(1, 4), "minmax", torch.ones(1, 4, dtype=torch.bool))
+    assert torch.equal(normalize(spoiled, how, mask=mask)[mask], base[mask])
+    constant = normalize(torch.ones(1, 4), "minmax", mask=torch.ones(1, 4, dtype=torch.bool))
     assert constant.tolist() == [[0, 0, 0, 0]]
 
 

@@ -151,7 +151,7 @@ def prefill(
     methods, keeps, batches = split(method), budgets(keep), counts(batch)
     if methods is None:
         raise InputError("--method names no method")
-    question = asked(model, image, prompt) if model else None
+    question = asked(model, image, prompt=prompt) if model else None
     if out is not None:
         prepare_file(out)
     run_threads(threads or os.cpu_count() or 1)

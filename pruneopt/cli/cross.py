@@ -69,7 +69,7 @@ def cross_command(
         from pruneopt.lab.cross.live import live_select
         from pruneopt.show.images import asked
 
-        question = asked(model, image, prompt)
+        question = asked(model, image, prompt=prompt)
         select = live_select(*machine.load(model), *question) if run else None
     else:
         select = _on(tensors)

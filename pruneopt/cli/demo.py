@@ -46,17 +46,17 @@ def run_command(
 ) -> None:
     """Ask a model about a picture, dense and pruned side by side."""
     spec = load_spec(method, overrides or [])
-    picture, text = asked(model, image, prompt)
+    picture, text = asked(model, image, prompt=prompt)
     machine = Machine(device, dtype, attention)
     prepare_folder(out)
     loaded, processor = machine.load(model, trust_remote_code)
     from pruneopt.models.load import build_inputs
 
     inputs = build_inputs(processor, picture, text).to(loaded.device, loaded.dtype)
-    result = compare(loaded, processor, inputs, spec, max_new_tokens)
+    result = compare(loaded, processor, inputs=inputs, spec=spec, max_new_tokens=max_new_tokens)
     _show(result)
     name = f"{Path(image).stem}_{spec.name.replace('/', '-')}_{spec.hash}.png"
-    path = save_overlay(picture, [survivor_panel(result.run)], out / name, prompt)
+    path = save_overlay(picture, [survivor_panel(result.run)], path=out / name, heading=prompt)
     console().print(Text(f"picture of the kept tokens: {path}"))
 
 
@@ -109,11 +109,13 @@ def _side_by_side(model: Any, processor: Any, spec: Spec, out: Path) -> None:
     picture = open_image(question.image)
     show.print(Text(f"{question.image.name}: {question.question}", "bold"))
     inputs = build_inputs(processor, picture, format_prompt(question.question))
-    result = compare(model, processor, inputs.to(model.device, model.dtype), spec, 8)
+    result = compare(
+        model, processor, inputs=inputs.to(model.device, model.dtype), spec=spec, max_new_tokens=8
+    )
     _show(result, question.answer)
     path = out / f"demo_{spec.name.replace('/', '-')}_{spec.hash}.png"
     heading = f"{question.question} (dense: {result.dense.answer}; pruned: {result.pruned.answer})"
-    save_overlay(picture, [survivor_panel(result.run)], path, heading, question.box)
+    save_overlay(picture, [survivor_panel(result.run)], path=path, heading=heading, box=question.box)
     show.print(Text(f"picture of the kept tokens: {path}"))
 
 

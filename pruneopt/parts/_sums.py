@@ -29,7 +29,7 @@ def combine(summands: Sequence[Weighted], signals: Signals, *, pairwise: bool) -
                 f"{summand.part.name} returned shape {list(out.shape)} for B={signals.batch}, "
                 f"N={signals.tokens}"
             )
-        out = normalize(out.float() if out.dtype.itemsize < 4 else out, summand.normalize, signals.mask)
+        out = normalize(out.float() if out.dtype.itemsize < 4 else out, summand.normalize, mask=signals.mask)
         out = out[:, :, None] if pairwise and out.dim() == 2 else out
         out = out if summand.weight == 1 else out * summand.weight
         total = out if total is None else total + out

@@ -87,7 +87,7 @@ class SubsetProblem(Brief):
             raise ProblemError(f"unknown subset problem {kind!r}; known: {known}")
         given = SubsetProblem(kind, k, **terms)  # type: ignore[arg-type]
         for name in (*_FLOATS, "mask", "protected", "group", "quota", "anchor_strength"):
-            want_tensor(name, getattr(given, name), ProblemError)
+            want_tensor(name, getattr(given, name), error=ProblemError)
         lead = given.unary if given.unary is not None else given.pairwise
         if lead is None:
             raise ProblemError(f"{kind} needs scores (unary) or a pairwise matrix; neither was given")

@@ -65,7 +65,7 @@ class TransportProblem(Brief):
         """
         given = {"cost": cost, "a": a, "b": b, "row_mask": row_mask, "col_mask": col_mask}
         for name, value in given.items():
-            want_tensor(name, value, ProblemError)
+            want_tensor(name, value, error=ProblemError)
         if cost.dim() == 2:
             raise ProblemError("cost has shape [N,M]; add a batch axis: cost[None]")
         if cost.dim() != 3 or not cost.is_floating_point():

@@ -41,7 +41,7 @@ class Comparison:
 
 
 def compare(
-    model: Any, processor: Any, inputs: Any, spec: Spec, max_new_tokens: int = 64, repeats: int = 3
+    model: Any, processor: Any, *, inputs: Any, spec: Spec, max_new_tokens: int = 64, repeats: int = 3
 ) -> Comparison:
     """Greedy answers to one prompt, dense and under `spec`.
 
@@ -51,15 +51,16 @@ def compare(
     sides: tuple[Spec | None, Spec | None] = (None, spec)
     with torch.inference_mode():
         for each in sides:
-            _pass(model, processor, inputs, each, max_new_tokens)
+            _pass(model, processor, inputs=inputs, spec=each, tokens=max_new_tokens)
         turns = [
-            [_pass(model, processor, inputs, each, max_new_tokens) for each in sides] for _ in range(repeats)
+            [_pass(model, processor, inputs=inputs, spec=each, tokens=max_new_tokens) for each in sides]
+            for _ in range(repeats)
         ]
     dense, pruned = (_medians([turn[i][0] for turn in turns]) for i in (0, 1))
     return Comparison(dense, pruned, turns[-1][1][1])
 
 
-def _pass(model: Any, processor: Any, inputs: Any, spec: Spec | None, tokens: int) -> tuple[Side, Any]:
+def _pass(model: Any, processor: Any, *, inputs: Any, spec: Spec | None, tokens: int) -> tuple[Side, Any]:
     """One generation and what it took, and the run of a pruned one."""
     from pruneopt.models.apply import prune
     from pruneopt.models.timing import timed

@@ -35,7 +35,7 @@ def open_image(path: str | Path) -> Image:
     return picture
 
 
-def asked(source: str, image: str, prompt: str) -> tuple[Image, str]:
+def asked(source: str, image: str, *, prompt: str) -> tuple[Image, str]:
     """The picture and the prompt for a model, known to be good before the model is loaded.
 
     `source` is a folder, a hub id, or `demo`, whose own sample is used when no image is given.

@@ -47,6 +47,7 @@ def overlay(image: Image, panel: Panel) -> np.ndarray:
 def save_overlay(
     image: Image,
     panels: Sequence[Panel],
+    *,
     path: Path,
     heading: str = "",
     box: tuple[int, int, int, int] | None = None,

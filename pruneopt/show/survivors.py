@@ -7,7 +7,7 @@ from typing import Any
 from pruneopt.show.picture import Panel
 
 
-def survivor_panel(run: Any, title: str = "", sample: int = 0, group: int = 0) -> Panel:
+def survivor_panel(run: Any, title: str = "", *, sample: int = 0, group: int = 0) -> Panel:
     """Cells of one sample's picture that survive the last cut of `run`.
 
     `group` chooses the image, crop or frame where a sample has several (0 is the first, the thumbnail in

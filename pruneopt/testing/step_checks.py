@@ -52,7 +52,7 @@ def _selected(signals: Signals, score: Tensor, group: Tensor, counts: tuple[int,
         k,
         unary=score,
         mask=mask,
-        protected=keep_top(score, k // 2, signals.mask),
+        protected=keep_top(score, k // 2, mask=signals.mask),
         group=group,
         counts=counts,
     )

@@ -41,7 +41,7 @@ class Thresholds:
 
 
 def build_codebook(
-    pictures: Sequence[Tensor], columns: int, probe: Probe, pad: Tensor, settings: Thresholds | None = None
+    pictures: Sequence[Tensor], columns: int, *, probe: Probe, pad: Tensor, settings: Thresholds | None = None
 ) -> Tensor:
     """Prototypes `[P,D]` float32.
 
@@ -56,8 +56,8 @@ def build_codebook(
     settings = settings or Thresholds()
     pool, owner = [], []
     for number, tokens in enumerate(pictures):
-        flags = redundant(tokens, columns, probe, pad, settings)
-        flags &= in_small_clusters(tokens, settings.per_picture, settings.crowd)
+        flags = redundant(tokens, columns, probe=probe, pad=pad, settings=settings)
+        flags &= in_small_clusters(tokens, settings.per_picture, crowd=settings.crowd)
         pool.append(tokens[flags].float())
         owner += [number] * int(flags.sum())
     rows = torch.cat(pool) if pool else torch.zeros(0, 1)
@@ -75,7 +75,7 @@ def build_codebook(
     return rows[keep]
 
 
-def redundant(tokens: Tensor, columns: int, probe: Probe, pad: Tensor, settings: Thresholds) -> Tensor:
+def redundant(tokens: Tensor, columns: int, *, probe: Probe, pad: Tensor, settings: Thresholds) -> Tensor:
     """`[N]` bool: seen nothing in alone, missed nothing without."""
     alone = probe([row.expand(settings.repeats, -1) for row in tokens])
     sure = alone.float().topk(min(50, alone.shape[1]), dim=1).values.softmax(1).amax(1)
@@ -128,13 +128,13 @@ def clusters_of(rows: Tensor, clusters: int) -> Tensor:
     return home[0]
 
 
-def in_small_clusters(tokens: Tensor, clusters: int, crowd: int) -> Tensor:
+def in_small_clusters(tokens: Tensor, clusters: int, *, crowd: int) -> Tensor:
     """`[N]` bool: tokens whose cluster in their own picture has at most `crowd` members."""
     home = clusters_of(tokens, clusters)
     return torch.bincount(home, minlength=len(tokens))[home] <= crowd
 
 
-def save_codebook(path: Path, prototypes: Tensor, provenance: Mapping[str, Any]) -> str:
+def save_codebook(path: Path, prototypes: Tensor, *, provenance: Mapping[str, Any]) -> str:
     """Write a codebook file with its provenance; returns the SHA-256 that a spec can pin."""
     from safetensors.torch import save
 
@@ -145,7 +145,7 @@ def save_codebook(path: Path, prototypes: Tensor, provenance: Mapping[str, Any])
     return hashlib.sha256(blob).hexdigest()
 
 
-def live_probe(model: Any, input_ids: Tensor, image_token: int, batch: int = 16) -> Probe:
+def live_probe(model: Any, input_ids: Tensor, *, image_token: int, batch: int = 16) -> Probe:
     """First-token logits of a LLaVA-like model when its picture is replaced by a sequence of vectors.
 
     `input_ids` `[L]` is a prompt with placeholders `image_token`; text before and after them stays.
@@ -175,6 +175,6 @@ def _left(rows: Tensor, length: int) -> Tensor:
     return torch.cat([rows.new_zeros(length - len(rows), rows.shape[1]), rows])
 
 
-def provenance(model: str, pictures: int, settings: Thresholds) -> dict[str, Any]:
+def provenance(model: str, pictures: int, *, settings: Thresholds) -> dict[str, Any]:
     """What a codebook file says about its origin."""
     return {"model": model, "calibration_pictures": pictures, **asdict(settings)}

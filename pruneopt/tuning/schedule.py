@@ -22,7 +22,7 @@ class Achieved:
     kept: tuple[int, ...]
 
 
-def achieved(spec: Spec, shape: Shape, visual: int, text: int) -> Achieved:
+def achieved(spec: Spec, shape: Shape, *, visual: int, text: int) -> Achieved:
     """Closed form for one picture of `visual` tokens among `text` others, steps that change counts too."""
     counts, tokens, alive = [], [visual] * shape.layers, visual
     for stage in spec.stages:
@@ -40,7 +40,7 @@ def achieved(spec: Spec, shape: Shape, visual: int, text: int) -> Achieved:
     return Achieved(sum(tokens) / shape.layers, pruned / dense, kv, tuple(counts))
 
 
-def solve_keep(spec: Spec, shape: Shape, visual: int, text: int, target: Mapping[str, float]) -> Spec:
+def solve_keep(spec: Spec, shape: Shape, *, visual: int, text: int, target: Mapping[str, float]) -> Spec:
     """Scale the budgets of all stages by one factor so that a target is met but not exceeded.
 
     Parameters
@@ -66,7 +66,7 @@ def solve_keep(spec: Spec, shape: Shape, visual: int, text: int, target: Mapping
         return replace(spec, stages=tuple(stages))
 
     def value(factor: float) -> float:
-        return float(getattr(achieved(scaled(factor), shape, visual, text), name))
+        return float(getattr(achieved(scaled(factor), shape, visual=visual, text=text), name))
 
     low, high = 0.0, 1 / min(shares)
     if value(low) > wanted:

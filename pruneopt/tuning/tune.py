@@ -34,6 +34,7 @@ class Tuning:
 def tune(
     method: str | Spec,
     space: Mapping[str, tuple[float, float]],
+    *,
     objective: Objective,
     calls: int = 50,
     initial: int | None = None,
@@ -57,20 +58,22 @@ def tune(
     names = list(space)
     low, high = (np.array([space[n][i] for n in names]) for i in (0, 1))
     first = min(calls, max(2, calls // 2 if initial is None else initial))
-    points = _sobol(len(names), first, seed)
+    points = _sobol(len(names), first, seed=seed)
     seen: list[np.ndarray] = []
     values: list[float] = []
     generator = np.random.default_rng(seed)
     for number in range(calls):
-        unit = points[number] if number < first else _propose(seen, values, len(names), generator)
+        unit = (
+            points[number] if number < first else _propose(seen, values, dims=len(names), generator=generator)
+        )
         point = low + unit * (high - low)
         seen.append(unit)
-        values.append(_try(method, names, point, objective, complete)[0])
+        values.append(_try(method, names, point=point, objective=objective, complete=complete)[0])
     best = int(np.argmax(values))
     if not math.isfinite(values[best]):
         raise InputError("no trial was feasible; widen the space or loosen the budget")
     point = low + seen[best] * (high - low)
-    _, spec, overrides = _try(method, names, point, None, complete)
+    _, spec, overrides = _try(method, names, point=point, objective=None, complete=complete)
     trials = tuple(
         (dict(zip(names, (low + u * (high - low)).tolist(), strict=True)), v)
         for u, v in zip(seen, values, strict=True)
@@ -82,6 +85,7 @@ def tune(
 def _try(
     method: str | Spec,
     names: Sequence[str],
+    *,
     point: np.ndarray,
     objective: Objective | None,
     complete: Complete | None,
@@ -98,7 +102,7 @@ def _try(
     return (value if math.isfinite(value) else -math.inf), spec, overrides
 
 
-def _sobol(dims: int, count: int, seed: int) -> np.ndarray:
+def _sobol(dims: int, count: int, *, seed: int) -> np.ndarray:
     from scipy.stats import qmc
 
     power = max(0, math.ceil(math.log2(max(count, 1))))
@@ -106,7 +110,7 @@ def _sobol(dims: int, count: int, seed: int) -> np.ndarray:
 
 
 def _propose(
-    seen: list[np.ndarray], values: list[float], dims: int, generator: np.random.Generator
+    seen: list[np.ndarray], values: list[float], *, dims: int, generator: np.random.Generator
 ) -> np.ndarray:
     """The candidate of largest expected improvement; infeasible trials count as the worst value seen."""
     from scipy.stats import norm

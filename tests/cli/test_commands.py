@@ -209,7 +209,9 @@ def test_side_by_side_times_are_medians_of_warm_passes(monkeypatch: pytest.Monke
         clock.now += 100.0 if passes[pruned] == 1 else (2.0 if pruned else 1.0) + odd
 
     model.model.vision_tower.register_forward_hook(slow, prepend=True)
-    found = compare(model, processor, inputs, pruneopt.load_spec("fastv"), max_new_tokens=2, repeats=3)
+    found = compare(
+        model, processor, inputs=inputs, spec=pruneopt.load_spec("fastv"), max_new_tokens=2, repeats=3
+    )
     assert found.dense.encoder == 1.0 and found.pruned.encoder == 2.0
     assert order == [False, True] * 4, "the sides do not take turns"
 

@@ -207,7 +207,7 @@ def chosen(signals: Signals, score: torch.Tensor, k: tuple[int, ...]) -> Selecti
         counts,
         unary=score,
         mask=signals.mask,
-        protected=keep_top(score, counts // 2, signals.mask),
+        protected=keep_top(score, counts // 2, mask=signals.mask),
         counts=k,
     )
     solution = StableTopK().solve(problem)

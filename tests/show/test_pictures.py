@@ -66,7 +66,7 @@ class TestSurvivors:
         panel = survivor_panel(run, sample=sample, group=group)
         assert (panel.kept, (panel.width, panel.height)) == (cells, side)
         assert panel.title == f"{len(cells)} of {side[0] * side[1]} tokens kept"
-        assert survivor_panel(run, "other", sample, group).title == "other"
+        assert survivor_panel(run, "other", sample=sample, group=group).title == "other"
 
 
 def test_a_cell_outside_the_grid_is_refused() -> None:
@@ -76,10 +76,12 @@ def test_a_cell_outside_the_grid_is_refused() -> None:
 
 def test_the_file_is_a_picture_with_one_panel_more_than_selections(tmp_path: Path) -> None:
     image = Image.new("RGB", (48, 48), (10, 120, 60))
-    one = save_overlay(image, [Panel("a", [0], 4, 4)], tmp_path / "deep" / "a.png", "q", box=(4, 4, 9, 9))
-    two = save_overlay(image, [Panel("a", [0], 4, 4)] * 2, tmp_path / "b.png")
+    one = save_overlay(
+        image, [Panel("a", [0], 4, 4)], path=tmp_path / "deep" / "a.png", heading="q", box=(4, 4, 9, 9)
+    )
+    two = save_overlay(image, [Panel("a", [0], 4, 4)] * 2, path=tmp_path / "b.png")
     assert open_image(two).size[0] > 1.4 * open_image(one).size[0]
-    plain = save_overlay(image, [Panel("a", [0], 4, 4)], tmp_path / "c.png", "q")
+    plain = save_overlay(image, [Panel("a", [0], 4, 4)], path=tmp_path / "c.png", heading="q")
     orange = [bool((np.asarray(open_image(p)) == (230, 159, 0)).all(2).any()) for p in (one, plain)]
     assert orange == [True, False], "the box is drawn where one is given"
 

@@ -156,7 +156,7 @@ class SpySolver(SubsetSolver):
     def solve(self, problem: SubsetProblem) -> SubsetSolution:
         self.seen.append(problem)
         rank = problem.unary if self.rank is None else self.rank
-        keep = keep_top(rank, problem.k, problem.real)
+        keep = keep_top(rank, problem.k, mask=problem.real)
         return SubsetSolution(0.0, {}, problem, keep, ended=(Status.HEURISTIC,) * len(keep))
 
 

@@ -65,6 +65,6 @@ def test_normalisation_is_scale_free(terms, how):
     signals, one, _ = terms
     values = one(signals.view(one.needs)) + 0.1
     pair = signals.mask[:, :, None] & signals.mask[:, None, :]
-    plain, scaled = (normalize(v, how, signals.mask) for v in (values, 7.0 * values))
+    plain, scaled = (normalize(v, how, mask=signals.mask) for v in (values, 7.0 * values))
     torch.testing.assert_close(plain[pair], scaled[pair])
     assert not torch.allclose(plain[pair], values[pair])

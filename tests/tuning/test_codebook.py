@@ -56,10 +56,10 @@ def test_a_planted_codebook_is_found_and_prunes_the_silent_tokens(tmp_path: Path
     pictures = [planted(seed) for seed in range(4)]
     pad = torch.zeros(WIDTH)
     local_only = Thresholds(alone=0.1, change=1e9, crowd=36, clusters=4, pictures=2)
-    prototypes = build_codebook([t for t, _ in pictures], SIDE, probe, pad, local_only)
+    prototypes = build_codebook([t for t, _ in pictures], SIDE, probe=probe, pad=pad, settings=local_only)
     assert prototypes.shape[1] == WIDTH and float(prototypes[:, 1:].abs().max()) == 0
     path = tmp_path / "codebook.safetensors"
-    digest = save_codebook(path, prototypes, {"model": "planted"})
+    digest = save_codebook(path, prototypes, provenance={"model": "planted"})
     tokens, silent = planted(11)
     overrides = [
         f"problem.scores.redundancy.codebook={path}",
@@ -77,12 +77,12 @@ def test_what_changes_the_answer_is_not_redundant() -> None:
     loud = tokens.clone()
     loud[:, 1:] = torch.randn(SIDE * SIDE, WIDTH - 1, generator=torch.Generator().manual_seed(5))
     with pytest.raises(InputError, match="redundant"):
-        build_codebook([loud], SIDE, probe, torch.zeros(WIDTH), SETTINGS)
+        build_codebook([loud], SIDE, probe=probe, pad=torch.zeros(WIDTH), settings=SETTINGS)
 
 
 def test_wrong_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "book.safetensors"
-    save_codebook(path, torch.randn(3, WIDTH), {})
+    save_codebook(path, torch.randn(3, WIDTH), provenance={})
     signals = Signals({"features": torch.randn(1, 9, WIDTH + 1)})
     key = "problem.scores.redundancy"
     with pytest.raises(SpecError, match="another model"):
@@ -140,7 +140,9 @@ def test_redundant_is_silent_alone_and_not_missed_with_its_neighbours() -> None:
     inner[2:4, 2:4] = True
 
     def flags(**thresholds: float) -> Tensor:
-        return redundant(tokens, SIDE, soft, pad, Thresholds(**thresholds)).view(SIDE, SIDE)
+        return redundant(tokens, SIDE, probe=soft, pad=pad, settings=Thresholds(**thresholds)).view(
+            SIDE, SIDE
+        )
 
     assert torch.equal(flags(alone=0.03, change=1e-7), inner)
     assert torch.equal(flags(alone=0.03, change=1e9), silent)
@@ -158,7 +160,7 @@ def test_the_change_is_local_plus_sixteen_times_global() -> None:
     change = divergence(soft([near]), soft([without])) + 16 * divergence(soft([whole]), soft([hole]))
     for factor, wanted in ((0.999, False), (1.001, True)):
         settings = Thresholds(alone=1.1, change=factor * float(change))
-        assert bool(redundant(tokens, SIDE, soft, pad, settings)[0]) is wanted
+        assert bool(redundant(tokens, SIDE, probe=soft, pad=pad, settings=settings)[0]) is wanted
 
 
 def test_a_crowd_is_no_redundancy_and_a_cluster_needs_enough_pictures() -> None:
@@ -168,21 +170,24 @@ def test_a_crowd_is_no_redundancy_and_a_cluster_needs_enough_pictures() -> None:
         [centres[i] + 0.01 * torch.randn(n, 8, generator=generator) for i, n in enumerate((3, 5, 8))]
     )
     for crowd, wanted in ((2, 0), (3, 3), (4, 3), (5, 8), (7, 8), (8, 16)):
-        flags = in_small_clusters(rows, 3, crowd)
+        flags = in_small_clusters(rows, 3, crowd=crowd)
         assert flags.tolist() == [True] * wanted + [False] * (16 - wanted), crowd
     pictures = [planted(seed)[0] for seed in range(4)]
     for count, enough in ((3, True), (4, False)):
         settings = Thresholds(alone=0.1, change=1e9, crowd=36, clusters=1, pictures=count)
         if enough:
-            assert len(build_codebook(pictures, SIDE, probe, torch.zeros(WIDTH), settings)) == 16
+            assert (
+                len(build_codebook(pictures, SIDE, probe=probe, pad=torch.zeros(WIDTH), settings=settings))
+                == 16
+            )
         else:
             with pytest.raises(InputError, match="more than 4 pictures"):
-                build_codebook(pictures, SIDE, probe, torch.zeros(WIDTH), settings)
+                build_codebook(pictures, SIDE, probe=probe, pad=torch.zeros(WIDTH), settings=settings)
 
 
 def test_a_codebook_file_says_where_it_is_from_and_its_digest(tmp_path: Path) -> None:
     path, rows = tmp_path / "book.safetensors", torch.randn(3, WIDTH)
-    digest = save_codebook(path, rows, provenance("planted", 7, SETTINGS))
+    digest = save_codebook(path, rows, provenance=provenance("planted", 7, settings=SETTINGS))
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
     with safe_open(path, "pt") as file:
         torch.testing.assert_close(file.get_tensor("prototypes"), rows)
@@ -200,7 +205,7 @@ def test_the_live_probe_is_the_model_itself() -> None:
     inputs = load_inputs([sample()], processor)
     tokens = record_signals(model, inputs, ["features"], "post_encoder")["features"][0]
     ids = inputs["input_ids"][0]
-    found = live_probe(model, ids, model.config.image_token_id)([tokens])
+    found = live_probe(model, ids, image_token=model.config.image_token_id)([tokens])
     with torch.no_grad():
         wanted = model(**inputs).logits[:, -1]
     assert float((found - wanted).abs().max()) < 1e-3

@@ -29,7 +29,7 @@ def bowl(spec: Spec) -> float:
 
 def test_tuning_beats_random_search_on_a_bowl() -> None:
     pytest.importorskip("sklearn")
-    found = tune("vflowopt", SPACE, bowl, calls=30, initial=10, seed=3)
+    found = tune("vflowopt", SPACE, objective=bowl, calls=30, initial=10, seed=3)
     generator = np.random.default_rng(0)
     chance = [
         max(-((a - 0.4) ** 2) - (b - 1 / 3) ** 2 for a, b in generator.random((30, 2))) for _ in range(20)
@@ -49,18 +49,20 @@ def test_infeasible_and_nan_trials_are_passed_over() -> None:
         value = bowl(spec)
         return math.nan if value < -0.1 else value
 
-    found = tune("vflowopt", SPACE, half, calls=16, seed=3)
+    found = tune("vflowopt", SPACE, objective=half, calls=16, seed=3)
     values = [value for _, value in found.trials]
     assert -math.inf in values and found.value == max(values) > -0.1
     assert all(value == -math.inf or value >= -0.1 for value in values)
     with pytest.raises(InputError, match="feasible"):
-        tune("vflowopt", SPACE, lambda spec: math.nan, calls=4)
+        tune("vflowopt", SPACE, objective=lambda spec: math.nan, calls=4)
 
 
 def test_the_first_trials_are_spread_by_the_seed_and_runs_repeat() -> None:
     """Sobol points: of the first 8 one lies in each eighth of every range; the seed decides which."""
-    runs = {seed: tune("vflowopt", SPACE, bowl, calls=8, initial=8, seed=seed).trials for seed in (1, 2)}
-    assert tune("vflowopt", SPACE, bowl, calls=8, initial=8, seed=1).trials == runs[1]
+    runs = {
+        seed: tune("vflowopt", SPACE, objective=bowl, calls=8, initial=8, seed=seed).trials for seed in (1, 2)
+    }
+    assert tune("vflowopt", SPACE, objective=bowl, calls=8, initial=8, seed=1).trials == runs[1]
     assert runs[1] != runs[2]
     for trials in runs.values():
         for name, (low, high) in SPACE.items():
@@ -80,7 +82,7 @@ def test_what_completes_a_trial_reaches_the_spec_and_its_refusal_fails_the_trial
         seen.append(spec)
         return -spec.stages[0].steps[0].cell
 
-    found = tune("vflowopt", SPACE, objective, calls=8, initial=8, seed=1, complete=complete)
+    found = tune("vflowopt", SPACE, objective=objective, calls=8, initial=8, seed=1, complete=complete)
     assert found.overrides[-1] == "stages.2.budget.keep=0.3" and found.spec.stages[2].budget.keep == 0.3
     assert all(spec.stages[2].budget.keep == 0.3 for spec in seen)
     assert len(seen) == sum(value > -math.inf for _, value in found.trials) < 8
@@ -89,9 +91,9 @@ def test_what_completes_a_trial_reaches_the_spec_and_its_refusal_fails_the_trial
 
 def test_bad_spaces_are_refused() -> None:
     with pytest.raises(SpecError):
-        tune("vflowopt", {}, bowl)
+        tune("vflowopt", {}, objective=bowl)
     with pytest.raises(SpecError):
-        tune("vflowopt", {"stages.0.budget.rule.cell": (5.0, 5.0)}, bowl)
+        tune("vflowopt", {"stages.0.budget.rule.cell": (5.0, 5.0)}, objective=bowl)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +168,7 @@ def test_tuning_keeps_more_of_the_hidden_state_of_the_embedded_model(two_picture
     objective = final_state_cosine(model, batches)
     base = load_spec("fastv", CUT)
     key = "problem.scores.attention.weight"
-    found = tune(base, {key: (-1.0, 1.0)}, objective, calls=5, initial=4, seed=0)
+    found = tune(base, {key: (-1.0, 1.0)}, objective=objective, calls=5, initial=4, seed=0)
     worse, better = sorted(objective(load_spec(base, [f"{key}={sign}"])) for sign in (-1, 1))
     assert better - worse > 0.01, "the two signs must differ for this to show anything"
     assert found.value == pytest.approx(better, abs=1e-5)

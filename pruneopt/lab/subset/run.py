@@ -62,7 +62,7 @@ class RandomChoice(SubsetSolver):
     def solve(self, problem: SubsetProblem) -> SubsetSolution:
         gen = torch.Generator().manual_seed(0)
         score = torch.rand(problem.shape, generator=gen)
-        keep = keep_top(score, problem.k, problem.real)
+        keep = keep_top(score, problem.k, mask=problem.real)
         return SubsetSolution(
             0.0, problem=problem, keep=keep, ended=(Status.HEURISTIC,) * len(keep), solver=self.name
         )

@@ -33,4 +33,4 @@ class CosineDistance(CostTerm):
         return frozenset({self.signal})
 
     def __call__(self, signals: Signals) -> Float[Tensor, "B N M"]:
-        return 1 - cosine_gram(signals[self.signal], signals.mask, self.heads)
+        return 1 - cosine_gram(signals[self.signal], signals.mask, heads=self.heads)

@@ -53,7 +53,7 @@ class TextPivots(CostTerm):
     def __call__(self, signals: Signals) -> Float[Tensor, "B A N"]:
         real = signals["text_mask"]
         pivot = keep_top(
-            self.strength(signals), torch.full_like(real[:, 0], self.count, dtype=torch.int64), real
+            self.strength(signals), torch.full_like(real[:, 0], self.count, dtype=torch.int64), mask=real
         )
         cosine = torch.bmm(unit_rows(signals[self.text]), unit_rows(signals[self.signal]).transpose(1, 2))
         return (1 - cosine).masked_fill(~pivot[:, :, None], torch.inf)

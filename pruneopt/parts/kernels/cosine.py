@@ -31,4 +31,4 @@ class CosineKernel(Kernel):
         return frozenset({self.signal})
 
     def __call__(self, signals: Signals) -> Float[Tensor, "B N N"]:
-        return cosine_gram(signals[self.signal], signals.mask, self.heads)
+        return cosine_gram(signals[self.signal], signals.mask, heads=self.heads)

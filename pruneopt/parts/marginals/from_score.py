@@ -32,7 +32,7 @@ class MarginalFromScore(Marginal):
     def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         score, real = added(self.scores, signals, pairwise=False).double(), signals.mask
         if self.how == "softmax":
-            return normalize(score / self.temperature, "softmax", real).float()
+            return normalize(score / self.temperature, "softmax", mask=real).float()
         score = score.masked_fill(~real, 0)
         flat = real.double() / real.sum(1, keepdim=True)
         total = score.sum(1, keepdim=True)

@@ -57,6 +57,6 @@ class TextCosine(Score):
         cosine = self.sign * torch.einsum("bnd,bd->bn", unit_rows(signals[self.signal].float()), row)
         if not self.quality:
             return cosine
-        low, high = range_per_sample(cosine, signals.mask, signals.sample)
+        low, high = range_per_sample(cosine, signals.mask, sample=signals.sample)
         span = (high - low)[:, None]
         return torch.where(span > 0, (cosine - low[:, None] + 1e-6) / torch.where(span > 0, span, 1), 1.0)
