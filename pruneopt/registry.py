@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -164,6 +165,17 @@ class Registry:
                 f"{self.group} {name!r} from {claim.origin} cannot be loaded from {claim.target}: "
                 f"{type(error).__name__}: {error}"
             ) from error
+
+    @contextmanager
+    def lent(self, name: str, found: type) -> Iterator[None]:
+        """Answer `name` with a class that nobody registered, until the context is left: for checks of it."""
+        claims, loaded = self._claims, self._loaded
+        self._claims = {**claims, name: [Claim(name, found.__module__, "lent")]}
+        self._loaded = {**loaded, name: found}
+        try:
+            yield
+        finally:
+            self._claims, self._loaded = claims, loaded
 
     def entries(self, *, check: bool = True) -> list[Entry]:
         """Every name with its origin; with `check` each is imported and its problem, if any, reported."""

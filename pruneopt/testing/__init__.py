@@ -11,6 +11,7 @@ from pruneopt.testing.suites import (
     check_budget_rule,
     check_cost_term,
     check_kernel,
+    check_kind,
     check_marginal,
     check_part,
     check_readout,
@@ -24,7 +25,7 @@ from pruneopt.testing.tags import TAGS
 
 __all__ = [
     "Check", "CheckFailure", "InsertionCase", "Outcome", "TAGS", "Verdict", "assert_insertion",
-    "check_budget_rule", "check_cost_term", "check_insertion", "check_kernel", "check_marginal",
+    "check_budget_rule", "check_cost_term", "check_insertion", "check_kernel", "check_kind", "check_marginal",
     "check_part", "check_readout", "check_score", "check_solver", "check_step", "checks_for",
     "parametrize_with_checks",
 ]  # fmt: skip

@@ -8,6 +8,9 @@ from typing import Any
 
 from pruneopt.errors import PruneoptError, nearest
 from pruneopt.parts import Part
+from pruneopt.problems.kinds import Kind
+
+Checked = Part | Kind  # what has a name and a suite
 
 
 class CheckFailure(AssertionError):
@@ -19,9 +22,9 @@ class Check:
     """One conformance check: `run(part)` returns or raises."""
 
     name: str
-    run: Callable[[Part], None]
+    run: Callable[[Any], None]
 
-    def __call__(self, part: Part) -> None:
+    def __call__(self, part: Checked) -> None:
         """Run on `part`. Raises CheckFailure, also for anything unexpected that the part raises."""
         try:
             self.run(part)
@@ -75,7 +78,7 @@ def require(condition: object, message: str) -> None:
 
 
 def run_checks(
-    part: Part,
+    part: Checked,
     kind: str,
     checks: Iterable[Check],
     expected_failures: Mapping[str, str] | None = None,

@@ -12,14 +12,15 @@ from pruneopt.parts import (
     Insertion,
     Kernel,
     Marginal,
-    Part,
     Readout,
     Score,
     Step,
     SubsetSolver,
     TransportSolver,
 )
-from pruneopt.testing.core import Check, CheckFailure, Verdict, run_checks
+from pruneopt.problems.kinds import Kind
+from pruneopt.testing.core import Check, Checked, CheckFailure, Verdict, run_checks
+from pruneopt.testing.kind_checks import Witness, kind_checks
 from pruneopt.testing.part_checks import part_checks
 from pruneopt.testing.readout_checks import readout_checks
 from pruneopt.testing.signal_checks import signal_checks
@@ -27,7 +28,7 @@ from pruneopt.testing.step_checks import budget_checks, step_checks
 from pruneopt.testing.subset_checks import subset_checks
 from pruneopt.testing.transport_checks import transport_checks
 
-_SUITES: tuple[tuple[type[Part], str, Any], ...] = (
+_SUITES: tuple[tuple[type[Checked], str, Any], ...] = (
     (CostTerm, "cost term", signal_checks),
     (Score, "score", signal_checks),
     (Kernel, "kernel", signal_checks),
@@ -38,10 +39,11 @@ _SUITES: tuple[tuple[type[Part], str, Any], ...] = (
     (Step, "step", step_checks),
     (BudgetRule, "budget rule", budget_checks),
     (Insertion, "insertion", part_checks),
+    (Kind, "problem kind", kind_checks),
 )
 
 
-def kind_of(part: Part) -> str:
+def kind_of(part: Checked) -> str:
     """What a part is, in words. Raises PruneoptError for something that is no known kind of part."""
     for base, kind, _ in _SUITES:
         if isinstance(part, base):
@@ -51,7 +53,7 @@ def kind_of(part: Part) -> str:
     )
 
 
-def checks_for(part: Part) -> Iterator[Check]:
+def checks_for(part: Checked) -> Iterator[Check]:
     """All checks that apply to a part, by its kind and tags."""
     for base, _, generator in _SUITES:
         if isinstance(part, base):
@@ -61,7 +63,7 @@ def checks_for(part: Part) -> Iterator[Check]:
 
 
 def check_part(
-    part: Part | type[Part],
+    part: Checked | type[Checked],
     *,
     expected_failures: Mapping[str, str] | None = None,
     strict: bool = True,
@@ -77,16 +79,20 @@ def check_part(
     on_fail: `"raise"` raises CheckFailure listing all failures; `"report"` only returns the verdict.
     """
     part = built(part)
-    verdict = run_checks(part, kind_of(part), checks_for(part), expected_failures, strict)
+    return _judged(run_checks(part, kind_of(part), checks_for(part), expected_failures, strict), on_fail)
+
+
+def _judged(verdict: Verdict, on_fail: str) -> Verdict:
+    """The verdict, or CheckFailure with all that failed."""
     if on_fail == "raise" and not verdict.ok:
         lines = [f"  {outcome.message}" for outcome in verdict.failures]
         raise CheckFailure(
-            f"{part.name} fails {len(lines)} of {len(verdict.outcomes)} checks:\n" + "\n".join(lines)
+            f"{verdict.part} fails {len(lines)} of {len(verdict.outcomes)} checks:\n" + "\n".join(lines)
         )
     return verdict
 
 
-def built(part: Part | type[Part]) -> Part:
+def built(part: Checked | type[Checked]) -> Checked:
     """An instance; a class is built with its defaults. Raises SpecError when that is impossible."""
     if not isinstance(part, type):
         return part
@@ -98,7 +104,7 @@ def built(part: Part | type[Part]) -> Part:
         ) from error
 
 
-def _entry(base: type[Part], words: str) -> Any:
+def _entry(base: type[Checked], words: str) -> Any:
     def check(part: Any, **options: Any) -> Verdict:
         part = built(part)
         if not isinstance(part, base):
@@ -126,8 +132,19 @@ def check_solver(part: TransportSolver | SubsetSolver | type, **options: Any) ->
     return check_part(solver, **options)
 
 
+def check_kind(kind: Kind | type[Kind], *, witness: Witness | None = None, on_fail: str = "raise") -> Verdict:
+    """Check a kind of problem; `witness(problem, sample, chosen)` is a second opinion on values.
+
+    Every choice of some tiny problems is tried.  `on_fail` as in `check_part`.
+    """
+    found = built(kind)
+    if not isinstance(found, Kind):
+        raise PruneoptError(f"{found!r} is no kind of problem")
+    return _judged(run_checks(found, kind_of(found), kind_checks(found, witness)), on_fail)
+
+
 def parametrize_with_checks(
-    parts: Iterable[Part | type[Part]],
+    parts: Iterable[Checked | type[Checked]],
     expected_failures: Mapping[str, Mapping[str, str]] | None = None,
     strict: bool = True,
 ) -> Any:

@@ -16,9 +16,10 @@ from typing import Any
 from pruneopt.errors import PruneoptError, RegistryError, SpecError, nearest
 from pruneopt.parts import Part
 from pruneopt.registry import GROUPS, PARTS, registry
+from pruneopt.testing.core import Checked
 
 
-def find_parts(target: str) -> list[type[Part]]:
+def find_parts(target: str) -> list[type[Checked]]:
     """Part classes behind a target.
 
     A registered name (`sinkhorn`, or `scores/token_norm` for one group), a dotted path (`package.module`,
@@ -43,21 +44,21 @@ def find_parts(target: str) -> list[type[Part]]:
     return found
 
 
-def _registered(target: str) -> list[type[Part]]:
+def _registered(target: str) -> list[type[Checked]]:
     group, _, name = target.rpartition("/")
     if group and group not in GROUPS:
         raise RegistryError(f"unknown kind of part {group!r}{nearest(group, GROUPS)}")
     groups = [group] if group else PARTS
     found = [registry(g).get(name) for g in groups if name in registry(g)]
     if found:
-        return [part for part in found if issubclass(part, Part)]
+        return [part for part in found if issubclass(part, Checked)]
     if not group and importlib.util.find_spec(name) is not None:
         return _from_dotted(name)
     known = [n for g in groups for n in registry(g)]
     raise RegistryError(f"no part is registered as {name!r}{nearest(name, known)}")
 
 
-def _from_dotted(target: str) -> list[type[Part]]:
+def _from_dotted(target: str) -> list[type[Checked]]:
     module_name, _, attribute = target.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -71,7 +72,7 @@ def _from_dotted(target: str) -> list[type[Part]]:
     if not attribute:
         return _defined_in(module)
     found = getattr(module, attribute, None)
-    if not (inspect.isclass(found) and issubclass(found, Part)):
+    if not (inspect.isclass(found) and issubclass(found, Checked)):
         raise PruneoptError(f"{module_name} has no part {attribute!r}{nearest(attribute, _names(module))}")
     return [found]
 
@@ -80,13 +81,13 @@ def _names(module: ModuleType) -> list[str]:
     return [found.__name__ for found in _defined_in(module)]
 
 
-def _defined_in(module: ModuleType) -> list[type[Part]]:
+def _defined_in(module: ModuleType) -> list[type[Checked]]:
     """Concrete part classes that a module (or a module of its package) defines."""
     return [
         found
         for found in vars(module).values()
         if inspect.isclass(found)
-        and issubclass(found, Part)
+        and issubclass(found, Checked)
         and not inspect.isabstract(found)
         and found.__module__.split(".")[0] == module.__name__.split(".")[0]
         and hasattr(found, "name")
@@ -111,7 +112,7 @@ def _load_file(path: Path) -> ModuleType:
     return module
 
 
-def _from_folder(folder: Path) -> list[type[Part]]:
+def _from_folder(folder: Path) -> list[type[Checked]]:
     project = folder / "pyproject.toml"
     if not project.is_file():
         files = sorted(p for p in folder.glob("*.py") if not p.name.startswith(("_", "test_", "conftest")))
@@ -153,8 +154,12 @@ def _declared(data: Mapping[str, Any], project: Path) -> Iterator[tuple[str, str
             yield from entries.items()
 
 
-def build(part: type[Part], params: Mapping[str, Any]) -> Part:
+def build(part: type[Checked], params: Mapping[str, Any]) -> Checked:
     """An instance with parameters. Raises SpecError naming what is missing or wrong."""
+    if not issubclass(part, Part):
+        if params:
+            raise SpecError(f"{part.name} is a kind of problem and has no parameters; leave out --param")
+        return part()
     try:
         return part.from_spec(params)
     except SpecError as error:

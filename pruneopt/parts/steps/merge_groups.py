@@ -32,7 +32,7 @@ class MergeGroups(Step):
     combine: str = param("add_mean", choices=("add_mean", "mean"), doc="value of a merged token")
 
     def misfit(self, stage: StageSpec) -> str | None:
-        if stage.problem.kind == "quota":
+        if stage.problem.groups is not None:
             return None
         return f"merges within the groups of a quota problem, but problem.kind is {stage.problem.kind}"
 

@@ -1,0 +1,166 @@
+"""Checks of subset solvers on problems that are the same but for order, batch mates, dtype or scale."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pruneopt.parts import SubsetSolver
+from pruneopt.problems.solution import SubsetSolution
+from pruneopt.testing import cases
+from pruneopt.testing.core import changed, require
+from pruneopt.testing.part_checks import torch_rng_untouched
+from pruneopt.testing.subset_choices import count_holds, size, tokens_of
+
+
+def check_scale(solver: SubsetSolver) -> None:
+    """The numbers of an objective times 1e-12 or 1e12: the same choice, and the same claim about it."""
+    for kind in sorted(solver.kinds):
+        problem = cases.subset(kind, tokens=10, k=4, seed=4)
+        reference = solver.solve(problem)
+        for scale in (1e-12, 1e12):
+            terms = {name: getattr(problem, name) for name in problem.rules.scaled}
+            moved = changed(problem, **{n: scale * t for n, t in terms.items() if t is not None})
+            solution = solver.solve(moved)
+            require(
+                torch.equal(solution.keep, reference.keep),
+                f"{kind}: another choice at scale {scale:g}; divide by the size of the objective first",
+            )
+            require(
+                solution.status == reference.status,
+                f"{kind}: {reference.status[0].name} becomes {solution.status[0].name} at scale {scale:g}",
+            )
+
+
+def check_nested(solver: SubsetSolver) -> None:
+    """Tagged `nested`: the choice for k is part of the choice for k + 1."""
+    for kind in sorted(solver.kinds):
+        last = torch.zeros(2, 12, dtype=torch.bool)
+        for k in range(1, 13):
+            keep = solver.solve(cases.subset(kind, tokens=12, k=k)).keep
+            require(
+                not bool((last & ~keep).any()), f"{kind}: a token kept for k={k - 1} is dropped for k={k}"
+            )
+            last = keep
+
+
+def check_ties(solver: SubsetSolver) -> None:
+    """Of identical tokens the lower index is chosen first."""
+    for kind in sorted(solver.kinds):
+        problem = cases.subset(kind, tokens=12, k=4, duplicates=True, dtype=torch.float32)
+        keep = solver.solve(problem).keep
+        wrong = (keep[:, 6:] & ~keep[:, :6]).any()
+        require(
+            not bool(wrong), f"{kind}: a copy was chosen before its original; use argmax or a stable sort"
+        )
+
+
+def _same(solver: SubsetSolver, one: Tensor, two: Tensor, a: SubsetSolution, b: SubsetSolution) -> bool:
+    """Equal choices; for exact solvers, which may pick any optimum, equal values."""
+    if "exact" in solver.tags:
+        return bool((a.value - b.value).abs().amax() <= 1e-6)
+    return torch.equal(one, two)
+
+
+def check_permutation(solver: SubsetSolver) -> None:
+    """Permuting tokens permutes the choice."""
+    for kind in sorted(solver.kinds):
+        n = size(solver)
+        problem = cases.subset(kind, tokens=n, seed=5)
+        p = cases.shuffle(n, 2)
+        moved = tokens_of(problem, p)
+        one, two = solver.solve(problem), solver.solve(moved)
+        require(
+            _same(solver, one.keep[:, p], two.keep, one, two),
+            f"{kind}: permuting the tokens changes the choice; tag it `uses_order` if that is the rule",
+        )
+
+
+def check_batch(solver: SubsetSolver) -> None:
+    """A sample gives in a ragged batch what it gives alone, whatever stands at padding."""
+    n = size(solver)
+    for kind in sorted(solver.kinds):
+        for protect in (False, True):
+            _batch_of(solver, kind, n, protect)
+
+
+def _batch_of(solver: SubsetSolver, kind: str, n: int, protect: bool) -> None:
+    lengths = (n, n - 3, 7)
+    problem = cases.subset(kind, batch=3, tokens=n, lengths=lengths, protect=protect, seed=6)
+    together = solver.solve(problem)
+    count_holds(solver, problem, together, f"({kind}, ragged)")
+    for b, length in enumerate(lengths):
+        alone = solver.solve(replace(tokens_of(problem.sample(b), torch.arange(length)), mask=None))
+        require(
+            _same(solver, alone.keep[0], together.keep[b, :length], alone, _value_of(together, b)),
+            f"{kind}: sample {b} of a ragged batch differs from itself alone",
+        )
+    real = problem.real
+    pair = real[:, :, None] & real[:, None, :]
+    dirty = replace(
+        problem,
+        unary=None if problem.unary is None else problem.unary.masked_fill(~real, 9.0),
+        pairwise=None if problem.pairwise is None else problem.pairwise.masked_fill(~pair, 9.0),
+    )
+    again = solver.solve(dirty)
+    same = _same(solver, again.keep, together.keep, again, together)
+    require(same, f"{kind}: values at padded tokens leak into the choice")
+
+
+def _value_of(solution: SubsetSolution, b: int) -> SubsetSolution:
+    """A stand-in with the value of one sample."""
+    part = replace(solution)
+    part.__dict__["value"] = solution.value[b : b + 1]
+    return part
+
+
+def check_inputs_pure(solver: SubsetSolver) -> None:
+    """The problem is unchanged and two calls agree."""
+    for kind in sorted(solver.kinds):
+        problem = cases.subset(kind, tokens=size(solver), protect=True)
+        kept = {n: t.clone() for n, t in vars(problem).items() if isinstance(t, Tensor)}
+        first = solver.solve(problem).keep.clone()
+        for name, copy in kept.items():
+            require(
+                torch.equal(getattr(problem, name), copy),
+                f"{kind}: {name} was changed in place; clone it first",
+            )
+        require(torch.equal(first, solver.solve(problem).keep), f"{kind}: two calls differ; keep no state")
+
+
+def check_global_rng(solver: SubsetSolver) -> None:
+    """The global random generators are neither used nor moved."""
+    for kind in sorted(solver.kinds):
+        problem = cases.subset(kind, tokens=size(solver))
+        one, two = torch_rng_untouched(lambda p=problem: solver.solve(p).keep)
+        require(torch.equal(one, two), f"{kind}: the choice depends on a global random generator")
+
+
+def check_dtype(solver: SubsetSolver) -> None:
+    """float32 input gives the choice of float64 up to ties, and half precision is accepted."""
+    for kind in sorted(solver.kinds):
+        exact = cases.subset(kind, tokens=size(solver), seed=7)
+        reference = solver.solve(exact)
+        single = solver.solve(cases.subset(kind, tokens=size(solver), seed=7, dtype=torch.float32))
+        off = (single.value - reference.value).abs().amax()
+        scale = reference.value.abs().amax().clamp_min(1)
+        require(bool(off <= 1e-3 * scale), f"{kind}: float32 changes the value by {float(off):.2g}")
+        half = cases.subset(kind, tokens=size(solver), seed=7, dtype=torch.bfloat16)
+        count_holds(solver, half, solver.solve(half), f"({kind}, bfloat16)")
+
+
+def check_degenerate(solver: SubsetSolver) -> None:
+    """Equal tokens, zero matrices and one token give a full choice and no NaN."""
+    for kind in sorted(solver.kinds):
+        for fill in (0.0, 1.0):
+            problem = cases.subset(kind, tokens=8, k=3)
+            values = {"unary": problem.unary, "pairwise": problem.pairwise}
+            flat = {n: torch.full_like(t, fill) for n, t in values.items() if t is not None}
+            problem = changed(problem, **flat)
+            solution = solver.solve(problem)
+            count_holds(solver, problem, solution, f"({kind}, all entries {fill:g})")
+            require(not bool(solution.value.isnan().any()), f"{kind}: NaN value for entries {fill:g}")
+        one = cases.subset(kind, tokens=1, k=1)
+        count_holds(solver, one, solver.solve(one), f"({kind}, one token)")
