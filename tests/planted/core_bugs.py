@@ -195,7 +195,7 @@ BUGS = [
     Bug("dropped tokens emitted by rank", selection.Selection, "index",
         "by_rank.gather(1, dropped.gather(1, by_rank).argsort(dim=1, stable=True))", "by_rank", ORDER),
     # forward pass
-    Bug("importance stale after the first cut", prefill.Prefill, "cut",
+    Bug("importance stale after the first cut", prefill.Prefill, "remove",
         "if selection.importance is not None:", 'if ("importance", None) not in self.store:',
         partial(test_prefill.test_a_second_cut_goes_on_where_the_first_ended, test_prefill.ROWS[0])),
     Bug("the crop of a token not gathered", store.SignalStore, "carry",
@@ -205,7 +205,7 @@ BUGS = [
         partial(test_prefill.test_ranks_order_tokens_within_the_places_of_their_crop, test_prefill.ROWS[0])),
     Bug("a NaN seen before the last cut forgotten", prefill.Prefill, "_select", "self.bad | bad", "bad",
         partial(test_prefill.test_bad_values_found_after_the_pass_are_never_forgotten, 0)),
-    Bug("sizes not carried", prefill.Prefill, "_remove", "if selection.size is not None:", "if False:",
+    Bug("sizes not carried", prefill.Prefill, "_shorten", "if selection.size is not None:", "if False:",
         partial(test_prefill.test_merges_are_written_where_their_tokens_stand_and_sizes_are_carried,
                 test_prefill.ROWS[0])),
     Bug("a merge read by its columns", prefill, "_merged", "take(selection.merge, move.tokens)",
