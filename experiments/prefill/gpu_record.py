@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import pruneopt
+from pruneopt.lab.clock import Stopwatch
+from pruneopt.lab.environment import environment
 from pruneopt.lab.prefill.presets import build, prompt
-from pruneopt.lab.prefill.run import environment, run_prefill_bench
+from pruneopt.lab.prefill.run import Plan, measure
+from pruneopt.lab.records import write_record
 from pruneopt.spec.load import load_spec
 from pruneopt.testing.masking import masked, real_columns
 
@@ -80,23 +83,28 @@ def oracle(model: Any, preset: str, device: str) -> list[dict[str, Any]]:
 def main(out: Path, commit: str, presets: list[str]) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     half = torch.bfloat16
-    out.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []
-    begun = time.time()
+    specs = [
+        load_spec(method, [f"budget.keep={keep}", *(["steps=[]"] if method == "topv" else [])])
+        for method in METHODS
+        for keep in (0.5, 0.25, 0.11)
+    ]
+    begun = Stopwatch()
     for preset in presets:
         for dtype in (half, torch.float32) if preset.startswith(("llava", "tiny")) else (half,):
-            model = build(preset, device, dtype)
+            model = build(preset, device=device, dtype=dtype)
             found += oracle(model, preset, device)
-            body = {"kind": "oracle", "environment": environment(device, commit), "rows": found}
-            (out / "oracle.json").write_text(json.dumps(body, indent=1))
+            where = environment(device, commit=commit)
+            write_record(out / "oracle.json", {"kind": "oracle", "environment": where, "rows": found})
             if dtype == half:
                 for batch in (1, 8):
-                    run_prefill_bench(
-                        out / f"bench-{preset}-b{batch}.json", preset, METHODS, (0.5, 0.25, 0.11), (batch,),
-                        device, "bfloat16", repeats=5 if batch == 1 else 3, model=model, decode=4,
-                        overrides={"topv": ("steps=[]",)}, commit=commit,
+                    plan = Plan(
+                        preset, lambda model=model: model, specs, (batch,),
+                        repeats=5 if batch == 1 else 3, decode=4, commit=commit,
+                        file=f"bench-{preset}-b{batch}.json",
                     )  # fmt: skip
-                    print(f"{preset} batch {batch} done after {time.time() - begun:.0f} s", flush=True)
+                    measure(plan, out, console=Console())
+                    print(f"{preset} batch {batch} done after {begun.wall:.0f} s", flush=True)
             del model
             if device == "cuda":
                 torch.cuda.empty_cache()

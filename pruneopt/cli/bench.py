@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -27,8 +26,9 @@ from pruneopt.errors import InputError, nearest
 app = typer.Typer(help="Measure solvers, selection cost, prefill and memory.", no_args_is_help=True)
 
 Out = Annotated[Path, typer.Option(help="folder of the run; what it already holds is not measured again")]
+Into = Annotated[Path | None, typer.Option(help="page whose marked tables are rewritten")]
 Repeats = Annotated[int, typer.Option(min=1, help="warm runs per cell")]
-_PROBLEMS = ("transport", "subset", "both")
+_PROBLEMS = {"transport": ["solvers"], "subset": ["subset"], "both": ["solvers", "subset"]}
 
 
 @app.command("solvers")
@@ -46,27 +46,19 @@ def solvers(
     threads: Threads = 0,
 ) -> None:
     """Transport and subset solvers against the exact optimum: accuracy, time, memory, readouts."""
-    from pruneopt.lab.records import prepare_folder
-    from pruneopt.lab.solvers import run as transport
-    from pruneopt.lab.subset import run as subset
-
     if problems not in _PROBLEMS:
         raise InputError(f"unknown --problems {problems!r}{nearest(problems, _PROBLEMS)}")
-    tokens, batches = None if sizes is None else counts(sizes), counts(batch)
-    prepare_folder(out)
-    if problems != "subset":
-        transport.run_solver_bench(
-            out,
-            tokens or transport.SIZES,
-            batches,
-            split(families),
-            split(solvers),
-            repeats,
-            budget,
-            threads,
-        )
-    if problems != "transport":
-        subset.run_subset_bench(out, tokens or subset.SIZES)
+    tokens: dict[str, Any] = {} if sizes is None else {"sizes": counts(sizes)}
+    settings: dict[str, dict[str, Any]] = {
+        "solvers": {
+            "batches": counts(batch), "families": split(families) or (), "solvers": split(solvers) or (),
+            "repeats": repeats, "budget": budget,
+        },
+        "subset": {},
+    }  # fmt: skip
+    plans = {name: _plan(name, **tokens, **settings[name]) for name in _PROBLEMS[problems]}
+    _measure(plans, out, threads=threads)
+    _report(out, list(plans))
 
 
 @app.command("targets")
@@ -75,12 +67,14 @@ def targets(
     threads: Threads = 0,
 ) -> None:
     """The speed and accuracy that the project promises; exit code 1 when one is missed."""
-    from pruneopt.lab.records import prepare_folder
-    from pruneopt.lab.targets.run import run_targets
+    from pruneopt.lab.records import read_record
 
-    if out is not None:
-        prepare_folder(out)
-    if not all(target.met for target in run_targets(out, threads=threads)):
+    with TemporaryDirectory() as scratch:
+        folder = out or Path(scratch)
+        _measure({"targets": _plan("targets")}, folder, threads=threads)
+        _report(folder, ["targets"])
+        met = all(target["met"] for target in read_record(folder / "targets.json")["targets"])
+    if not met:
         raise typer.Exit(1)
 
 
@@ -96,31 +90,23 @@ def select(
     gap: Annotated[bool, typer.Option("--gap", help="optimality gaps of the greedy methods instead")] = False,
     pictures: Annotated[int, typer.Option(min=1, help="embedded pictures for --gap")] = 8,
     time_limit: Annotated[float, typer.Option(min=0.0, help="seconds per exact solve for --gap")] = 20.0,
-    into: Annotated[Path | None, typer.Option(help="page whose marked tables are rewritten")] = None,
+    into: Into = None,
     report: Annotated[bool, typer.Option("--report", help="only rewrite tables from the record")] = False,
 ) -> None:
     """Time, memory and growth of every method's selection; with --gap, how far greedy is from optimal."""
-    from pruneopt.lab.gap.run import run_gap_bench, write_tables
-    from pruneopt.lab.records import prepare_folder
-    from pruneopt.lab.selection.run import run_select_bench
-    from pruneopt.lab.solvers.cells import run_threads
-
+    names = ["gap", "selection"]
     tokens = counts(sizes)
-    if max(tokens) <= keep:
-        raise InputError(
-            f"--sizes {sizes} holds nothing above --keep {keep}; there would be nothing to choose"
-        )
-    _marked(into, ("select", "gap"), any)
-    if report and not any((out / f"{name}.json").is_file() for name in ("select", "gap")):
-        raise InputError(f"{str(out)!r} holds no record; run `pruneopt bench select --out {out}` first")
-    prepare_folder(out)
+    cost = _plan(
+        "selection", methods=split(methods) or (), sizes=tokens, batch=batch, keep=keep, repeats=repeats
+    )
+    if into is not None:
+        _marked(into, names)
     if not report:
-        run_threads(threads or os.cpu_count() or 1)
-        if gap:
-            run_gap_bench(out, pictures, time_limit)
-        else:
-            run_select_bench(out, split(methods), tokens, batch, keep, repeats)
-    write_tables(out, into)
+        plans = (
+            {"gap": _plan("gap", pictures=pictures, time_limit=time_limit)} if gap else {"selection": cost}
+        )
+        _measure(plans, out, threads=threads)
+    _report(out, names, into=into)
 
 
 @app.command("prefill")
@@ -142,65 +128,95 @@ def prefill(
     out: Annotated[Path | None, typer.Option(help="record to write (JSON)")] = None,
 ) -> None:
     """Dense and pruned prefill side by side: time per part, FLOP-ideal speed-up, KV bytes, memory."""
-    from pruneopt.lab.prefill.run import picture_inputs, run_prefill_bench, table
-    from pruneopt.lab.records import prepare_file
-    from pruneopt.lab.solvers.cells import run_threads
+    from pruneopt.lab.prefill import presets
+    from pruneopt.lab.prefill.run import picture_inputs
+    from pruneopt.lab.prefill.table import everything
+    from pruneopt.lab.records import prepare_file, read_record
+    from pruneopt.models.load import dtype_of
     from pruneopt.show.images import asked
+    from pruneopt.spec.load import load_spec
 
     machine = Machine(device, dtype, attention)
     methods, keeps, batches = split(method), budgets(keep), counts(batch)
     if methods is None:
         raise InputError("--method names no method")
-    question = asked(model, image, prompt=prompt) if model else None
+    specs = [load_spec(m, [f"budget.keep={k}", *(overrides or [])]) for m in methods for k in keeps]
     if out is not None:
         prepare_file(out)
-    run_threads(threads or os.cpu_count() or 1)
-    options: dict[str, Any] = {}
-    if question is not None:
+    if model:
+        picture, text = asked(model, image, prompt=prompt)
         loaded, processor = machine.load(model)
-        options = {"model": loaded, "inputs_of": picture_inputs(processor, *question)}
-    rows = run_prefill_bench(
-        out,
-        model or preset,
-        methods,
-        keeps,
-        batches,
-        device,
-        dtype,
-        attention,
-        repeats,
-        decode,
-        overrides or [],
-        **options,
-    )
-    console().print(table(rows))
+        options: dict[str, Any] = {
+            "load": lambda: loaded, "inputs_of": picture_inputs(processor, picture, text=text)
+        }  # fmt: skip
+    else:
+        presets.known(preset)
+        options = {"load": lambda: presets.build(
+            preset, device=device, dtype=dtype_of(dtype), attention=attention
+        )}  # fmt: skip
+    with TemporaryDirectory() as scratch:
+        path = out or Path(scratch) / "prefill.json"
+        plan = _plan("prefill", preset=model or preset, specs=specs, batches=batches, repeats=repeats,
+                     decode=decode, file=path.name, **options)  # fmt: skip
+        _measure({"prefill": plan}, path.parent, threads=threads)
+        console().print(everything(read_record(path)).drawn())
 
 
 @app.command("report")
 def report(
-    out: Annotated[Path, typer.Argument(help="folder of a finished run")],
-    into: Annotated[Path | None, typer.Option(help="page to write the tables into")] = None,
+    out: Annotated[Path, typer.Argument(help="folder of a run, finished or not")],
+    into: Into = None,
 ) -> None:
-    """Redo tables and pictures of a solver run from its records."""
-    from pruneopt.lab.records import prepare_folder
-    from pruneopt.lab.targets.page import write_page
+    """Redo the tables and pictures of every study that a folder holds, from its records."""
+    from pruneopt.lab.study import studies
 
-    _marked(into, ("solvers", "subset", "targets"), all)
     if not out.is_dir():
         raise InputError(f"folder {str(out)!r} does not exist")
+    _report(out, list(studies()), into=into)
+
+
+def _plan(name: str, **settings: Any) -> Any:
+    from pruneopt.lab.study import study
+
+    return study(name).plan(**settings)
+
+
+def _measure(plans: dict[str, Any], out: Path, *, threads: int) -> None:
+    """Measure every plan into one folder, which is known to be writable before the first begins."""
+    from pruneopt.lab.environment import use_threads
+    from pruneopt.lab.records import prepare_folder
+    from pruneopt.lab.study import study
+
     prepare_folder(out)
-    write_page(out, into)
+    use_threads(threads)
+    for name, plan in plans.items():
+        study(name).measure(plan, out, console=console())
 
 
-def _marked(page: Path | None, names: Sequence[str], enough: Callable[[Iterable[bool]], bool]) -> None:
-    """Raise InputError unless `page` can be written and has marks for enough of these tables."""
+def _report(out: Path, names: list[str], *, into: Path | None = None) -> None:
+    """Show the reports of the records in `out`, write them beside, and between the marks of a page."""
+    from pruneopt.lab.pages import splice
+    from pruneopt.lab.records import prepare_folder, write_text
+    from pruneopt.lab.study import study
+
+    held = [name for name in names if study(name).holds(out)]
+    if not held:
+        raise InputError(f"{str(out)!r} holds no record of {', '.join(names)}; measure with `pruneopt bench`")
+    if into is not None:
+        _marked(into, held)
+    prepare_folder(out)
+    texts = {name: study(name).report(out, console=console()) for name in held}
+    if into is not None:
+        write_text(into, splice(into.read_text(encoding="utf-8"), texts.get))
+
+
+def _marked(page: Path, names: list[str]) -> None:
+    """Raise InputError unless `page` can be written and has marks for one of these tables."""
+    from pruneopt.lab.pages import blocks
     from pruneopt.lab.records import prepare_file
 
-    if page is None:
-        return
     if not page.is_file():
         raise InputError(f"page {str(page)!r} does not exist")
     prepare_file(page)
-    text = page.read_bytes()
-    if not enough(f"<!-- begin: {name} -->".encode() in text for name in names):
+    if not set(blocks(page.read_bytes().decode("utf-8", "replace"))) & set(names):
         raise InputError(f"page {str(page)!r} lacks lines <!-- begin: NAME --> for {', '.join(names)}")

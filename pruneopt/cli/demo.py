@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from rich.text import Text
 
 from pruneopt.cli.catalogue import console
 from pruneopt.cli.options import Attention, Device, Dtype, Machine, Method, Overrides
-from pruneopt.cli.progress import progress
+from pruneopt.lab.progress import progress
 from pruneopt.lab.records import prepare_folder
 from pruneopt.lab.statistics import mean_and_spread, paired, share
 from pruneopt.show.compare import Comparison, compare
@@ -142,14 +143,11 @@ def controls(spec: Spec, kept: int) -> dict[str, Spec]:
 def _accuracy(model: Any, processor: Any, spec: Spec, chosen: Sequence[Any], show: Any) -> None:
     from pruneopt.lab.accuracy.answer import answer
 
-    with progress(show, "questions", len(chosen) * 8) as step:
-        dense = answer(model, processor, chosen, None, on_batch=step)
-        ours = answer(model, processor, chosen, spec, on_batch=step)
+    with progress(show, "questions", total=len(chosen) * 8) as step:
+        ask = partial(answer, model, processor, questions=chosen, on_batch=step)
+        dense, ours = ask(), ask(spec=spec)
         kept = round(sum(o.kept or 0 for o in ours) / len(ours))
-        others = {
-            name: answer(model, processor, chosen, other, on_batch=step)
-            for name, other in controls(spec, kept).items()
-        }
+        others = {name: ask(spec=other) for name, other in controls(spec, kept).items()}
     truth = [o.right for o in dense]
     table = Table(
         "method", "kept", "accuracy %, 95 % interval", "against dense, paired",

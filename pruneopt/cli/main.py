@@ -42,6 +42,7 @@ def options(
 
 
 app.add_typer(bench.app, name="bench")
+app.add_typer(sweep.records, name="records")
 app.command("demo")(demo.demo_command)
 app.command("run")(demo.run_command)
 app.command("list")(catalogue.list_command)

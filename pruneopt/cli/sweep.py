@@ -1,4 +1,4 @@
-"""`sweep`: accuracy of the entries of a file over the embedded questions, resumable and shared."""
+"""`sweep`, `table`, `records`: accuracy of the entries of a file over the embedded questions."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import typer
 
 from pruneopt.cli.catalogue import console
 from pruneopt.cli.options import Attention, Device, Dtype, Machine
-from pruneopt.cli.progress import progress
-from pruneopt.errors import PruneoptError, SpecError, located, nearest
+from pruneopt.errors import InputError, PruneoptError, SpecError, located, nearest
 from pruneopt.spec.load import load_spec, touches
 from pruneopt.spec.schema import Spec
 from pruneopt.spec.yamlfile import read_yaml
 
 if TYPE_CHECKING:
-    from pruneopt.lab.accuracy.sweep import Entry
+    from pruneopt.lab.accuracy.run import Entry
 
+records = typer.Typer(help="Keep what was measured.", no_args_is_help=True)
 _KEYS = ("label", "method", "overrides", "seeds", "seed_key")
 
 
@@ -55,7 +55,7 @@ def read_entries(path: Path) -> list[Entry]:
 
 def _entries(row: Any, where: str) -> list[Entry]:
     """The entries of one row. Raises SpecError whose `key` is one of the row's."""
-    from pruneopt.lab.accuracy.sweep import Entry
+    from pruneopt.lab.accuracy.run import Entry
 
     if not isinstance(row, dict):
         raise SpecError(f"an entry is a mapping with a label and a method, got {row!r}")
@@ -115,23 +115,38 @@ def sweep_command(
     machine = Machine(device, dtype, attention)
     from pruneopt.demo.assets import load_questions
     from pruneopt.lab.accuracy.answer import spread
-    from pruneopt.lab.accuracy.sweep import run_sweep
     from pruneopt.lab.records import prepare_folder
+    from pruneopt.lab.study import study
 
     prepare_folder(out)
     asked = load_questions()
     asked = spread(asked, questions) if questions else asked
     model, processor = machine.load("demo")
-    show = console()
-    with progress(show, "questions", len(asked) * len(entries)) as step:
-        folders = run_sweep(model, processor, asked, entries, out, batch=batch, step=step)
-    show.print(f"{len(folders)} runs in {out}; see them with: pruneopt table {out}")
+    show, accuracy = console(), study("accuracy")
+    plan = accuracy.plan(model=model, processor=processor, questions=asked, entries=entries, batch=batch)
+    accuracy.measure(plan, out, console=show)
+    show.print(f"{len(entries)} runs in {out}; see them with: pruneopt table {out}")
 
 
 def table_command(
-    folder: Annotated[Path, typer.Argument(help="a folder of run folders")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(help="a folder of runs")] = Path("runs"),
 ) -> None:
     """Print the accuracy table of a folder of runs, as Markdown."""
-    from pruneopt.lab.tables import accuracy_of
+    from pruneopt.lab.study import study
 
-    typer.echo(accuracy_of(folder))
+    typer.echo(study("accuracy").markdown(folder))
+
+
+@records.command("pack")
+def pack_command(
+    folder: Annotated[Path, typer.Argument(help="a folder of run folders")] = Path("runs"),
+) -> None:
+    """Pack finished run folders into `runs.jsonl` and `samples.parquet`; what is not finished stays."""
+    from pruneopt.lab.records import prepare_folder
+    from pruneopt.lab.runs import pack, run_folders
+
+    if not run_folders(folder):
+        raise InputError(f"{str(folder)!r} holds no finished run; `pruneopt sweep` makes them")
+    prepare_folder(folder)
+    packed = len(pack(folder))
+    typer.echo(f"{packed} run folders packed; {folder} holds {len(run_folders(folder))} runs in two files")

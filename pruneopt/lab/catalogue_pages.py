@@ -11,6 +11,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from pruneopt.lab.records import write_text
+from pruneopt.lab.tables import Table
 from pruneopt.parts import Part
 from pruneopt.registry import registry
 from pruneopt.signals import SIGNALS, Place, SignalInfo
@@ -34,13 +36,7 @@ def pages() -> dict[str, str]:
 
 def write(docs: Path) -> list[Path]:
     """Write all pages below `docs`; returns their paths."""
-    written = []
-    for name, text in pages().items():
-        path = docs / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        written.append(path)
-    return written
+    return [write_text(docs / name, text) for name, text in pages().items()]
 
 
 def overview(specs: Mapping[str, Spec]) -> str:
@@ -56,7 +52,7 @@ def overview(specs: Mapping[str, Spec]) -> str:
         "Attention is what a method asks of attention kernels: `none`, a few `row`s recomputed beside a "
         "fused kernel, or a `full` map, which fused attention cannot give.",
         "",
-        _table(head, rows),
+        Table(head, rows).markdown(),
         "",
     ]
     return "\n".join(text)
@@ -88,12 +84,12 @@ def method_page(spec: Spec) -> str:
         lines[-1] += f" arXiv {meta['arxiv']}."
     lines += ["", "```text", _text(meta.get("equation")), "```", ""]
     for number, stage in enumerate(spec.stages):
-        lines += [*_stage_lines(number, stage, len(spec.stages)), ""]
+        lines += [*_stage_lines(number, stage, total=len(spec.stages)), ""]
     lines += _facts(spec)
     return "\n".join(lines).rstrip()
 
 
-def _stage_lines(number: int, stage: StageSpec, total: int) -> list[str]:
+def _stage_lines(number: int, stage: StageSpec, *, total: int) -> list[str]:
     title = f"Cut {number + 1} of {total}: {_where(stage)}" if total > 1 else f"Cut: {_where(stage)}"
     lines = [f"**{title}**", ""]
     rows = [["budget", _budget(stage)]]
@@ -117,7 +113,7 @@ def _stage_lines(number: int, stage: StageSpec, total: int) -> list[str]:
     if stage.readout is not None:
         rows.append(["readout", _call(stage.readout)])
     rows += [["step", _call(step)] for step in stage.steps]
-    return [*lines, _table(["slot", "part"], rows)]
+    return [*lines, Table(("slot", "part"), rows).markdown()]
 
 
 def _facts(spec: Spec) -> list[str]:
@@ -188,12 +184,6 @@ def _join(items: Any) -> str:
     return ", ".join(dict.fromkeys(items))
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join(lines)
-
-
 def signals_page() -> str:
     """The canonical signals: names, shapes, where they exist and what they cost attention."""
     text = [
@@ -239,7 +229,7 @@ def _signals_table(infos: Mapping[str, SignalInfo]) -> str:
         ]
         for name, info in infos.items()
     ]
-    return _table(["name", "shape", "what it is", "made from", "holds", "attention"], rows)
+    return Table(("name", "shape", "what it is", "made from", "holds", "attention"), rows).markdown()
 
 
 if __name__ == "__main__":

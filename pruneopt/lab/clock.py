@@ -1,58 +1,47 @@
-"""Agreement of rankings, growth exponents, and honest timing."""
+"""The clock of every measurement: wall and processor seconds, warm runs, peak memory, jobs in turns.
+
+Two other places look at the time, for reasons of their own: `pruneopt.pruner.Clock` says in the report of a
+run what each step of a selection took, and `pruneopt.models.timing` hooks the parts of a model.  Solvers
+report their own seconds.  What a benchmark compares is measured here.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
-import math
+import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from rich.console import Console
 
 T = TypeVar("T")
-SHARES = (0.10, 0.25, 0.50)
 
 
-def agreement(score: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Spearman, Kendall tau-b and top-share overlap of two importances `[N]`, higher is kept.
+class Stopwatch:
+    """Seconds since it was made; starting and reading wait for the device.
 
-    `jaccard_p` is intersection over union of the two top sets, `recall_p` the share of the true one found;
-    ties go to the lower index.  Correlations of a constant are NaN: nothing was ranked.
+    `processor` seconds do not suffer from other programs on a busy machine (single-threaded work only).
     """
-    from scipy.stats import kendalltau, spearmanr
 
-    out = {"spearman": math.nan, "kendall": math.nan}
-    if np.ptp(score) > 0 and np.ptp(truth) > 0:
-        out = {"spearman": float(spearmanr(score, truth)[0]), "kendall": float(kendalltau(score, truth)[0])}
-    for share in SHARES:
-        k = max(1, round(share * len(score)))
-        mine = set(np.argsort(-score, kind="stable")[:k].tolist())
-        best = set(np.argsort(-truth, kind="stable")[:k].tolist())
-        both = len(mine & best)
-        out[f"jaccard_{round(share * 100)}"] = both / len(mine | best)
-        out[f"recall_{round(share * 100)}"] = both / k
-    return out
+    def __init__(self) -> None:
+        synchronise()
+        self._wall, self._processor = time.perf_counter(), time.process_time()
 
+    @property
+    def wall(self) -> float:
+        synchronise()
+        return time.perf_counter() - self._wall
 
-def fit_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float, float]:
-    """Slope of log seconds on log size with its 95% interval (Student t); NaN interval below 3 points."""
-    from scipy.stats import linregress, t
-
-    if len(sizes) < 2:
-        return math.nan, math.nan, math.nan
-    fit = linregress(np.log(sizes), np.log(seconds))
-    if len(sizes) < 3:
-        return float(fit.slope), math.nan, math.nan
-    half = float(t.ppf(0.975, len(sizes) - 2) * fit.stderr)
-    return float(fit.slope), float(fit.slope) - half, float(fit.slope) + half
+    @property
+    def processor(self) -> float:
+        synchronise()
+        return time.process_time() - self._processor
 
 
 @dataclass(frozen=True)
@@ -71,29 +60,24 @@ class Timing:
     def p95(self) -> float:
         return float(np.percentile(self.runs, 95))
 
-
-def _resident() -> int:
-    pages = Path("/proc/self/statm")
-    return int(pages.read_text().split()[1]) * 4096 if pages.exists() else 0
-
-
-def _trim() -> None:
-    """Hand freed memory back first, or glibc would serve the next run from it and nothing would be seen."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    def record(self) -> dict[str, float]:
+        """The numbers as records name them."""
+        return {
+            "seconds_cold": self.cold,
+            "seconds_p50": self.p50,
+            "seconds_p95": self.p95,
+            "peak_mib": self.peak_mib,
+        }
 
 
-def synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def timed(run: Callable[[], T], repeats: int = 5, budget: float = 3.0) -> tuple[T, Timing]:
+def timed(run: Callable[[], T], *, repeats: int = 5, budget: float = 3.0) -> tuple[T, Timing]:
     """Run once cold with a memory watch, then up to `repeats` times warm within about `budget` seconds.
 
     A job whose cold run takes longer than the whole budget is not run again.
     """
-    _trim()
+    # Hand freed memory back first, or glibc would serve the next run from it and nothing would be seen.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     base, peak, done = _resident(), [0], threading.Event()
 
     def watch() -> None:
@@ -102,41 +86,47 @@ def timed(run: Callable[[], T], repeats: int = 5, budget: float = 3.0) -> tuple[
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    begin = time.perf_counter()
+    started = Stopwatch()
     result: Any = run()
-    synchronise()
-    cold = time.perf_counter() - begin
+    cold = started.wall
     done.set()
     watcher.join()
     runs: list[float] = [cold] if cold > budget else []
     while not runs or (len(runs) < repeats and sum(runs) + runs[-1] < budget):
-        begin = time.perf_counter()
+        started = Stopwatch()
         result = run()
-        synchronise()
-        runs.append(time.perf_counter() - begin)
+        runs.append(started.wall)
     return result, Timing(cold, tuple(runs), max(peak[0], 0) / 2**20)
 
 
-def interleaved(first: Callable[[], Any], second: Callable[[], Any], repeats: int) -> tuple[float, float]:
+def interleaved(first: Callable[[], Any], second: Callable[[], Any], *, repeats: int) -> tuple[float, float]:
     """Best seconds of two jobs run in turns, so that a busy machine disturbs both alike."""
     first(), second()
-    one: list[float] = []
-    two: list[float] = []
+    times: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
-        for job, times in ((first, one), (second, two)):
-            begin = time.perf_counter()
+        for job, into in zip((first, second), times, strict=True):
+            started = Stopwatch()
             job()
-            synchronise()
-            times.append(time.perf_counter() - begin)
-    return min(one), min(two)
+            into.append(started.wall)
+    return min(times[0]), min(times[1])
 
 
-def digest(*what: object) -> str:
-    """8 hexadecimal digits of what a record hangs on, for its file name."""
-    return hashlib.sha256(repr(what).encode()).hexdigest()[:8]
+def processor_seconds(job: Callable[[], Any], *, repeats: int) -> float:
+    """Median processor seconds of a job."""
+    times = []
+    for _ in range(max(1, repeats)):
+        started = Stopwatch()
+        job()
+        times.append(started.processor)
+    return statistics.median_high(times)
 
 
-def wide() -> Console:
-    """A console that does not wrap tables when the output is not a terminal."""
-    console = Console()
-    return console if console.is_terminal else Console(width=170)
+def synchronise() -> None:
+    """Wait for what was sent to the GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _resident() -> int:
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text().split()[1]) * 4096 if pages.exists() else 0

@@ -1,13 +1,16 @@
-"""Intervals and paired comparisons of right-or-wrong outcomes."""
+"""Intervals, paired comparisons of right-or-wrong outcomes, quartiles, growth, agreement of rankings."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import binomtest
+
+SHARES = (0.10, 0.25, 0.50)
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Paired:
         return f"{100 * self.difference:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
 
 
-def paired(ours: Sequence[bool], reference: Sequence[bool], draws: int = 2000, seed: int = 0) -> Paired:
+def paired(ours: Sequence[bool], reference: Sequence[bool], *, draws: int = 2000, seed: int = 0) -> Paired:
     """`ours` minus `reference` per sample: mean, 95 percent percentile bootstrap, exact McNemar p-value.
 
     Raises ValueError when the two are not of the same samples.
@@ -67,3 +70,44 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     if len(values) < 2:
         return mean, math.nan
     return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+
+
+def quartiles(values: Sequence[float]) -> dict[str, float]:
+    """Median, quartiles and smallest of repeated measurements."""
+    quarter = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+    return {"median": statistics.median(values), "q1": quarter[0], "q3": quarter[2], "min": min(values)}
+
+
+def fit_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float, float]:
+    """Slope of log seconds on log size with its 95% interval (Student t); NaN interval below 3 points."""
+    from scipy.stats import linregress, t
+
+    if len(sizes) < 2:
+        return math.nan, math.nan, math.nan
+    fit = linregress(np.log(sizes), np.log(seconds))
+    slope = float(fit.slope)
+    if len(sizes) < 3:
+        return slope, math.nan, math.nan
+    half = float(t.ppf(0.975, len(sizes) - 2) * fit.stderr)
+    return slope, slope - half, slope + half
+
+
+def agreement(score: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Spearman, Kendall tau-b and top-share overlap of two importances `[N]`, higher is kept.
+
+    `jaccard_p` is intersection over union of the two top sets, `recall_p` the share of the true one found;
+    ties go to the lower index.  Correlations of a constant are NaN: nothing was ranked.
+    """
+    from scipy.stats import kendalltau, spearmanr
+
+    out = {"spearman": math.nan, "kendall": math.nan}
+    if np.ptp(score) > 0 and np.ptp(truth) > 0:
+        out = {"spearman": float(spearmanr(score, truth)[0]), "kendall": float(kendalltau(score, truth)[0])}
+    for part in SHARES:
+        k = max(1, round(part * len(score)))
+        mine = set(np.argsort(-score, kind="stable")[:k].tolist())
+        best = set(np.argsort(-truth, kind="stable")[:k].tolist())
+        both = len(mine & best)
+        out[f"jaccard_{round(part * 100)}"] = both / len(mine | best)
+        out[f"recall_{round(part * 100)}"] = both / k
+    return out

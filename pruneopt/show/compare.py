@@ -69,7 +69,7 @@ def _pass(model: Any, processor: Any, *, inputs: Any, spec: Spec | None, tokens:
     with timed(model) as times, context as run:
         said = model.generate(**inputs, do_sample=False, max_new_tokens=tokens)
     text = processor.batch_decode(said[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
-    return Side(text.strip(), sum(times.encoder) or math.nan, times.prefill, times.decode), run
+    return Side(text.strip(), sum(times.encoder.wall) or math.nan, times.prefill, times.decode), run
 
 
 def _medians(sides: Sequence[Side]) -> Side:

@@ -26,6 +26,7 @@ GOOD: dict[str, list[str]] = {
     "run": ASK,
     "sweep": ["sweep.yaml"],
     "table": ["runs"],
+    "records pack": ["runs"],
     "cross": ["--costs", "cosine_distance", "--solvers", "sinkhorn"],
     "check": ["token_norm"],
     "bench solvers": [],
@@ -76,6 +77,7 @@ BAD: dict[str, dict[str, list[list[str]]]] = {
         **_MACHINE,
     },
     "table": {"folder": [["none"], ["file"], ["damaged"]]},
+    "records pack": {"folder": [["none"], ["file"], ["folder.yaml"], ["damaged"]]},
     "cross": {
         "costs": _NAMES, "scores": _NAMES, "kernels": _NAMES, "solvers": _NAMES, "readouts": _NAMES,
         "insertions": _NAMES,
@@ -130,7 +132,7 @@ def commands(command: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield from commands(below, f"{name} {child}".strip())
 
 
-TREE = {name: c for name, c in commands(typer.main.get_command(app)) if name != "bench"}
+TREE = {name: c for name, c in commands(typer.main.get_command(app)) if name not in ("bench", "records")}
 
 
 def cases() -> Iterator[Any]:
@@ -195,8 +197,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
         "pruneopt.demo.assets.load_model",
         "pruneopt.lab.prefill.run.measure_spec",
         "pruneopt.lab.selection.run._measure",
-        "pruneopt.lab.solvers.run._measured",
-        "pruneopt.lab.subset.run._measure",
+        "pruneopt.lab.grid.Cell.row",
         "pruneopt.lab.targets.run.sinkhorn_targets",
         "pruneopt.lab.cross.cells.run_cells",
     ):

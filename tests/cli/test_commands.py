@@ -38,7 +38,7 @@ def test_the_package_runs_as_a_module() -> None:
 
 
 def test_groups_without_a_command_show_their_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in ([], ["bench"]):
+    for words in ([], ["bench"], ["records"]):
         assert call(*words) == 2
         assert "Usage" in capsys.readouterr().out
 
@@ -49,7 +49,7 @@ def test_an_interrupt_is_no_traceback(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pruneopt.lab.targets.run.run_targets", interrupted)
+    monkeypatch.setattr("pruneopt.lab.targets.run.measure", interrupted)
     assert call("bench", "targets") == 130
     assert "Traceback" not in capsys.readouterr().err
 
@@ -156,15 +156,15 @@ def test_questions_are_spread_over_all_types(
     class Stop(Exception):
         pass
 
-    def stand_in(model: Any, processor: Any, questions: Any, *rest: Any, **more: Any) -> None:
-        asked.extend(questions)
+    def stand_in(*given: Any, questions: Any = None, **_: Any) -> None:
+        asked.extend(questions or given[0].questions)
         raise Stop
 
     by_type = sorted(load_questions(), key=lambda question: question.type)
     monkeypatch.setattr("pruneopt.demo.assets.load_questions", lambda: by_type)
     monkeypatch.setattr("pruneopt.cli.options.Machine.load", lambda *_: (SimpleNamespace(), None))
     if command == "sweep":
-        monkeypatch.setattr("pruneopt.lab.accuracy.sweep.run_sweep", stand_in)
+        monkeypatch.setattr("pruneopt.lab.accuracy.run.run_sweep", stand_in)
         (tmp_path / "sweep.yaml").write_text("entries: [{label: dense, method: dense}]")
         words = ["sweep", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "runs")]
     else:
@@ -188,6 +188,8 @@ class Clock:
 
     def perf_counter(self) -> float:
         return self.now
+
+    process_time = perf_counter
 
 
 def test_side_by_side_times_are_medians_of_warm_passes(monkeypatch: pytest.MonkeyPatch) -> None:

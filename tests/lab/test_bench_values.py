@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +15,8 @@ import torch
 from rich.console import Console
 
 from pruneopt.lab import clock as stats
-from pruneopt.lab.clock import Timing, interleaved, timed
+from pruneopt.lab import grid
+from pruneopt.lab.clock import Timing, interleaved, processor_seconds, timed
 from pruneopt.lab.gap import run as select_gap
 from pruneopt.lab.prefill import run as prefill
 from pruneopt.lab.selection import run as select
@@ -25,11 +25,14 @@ from pruneopt.lab.solvers import cells
 from pruneopt.lab.solvers import run as solvers
 from pruneopt.lab.solvers.rows import exponents
 from pruneopt.lab.subset import run as subset
+from pruneopt.models import timing
+from pruneopt.models.timing import Calls, ForwardTimes
 from pruneopt.problems.kinds import find_kind
 from pruneopt.problems.subset import SubsetProblem
 from pruneopt.spec.load import load_spec
 
 QUIET = Console(quiet=True)
+EVERY = cells.entries()
 
 
 class FakeClock:
@@ -79,9 +82,17 @@ def test_jobs_in_turns_are_warmed_up_and_read_at_their_best(monkeypatch: pytest.
     assert interleaved(clock.job(0.125, 5, 3, 4), clock.job(0.25, 6, 9, 7), repeats=3) == (3, 6)
 
 
-def test_processor_time_is_a_median_in_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = FakeClock(monkeypatch, select)  # its processor runs 1000 times as fast as its wall
-    assert select._cpu_ms(clock.job(0.5, 0.001, 0.002), 3) == pytest.approx(1000 * 1000 * 0.002)
+def test_processor_time_is_a_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock(monkeypatch, stats)  # its processor runs 1000 times as fast as its wall
+    assert processor_seconds(clock.job(0.5, 0.001, 0.002), repeats=3) == pytest.approx(1000 * 0.002)
+
+
+def test_timing_counts_runs_and_memory() -> None:
+    result, time = timed(lambda: torch.ones(8 * 2**20).sum(), repeats=3, budget=5.0)
+    assert float(result) == 8 * 2**20 and len(time.runs) == 3 and time.p95 >= time.p50 > 0
+    calls = []
+    interleaved(lambda: calls.append(1), lambda: calls.append(2), repeats=3)
+    assert calls == [1, 2] * 4
 
 
 # --- prefill ------------------------------------------------------------------------------------------------
@@ -101,29 +112,42 @@ class FakeModel:
         return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 7), past_key_values="cache")
 
 
+@contextmanager
+def no_modules(*_: Any) -> Iterator[ForwardTimes]:
+    yield ForwardTimes(Calls([0.5], [0.25]), Calls([2.0, 99.0], [1.0, 99.0]))
+
+
 def test_decode_is_per_token_and_prefill_is_the_prompt_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = FakeModel(FakeClock(monkeypatch, prefill), 4.0, 0.5)
-    wall, _ = prefill._passes(model, {"input_ids": torch.zeros(2, 9, dtype=torch.long)}, {}, 8)
-    assert wall == {"prefill": 4.0, "decode_token": 0.5}
+    model = FakeModel(FakeClock(monkeypatch, stats), 4.0, 0.5)
+    monkeypatch.setattr(prefill, "timed", no_modules)
+    wall, processor, _ = prefill._pass(model, {"input_ids": torch.zeros(2, 9, dtype=torch.long)}, decode=8)
+    assert wall == {"prefill": 4.0, "encoder": 0.5, "language_model": 2.0, "decode_token": 0.5}
+    assert processor == {"encoder": 0.25, "language_model": 1.0}
     assert model.seen == [((2, 9), None)] + 8 * [((2, 1), "cache")]
-    assert set(prefill._passes(model, {"input_ids": torch.zeros(1, 3)}, {}, 0)[0]) == {"prefill"}
+    assert "decode_token" not in prefill._pass(model, {"input_ids": torch.zeros(1, 3)})[0]
 
 
 def test_modules_are_timed_by_wall_and_by_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = FakeClock(monkeypatch, prefill)
+    clock = FakeClock(monkeypatch, timing)
 
     class Layer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
         def forward(self, x: float) -> float:
             clock.now += x
             return x
 
-    first, second = Layer(), Layer()
-    watch = prefill.Watch(torch.device("cpu"))
-    with watch.around({"first": first, "second": second}):
-        first(1.0), second(0.25), first(2.0)
-    first(9.0)
-    assert watch.wall == {"first": 3.0, "second": 0.25}
-    assert watch.processor == {"first": 3000.0, "second": 250.0}
+    text, tower = Layer(), Layer()
+    adapter = SimpleNamespace(text=text, base=SimpleNamespace(visual=tower))
+    monkeypatch.setattr(timing, "adapter_for", lambda _: adapter)
+    with timing.timed(text) as times:
+        tower(1.0), text(0.25), text(2.0), text(4.0)
+    text(9.0)
+    assert (times.encoder.wall, times.encoder.processor) == ([1.0], [1000.0])
+    assert (times.text.wall, times.text.processor) == ([0.25, 2.0, 4.0], [250.0, 2000.0, 4000.0])
+    assert (times.prefill, times.decode) == (0.25, 3.0)
 
 
 DENSE = [90.0, 80.0, 6.0, 10.0, 8.0]  # two turns of warm-up, then three
@@ -134,15 +158,14 @@ PRUNED = [70.0, 60.0, 4.0, 2.0, 8.0]
 def measured(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A row of the prefill table from seconds that are made up; `turns` lists who ran when."""
     turns: list[str] = []
-    inside: list[bool] = []
     times = {"dense": iter(DENSE), "pruned": iter(PRUNED)}
 
-    def passes(*_: Any) -> tuple[dict[str, float], dict[str, float]]:
-        kind = "pruned" if inside else "dense"
+    def passes(*_: Any, **more: Any) -> tuple[dict[str, float], dict[str, float], Any]:
+        kind = "dense" if more["spec"] is None else "pruned"
         turns.append(kind)
         seconds = next(times[kind])
         wall = {"prefill": 2 * seconds, "language_model": seconds, "decode_token": seconds / 8}
-        return wall, {"language_model": 10 * seconds}
+        return wall, {"language_model": 10 * seconds}, SimpleNamespace(report=report)
 
     report = SimpleNamespace(
         flops_share=0.25, visual_tokens=[64, 64], cuts=[(1, (48, 48)), (2, (32, 32))], batch=2,
@@ -151,17 +174,14 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     @contextmanager
     def prune(*_: Any, **__: Any) -> Iterator[Any]:
-        inside.append(True)
         yield SimpleNamespace(report=report)
-        inside.pop()
 
     monkeypatch.setattr(prefill.pruneopt, "prune", prune)
-    monkeypatch.setattr(prefill, "_passes", passes)
-    monkeypatch.setattr(prefill, "_stages", lambda *_: {"solve": {"median": 0.5}, "cost": {"median": 0.25}})
-    monkeypatch.setattr(prefill, "_peak", lambda *_: None)
-    monkeypatch.setattr(prefill, "_tower", lambda _: torch.nn.Identity())
-    monkeypatch.setattr(prefill, "adapter_for", lambda _: SimpleNamespace(text=torch.nn.Identity()))
-    row = prefill.measure_spec(None, {}, load_spec("fastv"), repeats=3, warmup=2)
+    monkeypatch.setattr(prefill, "_pass", passes)
+    stages = {"solve": {"median": 0.5}, "cost": {"median": 0.25}}
+    monkeypatch.setattr(prefill, "_stages", lambda *_, **__: stages)
+    monkeypatch.setattr(prefill, "_peak", lambda *_, **__: None)
+    row = prefill.measure_spec(None, {}, spec=load_spec("fastv"), repeats=3, warmup=2)
     return row | {"turns": turns}
 
 
@@ -188,8 +208,9 @@ def test_the_first_pass_of_the_stages_is_warm_up(monkeypatch: pytest.MonkeyPatch
         yield SimpleNamespace(report=report)
 
     monkeypatch.setattr(prefill.pruneopt, "prune", prune)
-    monkeypatch.setattr(prefill, "_passes", lambda *_: report.seconds.update(solve=next(seconds)))
-    found = prefill._stages(SimpleNamespace(device=torch.device("cpu")), {}, load_spec("fastv"), 3)
+    monkeypatch.setattr(prefill, "_pass", lambda *_: report.seconds.update(solve=next(seconds)))
+    model = SimpleNamespace(device=torch.device("cpu"))
+    found = prefill._stages(model, {}, spec=load_spec("fastv"), repeats=3)
     assert found == {"solve": {"median": 2.0, "q1": 1.0, "q3": 3.0, "min": 1.0}}
 
 
@@ -200,18 +221,20 @@ def test_a_selection_row_names_each_number_rightly(monkeypatch: pytest.MonkeyPat
     sizes, asked = (9, 16, 25), []
     chosen = SimpleNamespace(known_counts=(4, 4), seconds={"solve": 0.1})
 
-    def fake(job: Callable[[], Any], repeats: int, budget: float) -> tuple[Any, Timing]:
+    def fake(job: Callable[[], Any], *, repeats: int, budget: float) -> tuple[Any, Timing]:
         asked.append((job().keep.shape, repeats, budget))
         return chosen, Timing(50.0, tuple(i / 1000 for i in range(1, 21)), 7.0)
 
     monkeypatch.setattr(select, "timed", fake)
-    monkeypatch.setattr(select, "_cpu_ms", lambda job, runs: float(job().keep.shape[1] ** 2))
+    monkeypatch.setattr(
+        select, "processor_seconds", lambda job, repeats: float(job().keep.shape[1] ** 2) / 1000
+    )
     stage = load_spec("fastervlm").stages[0]
-    row = select._measure("fastervlm", 0, stage, sizes, 2, 4, 3, 0.5)
+    row = select._measure(stage, select.Plan(sizes=sizes, batch=2, keep=4, repeats=3, budget=0.5))
     assert asked == [((2, n), 3, 0.5) for n in sizes]
     assert (row["ms"], row["p95_ms"]) == (pytest.approx(10.5), pytest.approx(19.05))
     assert (row["peak_mib"], row["runs"], row["kept"]) == (7.0, 20, [4, 4])
-    assert row["cpu_ms"] == 625 and row["times_ms"] == {"9": 81.0, "16": 256.0, "25": 625.0}
+    assert row["cpu_ms"] == 625 and row["times_ms"] == pytest.approx({"9": 81, "16": 256, "25": 625})
     assert row["exponent"] == pytest.approx(2.0)
 
 
@@ -247,7 +270,7 @@ def test_random_controls_are_drawn_by_their_seed_and_keep_what_is_protected() ->
 @pytest.mark.parametrize("kind", ["max_min", "log_det", "top_k"])
 def test_instances_are_drawn_by_their_seed(kind: str) -> None:
     def values(seed: int) -> np.ndarray:
-        problem = subset.instance(kind, 16, 2, seed)
+        problem = subset.instance(kind, 16, batch=2, seed=seed)
         return (problem.unary if kind == "top_k" else problem.pairwise).numpy()
 
     first, second = values(3), values(3)
@@ -255,15 +278,18 @@ def test_instances_are_drawn_by_their_seed(kind: str) -> None:
 
 
 def test_a_record_of_solvers_is_named_by_all_that_it_hangs_on() -> None:
-    every = cells.entries()
-    ours, peer = every["sinkhorn eps=0.1 100r"], every["pot_sinkhorn_log"]
+    ours, peer = EVERY["sinkhorn eps=0.1 100r"], EVERY["pot_sinkhorn_log"]
     other = replace(ours, solver=replace(ours.solver, rounds=7))
     keys = [("topv", 9, 1, ours), ("grid", 9, 1, ours), ("topv", 16, 1, ours), ("topv", 9, 2, ours)]
     keys += [("topv", 9, 1, other), ("topv", 9, 1, replace(ours, label="sinkhorn eps=0.1-100r"))]
     keys += [("topv", 9, 1, peer), ("topv", 9, 1, replace(peer, solver=replace(peer.solver, rounds=7)))]
-    names = [solvers._path(Path("x"), key) for key in keys]
+
+    def name(*place: Any) -> str:
+        return solvers._cell(place[3], cells.Place(*place[:3]), plan=solvers.Plan()).file
+
+    names = [name(*key) for key in keys]
     assert len(set(names)) == len(names)
-    assert solvers._path(Path("x"), ("topv", 9, 1, cells.entries()[ours.label])) == names[0]
+    assert name("topv", 9, 1, cells.entries()[ours.label]) == names[0]
 
 
 def test_a_record_of_subsets_is_named_by_all_that_it_hangs_on() -> None:
@@ -276,29 +302,34 @@ def test_a_record_of_subsets_is_named_by_all_that_it_hangs_on() -> None:
         (4, "max_min", 36, run),
     ]
     keys += [(4, "max_min", 16, slower), (4, "max_min", 16, replace(run, label="branch_and_bound"))]
-    names = [subset._path(Path("x"), *key) for key in keys]
+
+    def name(batch: int, kind: str, tokens: int, run: subset.Run) -> str:
+        return subset._cell(run, subset.Plan(batch=batch), kind=kind, tokens=tokens).file
+
+    names = [name(*key) for key in keys]
     assert len(set(names)) == len(names)
-    assert subset._path(Path("x"), 4, "max_min", 16, replace(run)) == names[0]
+    assert name(4, "max_min", 16, replace(run)) == names[0]
 
 
 def test_another_batch_is_measured_and_not_taken_from_the_record(tmp_path: Path) -> None:
     for batch in (1, 2, 2):
-        subset.run_subset_bench(tmp_path, (16,), batch, ["top_k"], repeats=1, console=QUIET)
-    rows = [json.loads(path.read_text()) for path in (tmp_path / "subset").glob("*.json")]
+        subset.measure(subset.Plan((16,), batch, ["top_k"], repeats=1), tmp_path, console=QUIET)
+    rows = grid.read_cells(tmp_path / "subset")
     assert sorted((row["batch"], len(row["value"])) for row in rows if row["solver"] == "random") == [
         (1, 1),
         (2, 2),
     ]
     for batch in (1, 2, 2):
-        solvers.run_solver_bench(tmp_path, (9,), (batch,), ["grid"], ["north_west"], 1, 0.1, 1, console=QUIET)
-    rows = [json.loads(path.read_text()) for path in (tmp_path / "cells").glob("*.json")]
-    assert sorted(row["batch"] for row in rows) == [1, 2]
+        plan = solvers.Plan((9,), (batch,), ["grid"], ["north_west"], repeats=1, budget=0.1)
+        solvers.measure(plan, tmp_path, console=QUIET)
+    assert sorted(row["batch"] for row in grid.read_cells(tmp_path / "cells")) == [1, 2]
 
 
 def test_a_cell_names_each_of_its_times_rightly(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([Timing(9.0, (0.5, 0.5, 8.0), 1.0), Timing(40.0, tuple(map(float, range(1, 21))), 3.0)])
     monkeypatch.setattr(cells, "timed", lambda job, repeats, budget: (job(), next(times)))
-    row = cells.cell(cells.entries()["north_west"], "grid", 9, 2, 20, 1.0)
+    plan = solvers.Plan(repeats=20, budget=1.0)
+    row = solvers._cell(EVERY["north_west"], cells.Place("grid", 9, 2), plan=plan).row()
     assert (row["seconds_cost"], row["seconds_cold"]) == (0.5, 40.0)
     assert (row["seconds_p50"], row["seconds_p95"]) == (pytest.approx(10.5), pytest.approx(19.05))
     assert (row["seconds_total"], row["runs"], row["peak_mib"]) == (pytest.approx(11.0), 20, 3.0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -20,17 +18,20 @@ def test_no_document_is_stale(path: Path) -> None:
     assert embed.render(text) == text, f"run: python -m pruneopt.lab.pages {path}"
 
 
+class Block:
+    """A study that says where its records are."""
+
+    def committed(self, records: Path) -> str:
+        return f"new \\1 from {records.name}\n"
+
+
 @pytest.fixture
 def block(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block `x` that says where its records are."""
-    helper = types.ModuleType("tests_embed_helper")
-    helper.table = lambda records: f"new from {records.name}\n"  # type: ignore[attr-defined]
-    monkeypatch.setitem(embed.BLOCKS, "x", "tests_embed_helper:table")
-    monkeypatch.setitem(sys.modules, "tests_embed_helper", helper)
+    monkeypatch.setattr(embed, "study", lambda _: Block())
 
 
 STALE = "a\n<!-- begin: x -->\nold\n<!-- end: x -->\nb\n"
-FRESH = "a\n<!-- begin: x -->\n\nnew from records\n\n<!-- end: x -->\nb\n"
+FRESH = "a\n<!-- begin: x -->\n\nnew \\1 from records\n\n<!-- end: x -->\nb\n"
 
 
 @pytest.mark.usefixtures("block")
@@ -40,6 +41,8 @@ def test_blocks_are_replaced_and_nothing_else() -> None:
     assert embed.render(STALE + STALE) == FRESH + FRESH
     other = STALE.replace("end: x", "end: y")
     assert embed.render(other) == other
+    assert embed.blocks(STALE + other) == ["x"]
+    assert embed.splice(STALE, {"y": "new"}.get) == STALE
 
 
 @pytest.mark.usefixtures("block")

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from pruneopt.lab.statistics import mean_and_spread, paired, share
+from pruneopt.lab.statistics import agreement, fit_exponent, mean_and_spread, paired, quartiles, share
 
 Z = 1.959963984540054  # 97.5 percent of the normal distribution
 
@@ -80,3 +80,39 @@ def test_nothing_is_not_a_result() -> None:
 def test_spread_of_seeds() -> None:
     assert mean_and_spread([1.0, 3.0]) == pytest.approx((2.0, math.sqrt(2)))
     assert math.isnan(mean_and_spread([1.0])[1])
+
+
+def test_agreement_against_hand_computed_values() -> None:
+    truth = np.array([5.0, 4, 3, 2, 1, 0, -1, -2, -3, -4])
+    assert (
+        agreement(truth, truth)["kendall"] == pytest.approx(1) and agreement(truth, truth)["jaccard_50"] == 1
+    )
+    swapped = truth.copy()
+    swapped[[4, 5]] = swapped[[5, 4]]  # ranks 5 and 6 change places
+    found = agreement(swapped, truth)
+    assert found["kendall"] == pytest.approx(1 - 2 / 45)
+    assert found["spearman"] == pytest.approx(1 - 6 * 2 / (10 * 99))
+    assert found["recall_50"] == pytest.approx(4 / 5) and found["jaccard_50"] == pytest.approx(4 / 6)
+    flat = agreement(np.zeros(10), truth)
+    assert (
+        math.isnan(flat["spearman"]) and flat["recall_50"] == 1
+    )  # ties: lower index, which is the truth here
+
+
+def test_exponent_fit_recovers_a_power() -> None:
+    sizes = [64, 144, 256, 576, 1024]
+    slope, low, high = fit_exponent(sizes, [1e-6 * n**2.4 for n in sizes])
+    assert slope == pytest.approx(2.4) and low == pytest.approx(2.4) and high == pytest.approx(2.4)
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(200):
+        noisy = [1e-6 * n**2.0 * math.exp(0.2 * rng.standard_normal()) for n in sizes]
+        _, low, high = fit_exponent(sizes, noisy)
+        inside += low <= 2.0 <= high
+    assert 180 <= inside <= 199  # about 95%
+    assert math.isnan(fit_exponent([1, 2], [1, 2])[1])
+
+
+def test_quartiles_of_repeats() -> None:
+    assert quartiles([3.0, 1.0, 2.0]) == {"median": 2, "q1": 1, "q3": 3, "min": 1}
+    assert quartiles([7.0]) == {"median": 7, "q1": 7, "q3": 7, "min": 7}

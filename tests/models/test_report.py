@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pruneopt.lab.prefill.run import table
+from pruneopt.lab.prefill.table import everything
 from pruneopt.models.report import FORMULA, Report, Shape, measure, mebibytes, shape_of
 from pruneopt.problems.selection import Selection
 from pruneopt.problems.solution import Solution, Status, SubsetSolution, TransportSolution
@@ -285,7 +285,7 @@ def test_memory_has_one_unit() -> None:
         "ideal": 1.0, "efficiency": 1.0, "kv_bytes": {"pruned": 1, "dense": 2},
         "peak_bytes": {"dense": 3 * 2**20, "pruned": None},
     }  # fmt: skip
-    shown = [next(iter(column.cells)) for column in table([row]).columns]
+    (shown,) = everything({"rows": [row]}).rows
     assert shown[-2:] == ["3.000 MiB", ""]
 
 

@@ -15,7 +15,9 @@ import torch
 
 from pruneopt import compose
 from pruneopt.lab.gap import run as select_gap
+from pruneopt.lab.gap import table as gap_table
 from pruneopt.lab.subset import run as subset
+from pruneopt.lab.subset import table as subset_table
 from pruneopt.parts.costs.feature_sq_l2 import FeatureSquaredL2
 from pruneopt.parts.solvers import _exact as exact
 from pruneopt.parts.solvers import _linear as linear
@@ -227,14 +229,14 @@ def summary_clamps() -> AbstractContextManager[Any]:
         pairs = zip(row["value"], row["best"], strict=True)
         return real(row | {"value": [v if v is None or b is None else min(v, b) for v, b in pairs]})
 
-    return _all([mock.patch.object(m, "summary", summary) for m in (reports, select_gap)])
+    return _all([mock.patch.object(m, "summary", summary) for m in (reports, gap_table)])
 
 
 def value_and_best_swapped() -> AbstractContextManager[Any]:
     real = select_gap._gaps
 
-    def gaps(*args: Any) -> dict[str, Any]:
-        row = real(*args)
+    def gaps(*args: Any, **more: Any) -> dict[str, Any]:
+        row = real(*args, **more)
         return row | {"value": row["best"], "best": row["value"]}
 
     return mock.patch.object(select_gap, "_gaps", gaps)
@@ -243,8 +245,8 @@ def value_and_best_swapped() -> AbstractContextManager[Any]:
 def optimum_lifted_to_greedy() -> AbstractContextManager[Any]:
     real = select_gap._gaps
 
-    def gaps(*args: Any) -> dict[str, Any]:
-        row = real(*args)
+    def gaps(*args: Any, **more: Any) -> dict[str, Any]:
+        row = real(*args, **more)
         return row | {"best": [max(v, b) for v, b in zip(row["value"], row["best"], strict=True)]}
 
     return mock.patch.object(select_gap, "_gaps", gaps)
@@ -259,20 +261,20 @@ def record_swapped() -> AbstractContextManager[Any]:
     """Value and bound of a subset record change places."""
     real = subset._measure
 
-    def measure(*args: Any) -> dict[str, Any]:
-        row = real(*args)
+    def measure(*args: Any, **more: Any) -> dict[str, Any]:
+        row = real(*args, **more)
         return row | {"value": row["bound"], "bound": row["value"]}
 
     return mock.patch.object(subset, "_measure", measure)
 
 
 def loss_clamped() -> AbstractContextManager[Any]:
-    real = subset._loss
+    real = subset_table._loss
 
-    def loss(high: list[float], low: list[float], kind: str) -> str:
-        return real([max(h, x) for h, x in zip(high, low, strict=True)], low, kind)
+    def loss(high: list[float], low: list[float], *, kind: str) -> str:
+        return real([max(h, x) for h, x in zip(high, low, strict=True)], low, kind=kind)
 
-    return mock.patch.object(subset, "_loss", loss)
+    return mock.patch.object(subset_table, "_loss", loss)
 
 
 PLANTED: dict[str, tuple[str, Bug]] = {

@@ -12,8 +12,10 @@ from subset_cases import random_problem, slow_best, slow_value, solver
 
 from pruneopt.lab.clock import Timing
 from pruneopt.lab.gap import run as select_gap
-from pruneopt.lab.gap.run import GREEDY, RANDOM_SEEDS, gap_rows, summary
+from pruneopt.lab.gap.run import GREEDY, RANDOM_SEEDS
+from pruneopt.lab.gap.table import _cells, summary
 from pruneopt.lab.subset import run as subset
+from pruneopt.lab.subset.table import tables_of
 from pruneopt.parts.solvers.brute_force import BruteForce
 from pruneopt.problems.solution import Status, SubsetSolution
 from pruneopt.problems.subset import SubsetProblem
@@ -33,7 +35,7 @@ def row(**changes: Any) -> dict[str, Any]:
 
 
 def texts(**changes: Any) -> list[str]:
-    return gap_rows({"rows": [row(**changes)]})[1][0]
+    return _cells(row(**changes))
 
 
 def check_gap_tables_show_contradictions() -> None:
@@ -59,7 +61,7 @@ def check_gap_tables_show_contradictions() -> None:
 def check_gap_rows_hold_value_and_best() -> None:
     """Value is the greedy one, best the enumerated one, random the mean over the seeds, each by loops."""
     signals = make_signals(frozenset({"features"}), batch=4, tokens=9, width=4)
-    found = select_gap._gaps(DIVPRUNE, signals, 9, 4, BruteForce())
+    found = select_gap._gaps(DIVPRUNE, signals, keep=4, exact=BruteForce())
     x = torch.nn.functional.normalize(signals["features"].double(), dim=2)
     problem = SubsetProblem.build("max_min", 4, pairwise=1 - x @ x.transpose(1, 2))
     greedy = solver("farthest_point").solve(problem).keep
@@ -77,7 +79,7 @@ def check_gap_rows_hold_value_and_best() -> None:
         assert len(set(drawn)) > 1
         assert math.isclose(found["random"][b], sum(drawn) / RANDOM_SEEDS, rel_tol=1e-5)
     assert below > 0 and found["status"] == ["OPTIMAL"] * 4 and found["exact"]
-    bounded = select_gap._gaps(DIVPRUNE, signals, 9, 4, None)
+    bounded = select_gap._gaps(DIVPRUNE, signals, keep=4, exact=None)
     assert all(high >= best for high, best in zip(bounded["best"], found["best"], strict=True))
     assert any(high > 1.01 * best for high, best in zip(bounded["best"], found["best"], strict=True))
     assert bounded["status"] == [] and not bounded["exact"]
@@ -99,9 +101,9 @@ class Liar(BruteForce):
 def check_a_false_proof_is_shown() -> None:
     """An "optimum" below the greedy value stays what it is, and the table calls it an error."""
     signals = make_signals(frozenset({"features"}), batch=3, tokens=8, width=4)
-    found = select_gap._gaps(DIVPRUNE, signals, 8, 3, Liar())
+    found = select_gap._gaps(DIVPRUNE, signals, keep=3, exact=Liar())
     assert all(best < value for best, value in zip(found["best"], found["value"], strict=True))
-    assert "ERROR: below the value in 3" in gap_rows({"rows": [found]})[1][0][3]
+    assert "ERROR: below the value in 3" in _cells(found)[3]
 
 
 def check_random_sets_hold_what_is_protected() -> None:
@@ -127,9 +129,8 @@ def check_subset_records_hold_value_and_bound() -> None:
         proved_bound=torch.tensor([1e3, 2e3], dtype=torch.float64),
     )
     time = Timing(cold=4.0, runs=(1.0, 2.0, 9.0), peak_mib=5.0)
-    run = subset.Run("greedy_max_sum")
-    with mock.patch.object(subset, "timed", lambda *a: (mixed, time)):
-        found = subset._measure("max_sum", 8, 2, run, 1)
+    with mock.patch.object(subset, "timed", lambda *_, **__: (mixed, time)):
+        found = subset._measure(solver("greedy_max_sum"), problem, repeats=1)
     chosen = [tuple(row.nonzero()[:, 0].tolist()) for row in mixed.keep]
     values = [slow_value(problem, b, c) for b, c in enumerate(chosen)]
     assert all(math.isclose(a, b) for a, b in zip(found["value"], values, strict=True))
@@ -150,8 +151,8 @@ def check_subset_tables_compare_like_with_like() -> None:
         return base | more
 
     def cells(*rows: dict[str, Any]) -> dict[tuple[str, str], list[str]]:
-        lines = [line.strip("| ").split(" | ") for line in subset._markdown(list(rows), None).splitlines()]
-        return {(line[3], line[4]): line for line in lines[2:]}
+        lines = [list(line) for line in tables_of(list(rows)).rows]
+        return {(line[3], line[4]): line for line in lines}
 
     exact = record("exact", [4.0, 8.0], [4.0, 8.0], proved=True, status="OPTIMAL", seconds_p50=0.004)
     greedy = record("greedy", [3.0, 8.0], [5.0, 10.0], seconds_p50=0.002)

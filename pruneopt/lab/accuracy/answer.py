@@ -26,12 +26,12 @@ class Outcome:
 def answer(
     model: Any,
     processor: Any,
+    *,
     questions: Sequence[Question],
     spec: Spec | None = None,
     batch: int = 12,
-    on_batch: Callable[[int], None] | None = None,
-    *,
     tokens: int = 8,
+    on_batch: Callable[[int], None] | None = None,
 ) -> list[Outcome]:
     """Greedy answers of at most `tokens` tokens to `questions`, dense when `spec` is None.
 

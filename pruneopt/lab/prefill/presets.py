@@ -14,7 +14,7 @@ from pruneopt.errors import ModelError, nearest
 TEXT_BEFORE, TEXT_AFTER = 35, 29  # LLaVA-1.5's system prompt, and a short question
 
 
-def _llava(vision: dict[str, Any], text: Any, tokens: int) -> Any:
+def _llava(vision: dict[str, Any], text: Any, *, tokens: int) -> Any:
     from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
     make: Any = LlavaConfig
@@ -40,7 +40,7 @@ def llava_1_5_7b() -> Any:
         vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
         num_attention_heads=32, max_position_embeddings=4096,
     )  # fmt: skip
-    return _llava(vision, text, 576)
+    return _llava(vision, text, tokens=576)
 
 
 def half_b() -> Any:
@@ -55,7 +55,7 @@ def half_b() -> Any:
         vocab_size=32000, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
         num_attention_heads=14, num_key_value_heads=2, max_position_embeddings=4096,
     )  # fmt: skip
-    return _llava(vision, text, 576)
+    return _llava(vision, text, tokens=576)
 
 
 def tiny() -> Any:
@@ -70,7 +70,7 @@ def tiny() -> Any:
         vocab_size=32000, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2,
         num_key_value_heads=1, max_position_embeddings=512,
     )  # fmt: skip
-    return _llava(vision, text, 64)
+    return _llava(vision, text, tokens=64)
 
 
 def qwen2_5_vl_7b() -> Any:
@@ -101,6 +101,13 @@ PRESETS: dict[str, Callable[[], Any]] = {
 }
 
 
+def known(preset: str) -> Callable[[], Any]:
+    """What builds a preset. Raises ModelError for an unknown one."""
+    if preset not in PRESETS:
+        raise ModelError(f"unknown preset {preset!r}{nearest(preset, PRESETS)}")
+    return PRESETS[preset]
+
+
 @contextmanager
 def _defaults(device: torch.device, dtype: torch.dtype) -> Any:
     before = torch.get_default_dtype()
@@ -112,16 +119,22 @@ def _defaults(device: torch.device, dtype: torch.dtype) -> Any:
         torch.set_default_dtype(before)
 
 
-def build(preset: str, device: str, dtype: torch.dtype, attention: str = "sdpa", seed: int = 0) -> Any:
+def build(
+    preset: str,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    attention: str = "sdpa",
+    seed: int = 0,
+) -> Any:
     """A preset with random weights on its device, in evaluation mode.
 
     Raises ModelError for an unknown preset, or an attention setting that is not installed.
     """
-    if preset not in PRESETS:
-        raise ModelError(f"unknown preset {preset!r}{nearest(preset, PRESETS)}")
+    make = known(preset)
     torch.manual_seed(seed)
     with _defaults(torch.device(device), dtype):
-        model = PRESETS[preset]()
+        model = make()
     try:
         model.set_attn_implementation(attention)
     except Exception as error:
@@ -132,7 +145,7 @@ def build(preset: str, device: str, dtype: torch.dtype, attention: str = "sdpa",
     return model.eval().requires_grad_(False)
 
 
-def prompt(model: Any, batch: int, seed: int = 1) -> dict[str, Tensor]:
+def prompt(model: Any, batch: int, *, seed: int = 1) -> dict[str, Tensor]:
     """One picture and a short question per sample, all of one length."""
     device, dtype = model.device, model.dtype
     generator = torch.Generator().manual_seed(seed)

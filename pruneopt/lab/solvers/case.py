@@ -39,7 +39,7 @@ def grid(tokens: int) -> tuple[Tensor, Tensor]:
     return xy, torch.tensor([width, height]).float().expand(tokens, 2)
 
 
-def topv_cost(signals: Signals, alpha: float = 1.0, beta: float = 1.0, gamma: float = 0.01) -> Tensor:
+def topv_cost(signals: Signals, *, alpha: float = 1.0, beta: float = 1.0, gamma: float = 0.01) -> Tensor:
     """TopV's cost with the weights of its card: min-max features, Gaussian space, raw centre distance."""
     feature = FeatureSquaredL2()(signals)
     low, high = feature.amin((1, 2), keepdim=True), feature.amax((1, 2), keepdim=True)
@@ -47,7 +47,7 @@ def topv_cost(signals: Signals, alpha: float = 1.0, beta: float = 1.0, gamma: fl
     return cost + beta * SpatialGaussian()(signals) + gamma * CentralDistance()(signals)[:, :, None]
 
 
-def from_tokens(family: str, source: Tensor, target: Tensor, xy: Tensor, size: Tensor) -> Case:
+def from_tokens(family: str, source: Tensor, *, target: Tensor, xy: Tensor, size: Tensor) -> Case:
     """TopV's problem on given hidden states `[B,N,D]`."""
     batch = len(source)
     signals = Signals(

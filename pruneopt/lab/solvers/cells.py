@@ -1,22 +1,23 @@
-"""One measurement: a solver on one family, size and batch, judged against the exact optimum."""
+"""One measurement: a solver at one place, judged against the exact optimum."""
 
 from __future__ import annotations
 
 import fnmatch
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pruneopt.errors import InputError, ProblemError, nearest
-from pruneopt.lab.clock import agreement, timed
+from pruneopt.lab.clock import timed
 from pruneopt.lab.solvers.case import Case
 from pruneopt.lab.solvers.families import make
 from pruneopt.lab.solvers.peers import PEERS, Peer
+from pruneopt.lab.statistics import agreement
 from pruneopt.parts import TransportSolver
 from pruneopt.parts.solvers.exact import Exact
 from pruneopt.parts.solvers.sinkhorn_newton import SinkhornNewton
@@ -40,7 +41,16 @@ class Entry:
     peer: bool = False
 
 
-def _ours(label: str, name: str, most: int = 100_000, uniform: bool = False, **params: Any) -> Entry:
+@dataclass(frozen=True)
+class Place:
+    """Which problems: a family, tokens a side and problems a batch."""
+
+    family: str
+    tokens: int
+    batch: int
+
+
+def _ours(label: str, name: str, *, most: int = 100_000, uniform: bool = False, **params: Any) -> Entry:
     part = cast(type[TransportSolver], registry("solvers").get(name))
     return Entry(label, part.from_spec(params), most, uniform)
 
@@ -76,8 +86,8 @@ def entries() -> dict[str, Entry]:
     return {entry.label: entry for entry in found}
 
 
-def chosen(patterns: list[str] | None) -> dict[str, Entry]:
-    """Entries whose label matches one of the patterns (`sinkhorn*`, or the first word of a label).
+def chosen(patterns: Sequence[str]) -> dict[str, Entry]:
+    """Entries whose label matches one of the patterns (`sinkhorn*`, or the first word of a label), or all.
 
     Raises InputError for a pattern that matches nothing.
     """
@@ -104,19 +114,19 @@ class Truth:
 
 
 @lru_cache(maxsize=2)
-def truth(family: str, tokens: int, batch: int) -> Truth:
-    case = make(family, tokens, batch)
+def truth(place: Place) -> Truth:
+    case = make(place.family, place.tokens, batch=place.batch)
     problem = case.problem()
     solution = Exact().solve(problem)
     return Truth(case, problem, solution, _readouts(problem, solution))
 
 
 @lru_cache(maxsize=16)
-def limit(family: str, tokens: int, batch: int, epsilon: float) -> TransportSolution:
+def limit(place: Place, epsilon: float) -> TransportSolution:
     """The entropic plan that Sinkhorn at this epsilon (share of the range) converges to."""
     start = 0.2 if epsilon < 0.02 else None
     solver = SinkhornNewton(epsilon=epsilon, anneal_start=start, tolerance=1e-8)
-    return solver.solve(truth(family, tokens, batch).problem)
+    return solver.solve(truth(place).problem)
 
 
 def _readouts(problem: TransportProblem, solution: TransportSolution) -> dict[str, Tensor]:
@@ -129,20 +139,16 @@ def _readouts(problem: TransportProblem, solution: TransportSolution) -> dict[st
     return out
 
 
-def cell(entry: Entry, family: str, tokens: int, batch: int, repeats: int, budget: float) -> dict[str, Any]:
-    """Measure one cell; a plain dictionary that goes to JSON."""
-    exact = truth(family, tokens, batch)
+def measured(entry: Entry, place: Place, *, repeats: int, budget: float) -> dict[str, Any]:
+    """Accuracy, time, memory and readouts of a solver at a place; plain numbers that go to JSON."""
+    exact = truth(place)
     _, cost_time = timed(exact.case.build, repeats=3, budget=0.5)
-    solution, time = timed(lambda: entry.solver.solve(exact.problem), repeats, budget)
+    solution, time = timed(lambda: entry.solver.solve(exact.problem), repeats=repeats, budget=budget)
     best = exact.solution.value
     scale = best.abs().clamp_min(1e-300)
     span = exact.problem.cost_range().double()
-    out: dict[str, Any] = {
-        "family": family,
-        "tokens": tokens,
-        "batch": batch,
-        "solver": entry.label,
-        "peer": entry.peer,
+    unrounded = (solution.plan.double() * exact.problem.cost).sum((1, 2)) - best
+    return {
         "status": solution.status[0].name,
         "dtype": str(solution.dtype).removeprefix("torch."),
         "order": solution.order,
@@ -157,38 +163,25 @@ def cell(entry: Entry, family: str, tokens: int, batch: int, repeats: int, budge
         "range": _mean(span),
         "excess": _mean((solution.value - best) / span),
         "excess_relative": _mean((solution.value - best) / scale) if float(scale.min()) > 1e-12 else math.nan,
-        "unrounded_relative": _mean(
-            ((solution.plan.double() * exact.problem.cost).sum((1, 2)) - best) / span
-        ),
+        "unrounded_relative": _mean(unrounded / span),
         "gap": _mean(solution.gap / span),
+        **time.record(),
         "seconds_cost": cost_time.p50,
-        "seconds_cold": time.cold,
-        "seconds_p50": time.p50,
-        "seconds_p95": time.p95,
         "seconds_total": time.p50 + cost_time.p50,
         "runs": len(time.runs),
-        "peak_mib": time.peak_mib,
         "bias": math.nan,
         "convergence": math.nan,
         "epsilon": math.nan,
+        **_split(entry, solution, place=place),
+        "readouts": _agreements(exact, solution),
     }
-    out |= _split(entry, solution, exact, best / span, span, (family, tokens, batch))
-    out["readouts"] = _agreements(exact, solution)
-    return out
 
 
 def _mean(x: Tensor) -> float:
     return float(x.double().mean())
 
 
-def _split(
-    entry: Entry,
-    solution: TransportSolution,
-    exact: Truth,
-    best: Tensor,
-    span: Tensor,
-    key: tuple[str, int, int],
-) -> dict[str, float]:
+def _split(entry: Entry, solution: TransportSolution, *, place: Place) -> dict[str, float]:
     """Bias: what the converged entropic plan costs above the optimum; convergence: what this one adds.
 
     Left out where finding the converged plan would take minutes.
@@ -196,10 +189,12 @@ def _split(
     epsilon = getattr(entry.solver, "epsilon", None)
     if epsilon is None or entry.label in ("pot_emd", "scipy_assignment"):
         return {}
-    costly = key[1] > 600 or (key[1] > 300 and epsilon < 0.02)
+    costly = place.tokens > 600 or (place.tokens > 300 and epsilon < 0.02)
     if costly or entry.label.startswith("one_sided"):
         return {"epsilon": float(epsilon)}
-    converged = limit(*key, float(epsilon))
+    exact, converged = truth(place), limit(place, float(epsilon))
+    span = exact.problem.cost_range().double()
+    best = exact.solution.value / span
     bias = (converged.plan * exact.problem.cost).sum((1, 2)) / span - best
     here = (solution.plan.double() * exact.problem.cost).sum((1, 2)) / span - best
     return {"epsilon": float(epsilon), "bias": _mean(bias), "convergence": _mean(here - bias)}
@@ -221,8 +216,3 @@ def _agreements(exact: Truth, solution: TransportSolution) -> list[dict[str, Any
 def _averaged(score: Tensor, best: Tensor) -> dict[str, float]:
     each = [agreement(s, t) for s, t in zip(score.double().numpy(), best.double().numpy(), strict=True)]
     return {key: float(np.mean([x[key] for x in each])) for key in each[0]}
-
-
-def run_threads(threads: int) -> None:
-    """Use the machine's cores in this process the way a user's process would."""
-    torch.set_num_threads(threads)

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pruneopt.demo.assets import load_inputs, load_model
 from pruneopt.errors import InputError
+from pruneopt.lab.pictures import first_questions
 from pruneopt.lab.solvers.case import Case, from_tokens, grid
 
 LAYER = 1  # the second decoder layer, where TopV looks
@@ -18,23 +20,16 @@ LAYER = 1  # the second decoder layer, where TopV looks
 @lru_cache(maxsize=4)
 def _captured(batch: int) -> tuple[Tensor, Tensor]:
     """`hidden_in` and `post_attention_norm` of layer 1 at the visual tokens, `[batch,N,D]` each."""
-    from pruneopt.demo.assets import load_inputs, load_model, load_questions
-
+    questions = first_questions(batch)
     model, processor = load_model()
-    seen: dict[Any, Any] = {}
-    for question in load_questions():
-        seen.setdefault(question.image, question)
-    questions = list(seen.values())[:batch]
-    if len(questions) < batch:
-        raise InputError(f"the embedded pictures are {len(questions)}, fewer than a batch of {batch}")
     inputs = load_inputs(questions, processor)
     layer = model.model.language_model.layers[LAYER]
     found: dict[str, Tensor] = {}
 
-    def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: PLR0917 torch calls
         found["source"] = (args[0] if args else kwargs["hidden_states"]).detach()
 
-    def after(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+    def after(module: Any, args: tuple[Any, ...], output: Tensor) -> None:  # noqa: PLR0917 torch calls
         found["target"] = output.detach()
 
     hooks = [
@@ -70,7 +65,7 @@ def tokens(n: int, batch: int) -> Case:
         math.floor((have - int(want)) / 2) for have, want in zip((across, down), size[0], strict=True)
     )
     place = ((small[:, 1] + top) * across + small[:, 0] + left).long()
-    return from_tokens("embedded", source[:, place], target[:, place], small, size)
+    return from_tokens("embedded", source[:, place], target=target[:, place], xy=small, size=size)
 
 
 def fits(n: int) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pruneopt.lab.clock import Stopwatch
 from pruneopt.problems.solution import Status, TransportSolution
 from pruneopt.problems.transport import TransportProblem
 
 Found = tuple[Any, Any, Any]  # plan, f, g
-Single = Callable[[np.ndarray, np.ndarray, np.ndarray, float, int], Found]
-Batched = Callable[[Tensor, Tensor, Tensor, Tensor, int], Found]
+Solve = Callable[..., Found]  # (cost, *, a, b, eps, rounds), arrays of one problem or tensors of a batch
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,8 @@ class Peer:
 
     label: str
     order: str
-    one: Single | None = None
-    many: Batched | None = None
+    one: Solve | None = None
+    many: Solve | None = None
     needs: str = "ot"
     epsilon: float = 0.05
     rounds: int = 100
@@ -44,17 +43,17 @@ class Peer:
         return importlib.util.find_spec(self.needs) is not None
 
     def solve(self, problem: TransportProblem) -> TransportSolution:
-        begin = time.perf_counter()
+        started = Stopwatch()
         low, high = problem.span()
         eps = self.epsilon * (high - low)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if self.many is not None:
-                plan, f, g = self.many(problem.cost, problem.a, problem.b, eps, self.rounds)
+                plan, f, g = self.many(problem.cost, a=problem.a, b=problem.b, eps=eps, rounds=self.rounds)
             else:
                 plan, f, g = self._loop(problem, eps)
         return TransportSolution(
-            time.perf_counter() - begin,
+            started.wall,
             {"epsilon": eps.double()},
             problem=problem,
             plan=plan,
@@ -69,7 +68,9 @@ class Peer:
     def _loop(self, problem: TransportProblem, eps: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         assert self.one is not None
         rows = zip(problem.cost, problem.a, problem.b, eps.tolist(), strict=True)
-        found = [self.one(c.numpy(), a.numpy(), b.numpy(), e, self.rounds) for c, a, b, e in rows]
+        found = [
+            self.one(c.numpy(), a=a.numpy(), b=b.numpy(), eps=e, rounds=self.rounds) for c, a, b, e in rows
+        ]
         plan, f, g = zip(*found, strict=True)
 
         def stack(parts: tuple[Any, ...]) -> Tensor | None:
@@ -80,8 +81,8 @@ class Peer:
         return whole, stack(f), stack(g)
 
 
-def _pot(method: str) -> Single:
-    def run(cost: np.ndarray, a: np.ndarray, b: np.ndarray, eps: float, rounds: int) -> Found:
+def _pot(method: str) -> Solve:
+    def run(cost: np.ndarray, *, a: np.ndarray, b: np.ndarray, eps: float, rounds: int) -> Found:
         import ot
 
         plan, log = ot.sinkhorn(
@@ -96,7 +97,7 @@ def _pot(method: str) -> Single:
     return run
 
 
-def _pot_torch(cost: Tensor, a: Tensor, b: Tensor, eps: Tensor, rounds: int) -> Found:
+def _pot_torch(cost: Tensor, *, a: Tensor, b: Tensor, eps: Tensor, rounds: int) -> Found:
     import ot
 
     found = [
@@ -108,7 +109,7 @@ def _pot_torch(cost: Tensor, a: Tensor, b: Tensor, eps: Tensor, rounds: int) -> 
     return torch.stack([p for p, _ in found]), f, scale * torch.stack([log["log_v"] for _, log in found])
 
 
-def _pot_batch(cost: Tensor, a: Tensor, b: Tensor, eps: Tensor, rounds: int) -> Found:
+def _pot_batch(cost: Tensor, *, a: Tensor, b: Tensor, eps: Tensor, rounds: int) -> Found:
     """`ot.solve_batch` has one epsilon for all problems, so costs are brought to one scale first.
 
     0.9.6 names the algorithm `solver`, 0.9.7 `method`.
@@ -123,7 +124,7 @@ def _pot_batch(cost: Tensor, a: Tensor, b: Tensor, eps: Tensor, rounds: int) -> 
     return found.plan, f * eps[:, None], g * eps[:, None]
 
 
-def _scipy(cost: np.ndarray, a: np.ndarray, b: np.ndarray, eps: float, rounds: int) -> Found:
+def _scipy(cost: np.ndarray, *, a: np.ndarray, b: np.ndarray, eps: float, rounds: int) -> Found:
     from scipy.optimize import linear_sum_assignment
 
     rows, cols = linear_sum_assignment(cost)
@@ -132,7 +133,7 @@ def _scipy(cost: np.ndarray, a: np.ndarray, b: np.ndarray, eps: float, rounds: i
     return plan, None, None
 
 
-def _pot_emd(cost: np.ndarray, a: np.ndarray, b: np.ndarray, eps: float, rounds: int) -> Found:
+def _pot_emd(cost: np.ndarray, *, a: np.ndarray, b: np.ndarray, eps: float, rounds: int) -> Found:
     import ot
 
     p, q = a.astype(np.float64), b.astype(np.float64)
@@ -140,7 +141,7 @@ def _pot_emd(cost: np.ndarray, a: np.ndarray, b: np.ndarray, eps: float, rounds:
     return plan, log["u"], log["v"]
 
 
-def _geomloss(cost: Tensor, a: Tensor, b: Tensor, eps: Tensor, rounds: int) -> Found:
+def _geomloss(cost: Tensor, *, a: Tensor, b: Tensor, eps: Tensor, rounds: int) -> Found:
     """`geomloss.ot.solve_batch`, symmetric averaged updates; one regularisation for the whole batch."""
     from geomloss import ot
 
@@ -152,7 +153,7 @@ def _geomloss(cost: Tensor, a: Tensor, b: Tensor, eps: Tensor, rounds: int) -> F
 _COMPILED: dict[tuple[int, ...], Any] = {}
 
 
-def _ott(cost: Tensor, a: Tensor, b: Tensor, eps: Tensor, rounds: int) -> Found:
+def _ott(cost: Tensor, *, a: Tensor, b: Tensor, eps: Tensor, rounds: int) -> Found:
     """OTT-JAX, `vmap` over problems, fixed rounds; compiled once per shape (the cold run pays)."""
     import jax
     from ott.geometry import geometry
@@ -165,7 +166,7 @@ def _ott(cost: Tensor, a: Tensor, b: Tensor, eps: Tensor, rounds: int) -> Found:
             min_iterations=rounds, max_iterations=rounds, inner_iterations=rounds, lse_mode=True
         )
 
-        def one(c: Any, p: Any, q: Any) -> Any:
+        def one(c: Any, p: Any, q: Any) -> Any:  # noqa: PLR0917 vmap calls
             out = solver(linear_problem.LinearProblem(geometry.Geometry(c, epsilon=1.0), p, q))
             return out.matrix, out.f, out.g
 

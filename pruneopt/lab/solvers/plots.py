@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pruneopt.lab.solvers.rows import Row, focus
+from pruneopt.lab.grid import Row
+from pruneopt.lab.solvers.rows import exponents, focus
 
 _SHOWN = (
     "sinkhorn eps=0.05 100r", "sinkhorn eps=0.001 anneal", "one_sided eps=0.05", "proximal 100", "emd",
@@ -14,7 +15,7 @@ _SHOWN = (
 _FLOOR = 1e-9
 
 
-def draw(out: Path, cells: list[Row], readouts: list[Row], fits: list[Row]) -> None:
+def draw(out: Path, *, cells: list[Row], readouts: list[Row]) -> None:
     """`pareto.png`, `gap_epsilon.png`, `scaling.png` and `readouts.png`: what there is data for."""
     import matplotlib
 
@@ -23,11 +24,11 @@ def draw(out: Path, cells: list[Row], readouts: list[Row], fits: list[Row]) -> N
     matplotlib.use("Agg")
     _pareto(out / "pareto.png", cells)
     _gap_epsilon(out / "gap_epsilon.png", cells)
-    _scaling(out / "scaling.png", cells, fits)
+    _scaling(out / "scaling.png", cells)
     _readouts(out / "readouts.png", readouts)
 
 
-def _panels(count: int, width: float = 5.0, height: float = 3.8) -> Any:
+def _panels(count: int, *, width: float = 5.0, height: float = 3.8) -> Any:
     import matplotlib.pyplot as plt
 
     columns = min(count, 3)
@@ -100,10 +101,11 @@ def _gap_epsilon(path: Path, cells: list[Row]) -> None:
     _save(figure, path)
 
 
-def _scaling(path: Path, cells: list[Row], fits: list[Row]) -> None:
+def _scaling(path: Path, cells: list[Row]) -> None:
+    fits = exponents(cells)
     families = [x for x in ("topv", "cloud64") if any(c["family"] == x for c in cells)]
     families = families or list(dict.fromkeys(c["family"] for c in cells))[:2]
-    figure, axes = _panels(len(families), 6.0, 4.5)
+    figure, axes = _panels(len(families), width=6.0, height=4.5)
     for axis, family in zip(axes, families, strict=True):
         for solver in _SHOWN:
             rows = [c for c in cells if c["family"] == family and c["solver"] == solver]
@@ -127,7 +129,7 @@ def _readouts(path: Path, readouts: list[Row]) -> None:
     families = [x for x in ("topv", "embedded", "cloud64") if any(r["family"] == x for r in readouts)]
     if not families:
         families = list(dict.fromkeys(r["family"] for r in readouts))[:3]
-    figure, axes = _panels(len(families), 6.0, 4.2)
+    figure, axes = _panels(len(families), width=6.0, height=4.2)
     for axis, family in zip(axes, families, strict=True):
         rows = [r for r in focus(readouts, family) if r["spearman"] is not None]
         solvers = sorted({r["solver"] for r in rows}, key=_epsilon, reverse=True)

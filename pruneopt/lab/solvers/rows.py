@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
-from pruneopt.errors import InputError
-from pruneopt.lab.clock import fit_exponent
-
-Row = dict[str, Any]
+from pruneopt.lab.grid import Row, read_cells, read_rows
+from pruneopt.lab.statistics import fit_exponent
 
 
 def load(out: Path) -> tuple[list[Row], list[Row]]:
-    """Cell and readout rows of a run."""
-    import pyarrow.parquet as pq
+    """Cell and readout rows of a running study, or of a finished one; none when there are no records."""
+    found = from_cells(out)
+    if not found["cells"] and (out / "cells.parquet").exists():
+        found = {name: read_rows(out / f"{name}.parquet") for name in found}
+    return found["cells"], found["readouts"]
 
-    if not (out / "cells.parquet").exists():
-        raise InputError(f"{out} holds no solver records; run `pruneopt bench solvers --out {out}` first")
-    return tuple(pq.read_table(out / f"{n}.parquet").to_pylist() for n in ("cells", "readouts"))  # type: ignore
+
+def from_cells(out: Path) -> dict[str, list[Row]]:
+    """`cells` and `readouts`: what was measured, and the agreements of each with the key of its cell."""
+    cells = read_cells(out / "cells")
+    readouts = []
+    for cell in cells:
+        key = {name: cell[name] for name in ("family", "tokens", "batch", "solver", "peer")}
+        readouts += [key | row for row in cell.pop("readouts", None) or ()]
+    return {"cells": cells, "readouts": readouts}
 
 
 def exponents(cells: list[Row]) -> list[Row]:
@@ -49,11 +54,3 @@ def focus(cells: list[Row], family: str) -> list[Row]:
     mine = [c for c in mine if c["tokens"] == tokens]
     batch = max(c["batch"] for c in mine)
     return [c for c in mine if c["batch"] == batch]
-
-
-def number(x: float | None, digits: int = 2) -> str:
-    if x is None or math.isnan(x):
-        return ""
-    if x != 0 and (abs(x) < 1e-3 or abs(x) >= 1e4):
-        return f"{x:.1e}"
-    return f"{x:.{digits + 1}g}"

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 
-from pruneopt.lab.clock import interleaved, wide
-from pruneopt.lab.solvers.cells import run_threads
+from pruneopt.lab.clock import interleaved
+from pruneopt.lab.environment import environment
+from pruneopt.lab.progress import progress
+from pruneopt.lab.records import write_record
 from pruneopt.lab.solvers.families import make
 from pruneopt.lab.solvers.peers import PEERS
 from pruneopt.lab.targets.subset import subset_targets
@@ -26,7 +24,7 @@ from pruneopt.parts.solvers.sinkhorn import Sinkhorn
 from pruneopt.problems.transport import TransportProblem
 
 
-def _products(problem: TransportProblem, rounds: int, how: str) -> Callable[[], None]:
+def _products(problem: TransportProblem, rounds: int, *, how: str) -> Callable[[], None]:
     """The same number of bare batched matrix-vector products as `rounds` rounds of Sinkhorn.
 
     `bmm`: as one would write it; `rows`: both as row vectors, on two copies of the kernel; `mv`: per problem;
@@ -56,17 +54,21 @@ def _products(problem: TransportProblem, rounds: int, how: str) -> Callable[[], 
     return run
 
 
-def sinkhorn_targets(tokens: int = 576, batch: int = 8, rounds: int = 100, repeats: int = 7) -> list[Target]:
+def sinkhorn_targets(
+    *, tokens: int = 576, batch: int = 8, rounds: int = 100, repeats: int = 7
+) -> list[Target]:
     """Sinkhorn against bare products and against POT, on TopV-like costs at epsilon 0.05 of the range."""
-    problem = make("topv", tokens, batch).problem()
+    problem = make("topv", tokens, batch=batch).problem()
     solver = Sinkhorn(epsilon=0.05, rounds=rounds)
     few = max(1, rounds // 10)
     slow = {
-        how: interleaved(lambda: None, _products(problem, few, how), 3)[1]
+        how: interleaved(lambda: None, _products(problem, few, how=how), repeats=3)[1]
         for how in ("bmm", "rows", "mv", "numpy")
     }
     fastest = min(slow, key=lambda how: slow[how])
-    ours, bare = interleaved(lambda: solver.solve(problem), _products(problem, rounds, fastest), repeats)
+    ours, bare = interleaved(
+        lambda: solver.solve(problem), _products(problem, rounds, how=fastest), repeats=repeats
+    )
     note = ", ".join(f"{how} {seconds * rounds / few:.3f} s" for how, seconds in slow.items())
     found = [
         Target("sinkhorn / bare products", ours / bare, "at most", 1.5, "x", ours, bare,
@@ -75,7 +77,7 @@ def sinkhorn_targets(tokens: int = 576, batch: int = 8, rounds: int = 100, repea
     mine = solver.solve(problem)
     for label in ("pot_sinkhorn_log", "pot_sinkhorn_log_torch"):
         peer = PEERS[label]
-        theirs, ours = interleaved(lambda p=peer: p.solve(problem), lambda: solver.solve(problem), 3)  # type: ignore
+        theirs, ours = interleaved(lambda p=peer: p.solve(problem), lambda: solver.solve(problem), repeats=3)  # type: ignore
         gap = peer.solve(problem).gap
         worse = float(((mine.gap - gap) / problem.cost_range().double()).max())
         found += [
@@ -92,53 +94,39 @@ def sinkhorn_targets(tokens: int = 576, batch: int = 8, rounds: int = 100, repea
     return found
 
 
-def emd_targets(tokens: int = 576, batch: int = 8, repeats: int = 9) -> list[Target]:
+def emd_targets(*, tokens: int = 576, batch: int = 8, repeats: int = 9) -> list[Target]:
     """A batch of exact problems on two threads against one after another.
 
     The note says what two threads gain on work that needs no interpreter at all, at the same moment: a busy
     machine has no second core to give.
     """
-    problem = make("topv", tokens, batch).problem()
+    problem = make("topv", tokens, batch=batch).problem()
     alone, together = interleaved(
-        lambda: Emd(threads=1).solve(problem), lambda: Emd(threads=2).solve(problem), repeats
+        lambda: Emd(threads=1).solve(problem), lambda: Emd(threads=2).solve(problem), repeats=repeats
     )
     numbers = [np.random.default_rng(i).random(400_000) for i in range(8)]
     with ThreadPoolExecutor(2) as pool:
         one, two = interleaved(
-            lambda: [np.sort(x) for x in numbers], lambda: list(pool.map(np.sort, numbers)), repeats
+            lambda: [np.sort(x) for x in numbers], lambda: list(pool.map(np.sort, numbers)), repeats=repeats
         )
     note = f"sorting, which needs no interpreter, gained {one / two:.2f} x at the same time"
     name = "emd one by one / emd on two threads"
     return [Target(name, alone / together, "at least", 1.6, "x", alone, together, note)]
 
 
-def run_targets(out: Path | None = None, console: Console | None = None, threads: int = 0) -> list[Target]:
-    """Measure all promises; with `out` they are written to `out/targets.json`."""
-    console = console or wide()
-    run_threads(threads or os.cpu_count() or 1)
-    load = os.getloadavg()[0]
-    targets = [*sinkhorn_targets(), *emd_targets(), *subset_targets()]
-    table = Table("target", "measured", "asked", "first s", "second s", "met", "note")
-    for t in targets:
-        seconds = [f"{x:.4f}" if x else "" for x in (t.first, t.second)]
-        table.add_row(
-            t.name,
-            f"{t.value:.4g} {t.unit}",
-            f"{t.sense} {t.bound:g}",
-            *seconds,
-            "yes" if t.met else "no",
-            t.note,
-        )
-    console.print(table)
-    used = threads or os.cpu_count()
-    machine = (
-        f"{platform.machine()}, {os.cpu_count()} cores, {used} torch threads, load {load:.1f} at the start"
-    )
-    console.print(machine, highlight=False)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        record = {"machine": machine, "targets": [asdict(t) | {"met": t.met} for t in targets]}
-        part = out / "targets.json.part"
-        part.write_text(json.dumps(record, indent=1))
-        part.replace(out / "targets.json")
-    return targets
+@dataclass(frozen=True)
+class Plan:
+    """All promises; there is nothing to choose."""
+
+
+def measure(plan: Plan, out: Path, *, console: Console) -> None:
+    """Measure all promises; one record, `out/targets.json`."""
+    machine = environment()
+    promises = (sinkhorn_targets, emd_targets, subset_targets)
+    targets: list[Target] = []
+    with progress(console, "promises", total=len(promises)) as step:
+        for promise in promises:
+            targets += promise()
+            step(1)
+    record = {"machine": machine, "targets": [asdict(t) | {"met": t.met} for t in targets]}
+    write_record(out / "targets.json", record)

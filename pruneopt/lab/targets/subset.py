@@ -47,15 +47,15 @@ def loop_log_det(kernel: Tensor, k: int) -> list[list[int]]:
     return chosen
 
 
-def subset_targets(tokens: int = 576, k: int = 64, batch: int = 8, repeats: int = 5) -> list[Target]:
+def subset_targets(*, tokens: int = 576, k: int = 64, batch: int = 8, repeats: int = 5) -> list[Target]:
     """Farthest point and log-det greedy against those loops; the choices must be the same."""
     found = []
     for name, loop in (("farthest_point", loop_farthest_point), ("greedy_log_det", loop_log_det)):
         solver = cast(type[SubsetSolver], registry("solvers").get(name))()
         (kind,) = solver.kinds
-        matrix = cast(Tensor, instance(kind, tokens, batch).pairwise)
+        matrix = cast(Tensor, instance(kind, tokens, batch=batch).pairwise)
         problem = SubsetProblem.build(kind, k, pairwise=matrix)
-        slow, fast = interleaved(partial(loop, matrix, k), partial(solver.solve, problem), repeats)
+        slow, fast = interleaved(partial(loop, matrix, k), partial(solver.solve, problem), repeats=repeats)
         keep = solver.solve(problem).keep
         same = sum(set(row.nonzero().squeeze(1).tolist()) == set(picks)
                    for row, picks in zip(keep, loop(matrix, k), strict=True))  # fmt: skip

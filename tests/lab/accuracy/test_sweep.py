@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ import torch
 
 from pruneopt.cli.sweep import read_entries
 from pruneopt.errors import InputError, PruneoptError, SpecError
-from pruneopt.lab.records import read_run, write_run
-from pruneopt.lab.tables import accuracy_of
+from pruneopt.lab.runs import pack, read_run, run_folders, write_run
+from pruneopt.lab.study import study
 
 FILE = """
 entries:
@@ -88,40 +89,47 @@ def test_bad_files_are_refused(tmp_path: Path, text: str, words: str) -> None:
 
 
 def test_a_table_needs_a_dense_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no records"):
+        study("accuracy").markdown(tmp_path)
+    write_run(tmp_path / "a", "", record={"label": "a"}, samples=[{"right": True}])
     with pytest.raises(InputError, match="dense"):
-        accuracy_of(tmp_path)
+        study("accuracy").markdown(tmp_path)
 
 
 @pytest.mark.slow
 def test_a_sweep_is_resumed_and_tabulated(file: Path, tmp_path: Path) -> None:
     from pruneopt.demo.assets import load_model, load_questions
     from pruneopt.lab.accuracy.answer import spread
-    from pruneopt.lab.accuracy.sweep import run_sweep
+    from pruneopt.lab.accuracy.run import Plan, run_sweep
 
     questions = spread(load_questions(), 12)
     assert len({q.type for q in questions}) >= 6
     model, processor = load_model()
     entries = read_entries(file)
     out = tmp_path / "runs"
-    first = run_sweep(model, processor, questions, entries[:2], out)
+    first = run_sweep(Plan(model, processor, questions, entries[:2]), out)
     stamp = (first[1] / "record.json").stat().st_mtime_ns
-    folders = run_sweep(model, processor, questions, entries, out)
+    folders = run_sweep(Plan(model, processor, questions, entries), out)
     assert (folders[1] / "record.json").stat().st_mtime_ns == stamp, "a finished run was run again"
-    record, samples = read_run(folders[3])
+    record, samples, _ = read_run(folders[3])
     assert record["kept_mean"] == 16 and len(samples) == 12
     assert record["accuracy"] == pytest.approx(sum(s["right"] for s in samples) / 12)
-    table = accuracy_of(out)
+    table = study("accuracy").markdown(out)
+    pack(out)
+    assert study("accuracy").markdown(out) == table, "packing changed the table"
+    again = run_sweep(Plan(model, processor, questions, entries), out)
+    assert again == folders and not any(f.exists() for f in folders), "a packed run was run again"
     assert "| dense | all |" in table and "over 2 seeds" in table and "12 questions" in table
     # Batches do not change answers: one question at a time says the same.
-    alone = run_sweep(model, processor, questions[:4], entries[3:], tmp_path / "alone", batch=1)
+    alone = run_sweep(Plan(model, processor, questions[:4], entries[3:], batch=1), tmp_path / "alone")
     said = {s["id"]: s["said"] for s in samples}
-    assert all(said[s["id"]] == s["said"] for s in read_run(alone[0])[1])
+    assert all(said[s["id"]] == s["said"] for s in read_run(alone[0]).samples)
 
 
 @pytest.mark.slow
 def test_a_whole_sweep_is_checked_against_the_model_before_anything_runs(tmp_path: Path) -> None:
     from pruneopt.demo.assets import load_model, load_questions
-    from pruneopt.lab.accuracy.sweep import run_sweep
+    from pruneopt.lab.accuracy.run import Plan, run_sweep
 
     model, processor = load_model()
     path = tmp_path / "sweep.yaml"
@@ -134,7 +142,7 @@ def test_a_whole_sweep_is_checked_against_the_model_before_anything_runs(tmp_pat
             f"  - label: deep\n    method: fastv\n    overrides: [{override}]\n"
         )
         with pytest.raises(PruneoptError, match=words) as caught:
-            run_sweep(model, processor, load_questions()[:2], read_entries(path), tmp_path / "runs")
+            run_sweep(Plan(model, processor, load_questions()[:2], read_entries(path)), tmp_path / "runs")
         assert str(caught.value).startswith(f"{path}:3:5: entry 2 ('deep'): ")
         assert [p.name for p in (tmp_path / "runs").iterdir()] == [], "something ran before the refusal"
 
@@ -147,7 +155,7 @@ from types import SimpleNamespace
 
 import torch
 
-import pruneopt.lab.accuracy.sweep as sweep
+import pruneopt.lab.accuracy.run as sweep
 from pruneopt.demo.assets import load_questions
 from pruneopt.lab.accuracy.answer import Outcome
 
@@ -161,7 +169,7 @@ sweep._WAIT = 0.02
 
 
 def worker(seconds):
-    def answer(*_):
+    def answer(*_, **__):
         with log.open("a") as file:
             file.write(f"{os.getpid()}\\n")
         time.sleep(seconds)
@@ -172,7 +180,7 @@ def worker(seconds):
         return child
     sweep.answer = answer
     try:
-        sweep.run_sweep(model, None, asked, entries, out)
+        sweep.run_sweep(sweep.Plan(model, None, asked, entries), out)
     except BaseException as error:
         traceback.print_exception(error)
         os._exit(1)
@@ -204,28 +212,32 @@ def test_two_processes_share_a_sweep_that_a_third_was_killed_in(tmp_path: Path) 
     ran = Counter((tmp_path / "log").read_text().split())
     assert sum(ran.values()) == 4, f"an entry was run twice, or the killed one's was lost: {ran}"
     assert set(ran) == {first, second}, "one process did all the work"
-    folders = [p for p in (tmp_path / "runs").iterdir() if p.name != ".claims"]
-    assert sorted(str(read_run(folder)[0]["label"]) for folder in folders) == [f"entry {i}" for i in range(4)]
+    folders = run_folders(tmp_path / "runs")
+    assert sorted(str(read_run(folder).record["label"]) for folder in folders) == [
+        f"entry {i}" for i in range(4)
+    ]
 
 
 def test_a_folder_that_cannot_be_resumed_is_refused_before_any_work(tmp_path: Path) -> None:
     from types import SimpleNamespace
 
     from pruneopt.demo.assets import load_questions
-    from pruneopt.lab.accuracy.sweep import Entry, check_sweep, question_hash
+    from pruneopt.lab.accuracy.run import Entry, Plan, check_sweep, question_hash
 
     questions = load_questions()[:2]
     model = SimpleNamespace(
         device=torch.device("cpu"), dtype=torch.float32, config=SimpleNamespace(_attn_implementation="sdpa")
     )
     entries = [Entry("dense", None)]
-    (folder,) = check_sweep(model, None, questions, entries, tmp_path)
+    plan = Plan(model, None, questions, entries)
+    (folder,) = check_sweep(plan, tmp_path)
     assert folder == tmp_path / f"dense_dense_{question_hash(questions)}"
-    write_run(folder, "", {"label": "dense", "setting": {"dtype": "bfloat16"}}, [{"right": True}])
+    record = {"label": "dense", "setting": {"dtype": "bfloat16"}}
+    write_run(folder, "", record=record, samples=[{"right": True}])
     with pytest.raises(InputError, match="dtype=bfloat16"):
-        check_sweep(model, None, questions, entries, tmp_path)
+        check_sweep(plan, tmp_path)
     (folder / "samples.parquet").unlink()
     with pytest.raises(InputError, match="no finished run"):
-        check_sweep(model, None, questions, entries, tmp_path)
+        check_sweep(plan, tmp_path)
     with pytest.raises(InputError, match="rename one"):
-        check_sweep(model, None, questions, [Entry("a b", None), Entry("a-b", None)], tmp_path / "other")
+        check_sweep(replace(plan, entries=[Entry("a b", None), Entry("a-b", None)]), tmp_path / "other")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -10,9 +9,14 @@ import pytest
 from rich.console import Console
 
 from pruneopt.errors import InputError
-from pruneopt.lab.gap.run import GREEDY, gap_markdown, gap_rows, summary, write_tables
-from pruneopt.lab.selection.run import run_select_bench, select_markdown
+from pruneopt.lab.gap.run import GREEDY
+from pruneopt.lab.gap.table import summary
+from pruneopt.lab.gap.table import tables_of as gap_tables
+from pruneopt.lab.records import read_record
+from pruneopt.lab.selection.run import Plan, measure
 from pruneopt.lab.selection.signals import select_signals
+from pruneopt.lab.study import study
+from pruneopt.lab.tables import Table
 from pruneopt.spec.load import load_spec
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -21,11 +25,9 @@ RECORDS = ROOT / "experiments" / "records" / "select"
 
 def test_a_small_run_records_every_stage(tmp_path: Path) -> None:
     methods = ["fastervlm", "trimtokenator", "codebook", "divprune/exact"]
-    quiet = Console(quiet=True)
-    path = run_select_bench(
-        tmp_path, methods, (36, 64), batch=1, keep=8, repeats=1, budget=0.1, console=quiet
-    )
-    record = json.loads(path.read_text())
+    plan = Plan(methods, (36, 64), batch=1, keep=8, repeats=1, budget=0.1)
+    measure(plan, tmp_path, console=Console(quiet=True))
+    record = read_record(tmp_path / "select.json")
     rows = {(row["method"], row["stage"]): row for row in record["rows"]}
     assert set(rows) == {
         ("fastervlm", 0), ("trimtokenator", 0), ("trimtokenator", 1), ("codebook", 0), ("divprune/exact", 0)
@@ -33,13 +35,15 @@ def test_a_small_run_records_every_stage(tmp_path: Path) -> None:
     assert rows["fastervlm", 0]["kept"] == [8] and rows["fastervlm", 0]["ms"] > 0
     assert "codebook" in rows["codebook", 0]["skipped"]
     assert math.isfinite(rows["trimtokenator", 1]["exponent"])
-    text = select_markdown(record)
+    text = study("selection").markdown(tmp_path)
     assert text.count("\n| ") == len(rows) + 1 and "fastervlm" in text
 
 
-def test_unknown_methods_are_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_measured_is_refused() -> None:
     with pytest.raises(InputError, match="fastv"):
-        run_select_bench(tmp_path, ["fastvv"])
+        Plan(["fastvv"])
+    with pytest.raises(InputError, match="nothing to choose"):
+        Plan(sizes=(16, 64), keep=64)
 
 
 def test_bench_signals_are_what_the_stage_reads() -> None:
@@ -66,33 +70,16 @@ def test_gaps_are_shares_of_the_best() -> None:
 
 
 def test_a_missing_bound_is_shown_as_missing_not_as_zero() -> None:
-    _, body = gap_rows({"rows": [row(best=[None, None], exact=False)]})
-    assert "no bound" in body[0] and body[0].count("-") >= 3
-
-
-def test_committed_tables_are_what_the_records_say() -> None:
-    for name, render in (("gap", gap_markdown), ("select", select_markdown)):
-        record = json.loads((RECORDS / f"{name}.json").read_text())
-        text = render(record)
-        assert (RECORDS / f"{name}.md").read_text() == text + "\n"
-        assert text in (ROOT / "docs" / "selection.md").read_text()
-    assert gap_markdown(json.loads((RECORDS / "gap.json").read_text())) in (ROOT / "README.md").read_text()
+    setting = {"pictures": 2, "random_seeds": 5}
+    table, _ = gap_tables({"setting": setting, "rows": [row(best=[None, None], exact=False)]})
+    assert isinstance(table, Table) and "no bound" in table.rows[0] and table.rows[0].count("-") >= 3
 
 
 def test_committed_records_cover_all_methods() -> None:
-    gap = json.loads((RECORDS / "gap.json").read_text())
+    gap = read_record(RECORDS / "gap.json")
     assert {r["label"] for r in gap["rows"]} == {greedy.label for greedy in GREEDY}
     for r in gap["rows"]:
         for value, best in zip(r["value"], r["best"], strict=True):
             assert value is None or best is None or value <= best + 1e-6 * max(1.0, abs(best))
-    select = json.loads((RECORDS / "select.json").read_text())
+    select = read_record(RECORDS / "select.json")
     assert {r["method"] for r in select["rows"]} >= {"fastv", "divprune", "sparsevlm", "vitcop", "tome"}
-
-
-def test_tables_land_between_their_marks(tmp_path: Path) -> None:
-    (tmp_path / "gap.json").write_text((RECORDS / "gap.json").read_text())
-    page = tmp_path / "page.md"
-    page.write_text("a\n<!-- begin: gap -->\nold\n<!-- end: gap -->\nb\n")
-    write_tables(tmp_path, page)
-    text = page.read_text()
-    assert "old" not in text and "DivPrune" in text and text.startswith("a\n") and text.endswith("b\n")
