@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from enum import Enum, IntEnum
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pruneopt.brief import describe, want_tensor
 from pruneopt.errors import SignalError, nearest
+from pruneopt.tensors import across
 
 
 class Attention(IntEnum):
@@ -50,9 +50,9 @@ class Values(Enum):
     MASK = "True or False"
     CELL = "column and row of a cell of a grid"
     GRID = "width and height of a grid"
-    NUMBER = "whole numbers from 0"
+    NUMBER = "whole numbers (int64)"
     COUNT = "whole numbers from 1"
-    INDEX = "columns of the sequence, ascending"
+    INDEX = "columns of the sequence (int64)"
 
 
 @dataclass(frozen=True)
@@ -89,82 +89,52 @@ class SignalInfo:
         return tuple(dim for dim, axis in enumerate(self.axes) if axis == "N")
 
 
-def _rows(place: Place, **same: Any) -> Callable[..., SignalInfo]:
-    """A maker of rows of one place: shape, doc, captures, and by name what differs from most signals."""
+def _rows(
+    place: Place, values: Values = Values.REAL, attention: Attention = Attention.NONE
+) -> Callable[..., SignalInfo]:
+    """A maker of like rows: called with shape, doc and the captures that the signal is made from."""
 
-    def row(shape: str, doc: str, *made_from: str, **given: Any) -> SignalInfo:
-        return SignalInfo(shape, doc, place=place, made_from=made_from, **same, **given)
+    def row(shape: str, doc: str, *made_from: str) -> SignalInfo:
+        return SignalInfo(shape, doc, place=place, made_from=made_from, values=values, attention=attention)
 
     return row
 
 
-_geometry, _stream, _encoder, _crop, _layer = map(_rows, Place)
-_encoder_row = _rows(Place.ENCODER, values=Values.SHARES, attention=Attention.ROW)
-_encoder_map = _rows(Place.ENCODER, values=Values.SHARES, attention=Attention.FULL)
-_layer_row = _rows(Place.DECODER, values=Values.SHARES, attention=Attention.ROW)
-_layer_map = _rows(Place.DECODER, values=Values.SHARES, attention=Attention.FULL)
+_cell, _grid, _number, _count, _index, _rank = (
+    _rows(Place.GEOMETRY, values)
+    for values in (Values.CELL, Values.GRID, Values.NUMBER, Values.COUNT, Values.INDEX, Values.POSITIVE)
+)
+_stream, _mask = _rows(Place.ENTRY), _rows(Place.ENTRY, Values.MASK)
+_crop, _encoder = _rows(Place.CROP), _rows(Place.ENCODER)
+_encoder_row = _rows(Place.ENCODER, Values.SHARES, Attention.ROW)
+_encoder_map = _rows(Place.ENCODER, Values.SHARES, Attention.FULL)
+_layer, _change = _rows(Place.DECODER), _rows(Place.DECODER, Values.POSITIVE)
+_layer_row = _rows(Place.DECODER, Values.SHARES, Attention.ROW)
+_layer_map = _rows(Place.DECODER, Values.SHARES, Attention.FULL)
+_logits = _rows(Place.DECODER, Values.LOGITS, Attention.FULL)
 _SUBLAYERS = ("norm1", "self_attn", "norm2", "mlp")
 
 SIGNALS: dict[str, SignalInfo] = {
-    # known before any layer runs
-    "xy": _geometry(
-        "[B,N,2]",
-        "column and row of the token on the grid of its own image, crop or frame",
-        "prompt",
-        values=Values.CELL,
+    # known before any layer runs, or at the cut
+    "xy": _cell(
+        "[B,N,2]", "column and row of the token on the grid of its own image, crop or frame", "prompt"
     ),
-    "grid": _geometry("[B,N,2]", "width and height of that grid", "prompt", values=Values.GRID),
-    "group": _geometry(
-        "[B,N]",
-        "number of the image, crop or frame of the token within its sample (int64)",
-        "prompt",
-        values=Values.NUMBER,
-    ),
-    "time": _geometry(
-        "[B,N]",
-        "frame number of the token within its video, 0 for pictures (int64)",
-        "prompt",
-        values=Values.NUMBER,
-    ),
-    "tile": _geometry(
-        "[B,N,2]",
-        "column and row of the token's crop among the crops of its picture; -1 for a thumbnail",
-        "prompt",
-        values=Values.NUMBER,
-    ),
-    "size": _geometry(
-        "[B,N]",
-        "how many original tokens this one stands for; 1 before any merge",
-        "prompt",
-        values=Values.COUNT,
-    ),
-    "importance": _geometry(
-        "[B,N]", "importance that the previous cut gave to the tokens it kept", values=Values.POSITIVE
-    ),
-    "text_index": _geometry(
-        "[B,T]", "place of the text token in the current sequence (int64)", "now", values=Values.INDEX
-    ),
-    "visual_index": _geometry(
-        "[B,N]", "place of the token in the current sequence (int64)", "now", values=Values.INDEX
-    ),
+    "grid": _grid("[B,N,2]", "width and height of that grid", "prompt"),
+    "group": _number("[B,N]", "number of the image, crop or frame of the token within its sample", "prompt"),
+    "time": _number("[B,N]", "frame number of the token within its video, 0 for pictures", "prompt"),
+    "tile": _number("[B,N,2]", "column and row of its crop in the picture; -1 for a thumbnail", "prompt"),
+    "size": _count("[B,N]", "how many original tokens this one stands for; 1 before any merge", "prompt"),
+    "importance": _rank("[B,N]", "importance that the previous cut gave to the tokens it kept"),
+    "text_index": _index("[B,T]", "place of the text token in the current sequence", "now"),
+    "visual_index": _index("[B,N]", "place of the token in the current sequence", "now"),
     # the stream that is cut, or that enters the first layer
-    "features": _stream(
-        "[B,N,D]", "what is pruned: projected tokens at post_encoder, hidden_out in prefill", "now"
-    ),
-    "text_features": _stream(
-        "[B,T,D]", "the same stream at the text tokens after the first visual token", "now"
-    ),
-    "text_mask": _stream(
-        "[B,T]", "True where a row of any text_* signal is a real token", "now", values=Values.MASK
-    ),
+    "features": _stream("[B,N,D]", "what is pruned: projected tokens, or hidden_out in prefill", "now"),
+    "text_features": _stream("[B,T,D]", "the same at the text tokens after the first visual token", "now"),
+    "text_mask": _mask("[B,T]", "True where a row of any text_* signal is a real token", "now"),
     "embeddings": _stream("[B,N,D]", "language-model input embeddings of the visual tokens", "start"),
     "text_embeddings": _stream("[B,T,D]", "language-model input embeddings of the text tokens", "start"),
-    "start_embeddings": _stream(
-        "[B,M,D]", "input embeddings of all M visual tokens of the unpruned prompt", "start"
-    ),
-    "start_mask": _stream(
-        "[B,M]", "True where a row of start_embeddings is a real token", "start", values=Values.MASK
-    ),
+    "start_embeddings": _stream("[B,M,D]", "the same of all M visual tokens of the unpruned prompt", "start"),
+    "start_mask": _mask("[B,M]", "True where a row of start_embeddings is a real token", "start"),
     # a text tower beside the encoder (CLIP), which no adapter captures
     "clip_features": _encoder("[B,N,c]", "patches projected into the space shared with the text tower"),
     "clip_text": _encoder("[B,S,c]", "text segments in that space; segments are equally many in a batch"),
@@ -177,16 +147,14 @@ SIGNALS: dict[str, SignalInfo] = {
     "cls_feature": _crop("[B,C]", "CLS token of the encoder output, before the projector", "output"),
     "cls_attention": _encoder_row("[B,H,N]", "softmax attention of CLS to each patch, per head", "q", "k"),
     "received_attention": _encoder_row(
-        "[B,H,N]", "mean attention a patch receives from all encoder queries, blockwise", "q", "k"
+        "[B,H,N]", "mean attention a patch receives from all tokens", "q", "k"
     ),
     "encoder_attention": _encoder_map("[B,H,N,N]", "patch-to-patch attention of an encoder layer", "q", "k"),
     "patches": _encoder("[B,N,3,P,P]", "pixels behind the token, as the encoder received them", "pixels"),
     # decoder layer
     "hidden_in": _layer("[B,N,D]", "residual stream entering the layer, before its first norm", "in"),
     "attn_out": _layer("[B,N,D]", "residual stream after attention, before the second norm", "attn_out"),
-    "post_attention_norm": _layer(
-        "[B,N,D]", "output of the layer's second norm: what feeds its MLP", "norm2"
-    ),
+    "post_attention_norm": _layer("[B,N,D]", "output of the second norm: what feeds the MLP", "norm2"),
     "hidden_out": _layer("[B,N,D]", "residual stream leaving the layer", "out"),
     "hidden_normed": _layer("[B,N,D]", "hidden_out through the model's final norm", "out"),
     "text_hidden_normed": _layer("[B,T,D]", "the same at the text tokens", "out"),
@@ -199,24 +167,10 @@ SIGNALS: dict[str, SignalInfo] = {
     "lookahead_last": _layer_row("[B,H,N]", "attention_last of the next layer, from its own weights", "out"),
     "lookahead_text": _layer_row("[B,H,T,N]", "attention_text of the next layer", "out"),
     "lookahead_visual": _layer_map("[B,H,N,N]", "attention_visual of the next layer", "out"),
-    "lookahead_keys": _layer(
-        "[B,H,N,d]", "keys of the next layer, from its own weights and rotary embedding", "out"
-    ),
-    "attention_logits": _layer(
-        "[B,H,L,L]",
-        "scaled logits of the whole sequence; the lowest finite number where masked, padding included",
-        "q",
-        "k",
-        values=Values.LOGITS,
-        attention=Attention.FULL,
-    ),
-    "transition": _layer(
-        "[B,N]",
-        "token transition variation of a layer (1 - cos), attention and MLP sublayers summed",
-        *_SUBLAYERS,
-        values=Values.POSITIVE,
-    ),
-    "transition_abs": _layer("[B,N]", "the same with 1 - |cos|", *_SUBLAYERS, values=Values.POSITIVE),
+    "lookahead_keys": _layer("[B,H,N,d]", "keys of the next layer, rotated there", "out"),
+    "attention_logits": _logits("[B,H,L,L]", "scaled logits of the whole sequence, padding masked", "q", "k"),
+    "transition": _change("[B,N]", "token transition variation (1 - cos), both sublayers", *_SUBLAYERS),
+    "transition_abs": _change("[B,N]", "the same with 1 - |cos|", *_SUBLAYERS),
 }
 
 
@@ -321,11 +275,7 @@ class Signals(Mapping[str, Tensor]):
             tensor = self[name]
             if not tensor.is_floating_point():
                 continue
-            finite = tensor.isfinite()
-            for dim in signal_info(name).token_dims:
-                shape = [1] * tensor.dim()
-                shape[0], shape[dim] = self.batch, self.tokens
-                finite = finite | ~self.mask.view(shape)
+            finite = tensor.isfinite() | ~across(self.mask, signal_info(name).token_dims, rank=tensor.dim())
             bad |= ~finite.flatten(1).all(1)
         return bad
 

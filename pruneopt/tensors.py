@@ -27,6 +27,16 @@ def places(mask: Tensor) -> Tensor:
     return mask.long().cumsum(1) - 1
 
 
+def across(mask: Tensor, dims: tuple[int, ...], *, rank: int) -> Tensor:
+    """`mask` `[B,N]` for a tensor of `rank` axes: True where it is True along all axes `dims`."""
+    found = mask.new_ones([1] * rank)
+    for dim in dims:
+        shape = [1] * rank
+        shape[0], shape[dim] = mask.shape
+        found = found & mask.view(shape)
+    return found
+
+
 def gram(rows: Tensor, blocks: int = 4) -> Tensor:
     """`X X^T` `[B,N,N]` of `[B,N,D]`, exactly symmetric; only one triangle of blocks is multiplied."""
     tokens = rows.shape[1]

@@ -18,6 +18,7 @@ from pruneopt.signals import (
     signal_info,
     signals_at,
 )
+from pruneopt.tensors import across
 
 
 def test_reading_what_is_not_declared_raises_and_reads_are_recorded() -> None:
@@ -166,7 +167,8 @@ def test_signals_and_views_are_described_by_name_without_values() -> None:
 
 
 SHAPES = {"B": 2, "N": 3, "H": 2, "D": 2, "T": 2, "d": 2, "C": 2, "c": 2, "S": 2, "M": 4, "L": 4, "P": 2}
-FLOATS = sorted(name for name, info in SIGNALS.items() if info.token_dims and "int64" not in info.doc)
+INTEGRAL = (Values.NUMBER, Values.INDEX)
+FLOATS = sorted(n for n, info in SIGNALS.items() if info.token_dims and info.values not in INTEGRAL)
 
 
 @pytest.mark.parametrize("name", FLOATS)
@@ -251,3 +253,13 @@ def test_who_has_shares_of_attention_pays_for_attention() -> None:
         assert (info.attention is not Attention.NONE) is paid, name
         whole = info.axes[2:] in (("N", "N"), ("L", "L"))
         assert (info.attention is Attention.FULL) is whole, name
+
+
+def test_a_mask_goes_across_any_axes() -> None:
+    mask = torch.tensor([[True, False], [True, True]])
+    assert across(mask, (), rank=3).tolist() == [[[True]]]
+    assert across(mask, (2,), rank=3).tolist() == [[[True, False]], [[True, True]]]
+    both = across(mask, (1, 3), rank=4)
+    assert both.shape == (2, 2, 1, 2) and both.dtype == torch.bool
+    assert both[:, :, 0].tolist() == [[[True, False], [False, False]], [[True, True], [True, True]]]
+    assert across(torch.ones(1, 2, dtype=torch.bool, device="meta"), (), rank=2).device.type == "meta"

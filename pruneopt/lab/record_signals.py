@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -35,21 +35,20 @@ class _Recorder(BudgetRule):
         return k
 
 
-def record_signals(model: Any, inputs: Any, names: Iterable[str], insertion: str, layer: int = 2) -> Signals:
-    """The named signals of one prompt batch at an insertion point; nothing is pruned.
+def record_signals(
+    model: Any, inputs: Any, names: Iterable[str], insertion: str | Mapping[str, Any]
+) -> Signals:
+    """The named signals of one prompt batch at an insertion point, said as in a spec; nothing is pruned.
 
     Raises ModelError where the model has no such signal there.
     """
     from pruneopt.models.apply import prune
 
-    where: dict[str, Any] = {"kind": insertion}
-    if insertion == "prefill_layer":
-        where["layer"] = layer
     any_spec = load_spec("token_norm").to_spec()
     spec = load_spec(
         {
             "name": "record",
-            "insertion": where,
+            "insertion": insertion,
             "budget": {"keep": 1.0, "scope": "sample"},
             **{key: any_spec[key] for key in ("problem", "solver")},
         }

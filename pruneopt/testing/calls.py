@@ -8,6 +8,7 @@ from torch import Tensor
 from pruneopt.errors import SignalError
 from pruneopt.parts import CostTerm, Kernel, Part
 from pruneopt.signals import Signals
+from pruneopt.tensors import across
 from pruneopt.testing.core import CheckFailure, require
 
 
@@ -38,12 +39,7 @@ def token_axes(part: Part) -> tuple[int, ...]:
 
 def real_entries(part: Part, signals: Signals, out: Tensor) -> Tensor:
     """Bool of the output's shape, True where every token involved is real."""
-    real = torch.ones(out.shape, dtype=torch.bool)
-    for axis in token_axes(part):
-        shape = [1] * out.dim()
-        shape[0], shape[axis] = signals.batch, signals.tokens
-        real = real & signals.mask.view(shape)
-    return real
+    return across(signals.mask, token_axes(part), rank=out.dim()).expand(out.shape)
 
 
 def alone(part: Part, out: Tensor, b: int, n: int) -> Tensor:

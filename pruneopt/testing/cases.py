@@ -13,6 +13,7 @@ from pruneopt.problems.kinds import find_kind
 from pruneopt.problems.subset import SubsetProblem
 from pruneopt.problems.transport import TransportProblem
 from pruneopt.signals import Signals, Values, signal_info
+from pruneopt.tensors import across
 from pruneopt.testing.draw import make_signals as make_signals
 
 MEASURED = (Values.REAL, Values.POSITIVE, Values.SHARES, Values.LOGITS)
@@ -65,14 +66,10 @@ def garbage_in_padding(signals: Signals, seed: int = 5) -> Signals:
     g = torch.Generator().manual_seed(seed)
     changed = {}
     for name in signals:
-        tensor, out = signals[name], signals[name].clone()
+        tensor = signals[name]
         noise = (7 * torch.randn(tensor.shape, generator=g)).abs()
         noise = noise.to(tensor.dtype) if tensor.is_floating_point() else torch.zeros_like(tensor)
-        for axis in signal_info(name).token_dims:
-            shape = [1] * tensor.dim()
-            shape[0], shape[axis] = signals.batch, signals.tokens
-            out = torch.where(signals.mask.view(shape), out, noise)
-        changed[name] = out
+        changed[name] = torch.where(real_entries(name, signals), tensor, noise)
     return with_tensors(signals, changed)
 
 
@@ -93,13 +90,13 @@ def spread(signals: Signals, fill: str, seed: int = 3) -> tuple[Signals, Tensor]
 
 def filled(name: str, signals: Signals, fill: str) -> Tensor:
     """A floating-point signal with its padding below, between or above its real entries."""
+    return fill_out(signals[name], real_entries(name, signals), fill)
+
+
+def real_entries(name: str, signals: Signals) -> Tensor:
+    """Bool of a signal's shape, True where every token involved is real."""
     tensor = signals[name]
-    real = torch.ones(tensor.shape, dtype=torch.bool)
-    for axis in signal_info(name).token_dims:
-        shape = [1] * tensor.dim()
-        shape[0], shape[axis] = signals.batch, signals.tokens
-        real = real & signals.mask.view(shape)
-    return fill_out(tensor, real, fill)
+    return across(signals.mask, signal_info(name).token_dims, rank=tensor.dim()).expand(tensor.shape)
 
 
 def fill_out(values: Tensor, real: Tensor, fill: str) -> Tensor:

@@ -148,35 +148,37 @@ def check_seed_is_used(part: Part) -> None:
     require(agree(call(other, signals), same) > 0, "another seed gives the same result; `seed` is not used")
 
 
+class _Watch(TorchDispatchMode):
+    """Notes every operation: its name, its arguments and what came out."""
+
+    def __init__(self, note: Callable[[str, Any, Any], None]):
+        super().__init__()
+        self.note = note
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.note(str(func).removeprefix("aten."), args, out)
+        return out
+
+
+_WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique", "bincount",
+          "repeat_interleave.Tensor")  # fmt: skip
+
+
 def sync_operations(run: Callable[[], Any]) -> list[str]:
     """Names of the operations in `run` that would wait for a GPU, found while running on the CPU."""
-    waits = (
-        "_local_scalar_dense",
-        "nonzero",
-        "masked_select",
-        "equal",
-        "unique",
-        "bincount",
-        "repeat_interleave.Tensor",
-    )
+    seen: list[str] = []
 
-    class Watch(TorchDispatchMode):
-        seen: list[str] = []
+    def note(name: str, args: Any, out: Any) -> None:
+        stem = name.split(".")[0]
+        index = args[1] if stem == "index" and len(args) > 1 else ()
+        picks = any(isinstance(i, Tensor) and i.dtype == torch.bool for i in index)
+        if stem in _WAITS or name in _WAITS or stem.startswith("unique") or picks:
+            seen.append("boolean indexing" if picks else stem)
 
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            name = str(func).removeprefix("aten.")
-            stem = name.split(".")[0]
-            picks = stem == "index" and any(
-                isinstance(i, Tensor) and i.dtype == torch.bool for i in (args[1] if len(args) > 1 else ())
-            )
-            if stem in waits or name in waits or stem.startswith("unique") or picks:
-                self.seen.append("boolean indexing" if picks else stem)
-            return func(*args, **(kwargs or {}))
-
-    Watch.seen = []
-    with Watch() as watch:
+    with _Watch(note):
         run()
-    return watch.seen
+    return seen
 
 
 def check_no_host_sync(part: Part) -> None:
@@ -190,19 +192,15 @@ def check_no_host_sync(part: Part) -> None:
 
 
 def _largest_temporary(run: Callable[[], Any]) -> int:
-    class Watch(TorchDispatchMode):
-        largest = 0
+    sizes = [0]
 
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            out = func(*args, **(kwargs or {}))
-            for tensor in out if isinstance(out, (tuple, list)) else (out,):
-                if isinstance(tensor, Tensor) and tensor.untyped_storage().nbytes() >= tensor.nbytes:
-                    Watch.largest = max(Watch.largest, tensor.numel())
-            return out
+    def note(name: str, args: Any, out: Any) -> None:
+        made = [t for t in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(t, Tensor)]
+        sizes.extend(t.numel() for t in made if t.untyped_storage().nbytes() >= t.nbytes)
 
-    with Watch():
+    with _Watch(note):
         run()
-    return Watch.largest
+    return max(sizes)
 
 
 def check_memory_order(part: Part) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ class EncoderCapture:
             out[base, layer] = found
         return out
 
-    def _packed(self, values: list[Tensor], inputs: Mapping[str, Any]) -> Tensor:
+    def _packed(self, values: Sequence[Tensor], inputs: Mapping[str, Any]) -> Tensor:
         """`[crops,P,...]` of each call to `[tokens,...]`, as the model packs its features."""
         streams = self._streams(inputs, len(values))
         packed = [
@@ -82,29 +82,24 @@ class EncoderCapture:
         asked = [key for key in sorted(self.names, key=str) if signal_info(key[0]).place is Place.CROP]
         if not asked:
             return None
-        slot = self.encoder.slots(*asked[0])[0]
-        calls = self.encoder.calls(slot)
-        sizes = [len(self.encoder.raw[slot][call]) for call in range(calls)]
-        crop, offset = [], 0
-        for size, video in zip(sizes, self._streams(inputs, calls), strict=True):
-            index = torch.arange(offset, offset + size, device=prompt.source.device, dtype=torch.float64)
-            patches = self.encoder.raw[slot][0].shape[1] - self.encoder.cls
-            crop.append(self.adapter.pack(index[:, None, None].expand(-1, patches, 1), inputs, video)[:, 0])
-            offset += size
-        return torch.cat(crop).round().long()[prompt.source]
+        calls = self.encoder.raw[self.encoder.slots(*asked[0])[0]]
+        patches, sizes = calls[0].shape[1] - self.encoder.cls, [len(call) for call in calls]
+        index = torch.arange(sum(sizes), device=prompt.source.device, dtype=torch.float64)
+        whole = index[:, None, None].expand(-1, patches, 1)
+        return self._numbers(whole.split(sizes), inputs)[prompt.source]
 
-    def _pairs(self, values: list[Tensor], inputs: Mapping[str, Any], prompt: Prompt) -> Tensor:
+    def _numbers(self, values: Sequence[Tensor], inputs: Mapping[str, Any]) -> Tensor:
+        """`[tokens]` int64 of numbers `[crops,P,1]` that were packed like features."""
+        return self._packed(values, inputs)[:, 0].round().long()
+
+    def _pairs(self, values: Sequence[Tensor], inputs: Mapping[str, Any], prompt: Prompt) -> Tensor:
         """`[crops,P,H,P]` of each call to `[B',H,N,N]`; zero between different crops."""
-        crop, patch, offset = [], [], 0
-        for value, video in zip(values, self._streams(inputs, len(values)), strict=True):
-            crops, patches = value.shape[:2]
-            index = torch.arange(crops * patches, device=value.device, dtype=torch.float64)
-            where = self.adapter.pack(index.view(crops, patches, 1), inputs, video)[:, 0].round().long()
-            crop.append(torch.div(where, patches, rounding_mode="floor") + offset)
-            patch.append(where % patches)
-            offset += crops
-        maps = torch.cat([value.transpose(1, 2) for value in values])
-        owner, place = torch.cat(crop)[prompt.source], torch.cat(patch)[prompt.source]
+        maps = torch.cat(list(values)).transpose(1, 2)
+        crops, patches = maps.shape[0], maps.shape[2]
+        index = torch.arange(crops * patches, device=maps.device, dtype=torch.float64)
+        split = index.view(crops, patches, 1).split([len(value) for value in values])
+        where = self._numbers(split, inputs)[prompt.source]
+        owner, place = torch.div(where, patches, rounding_mode="floor"), where % patches
         taken = maps[owner[:, :, None], :, place[:, :, None], place[:, None, :]]
         same = owner[:, :, None] == owner[:, None, :]
         return taken.masked_fill(~same[..., None], 0).permute(0, 3, 1, 2)
