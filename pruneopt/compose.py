@@ -32,7 +32,8 @@ def subset_problem(
     """
     unary = combine(spec.scores, signals, pairwise=False)
     pairwise = combine_pairs(spec, signals)
-    anchors = combine_anchors(spec.anchors, signals)
+    outside = (*spec.anchors, *(s for s in spec.cost if s.external))
+    anchors = combine_anchors(outside, signals)
     if rule is not None:
         k, counts = rule(signals.view(rule.needs), k, unary), None
     group, quota = quotas(spec, signals, k=k, unary=unary)
@@ -49,7 +50,7 @@ def subset_problem(
         group=group,
         quota=quota,
         counts=counts,
-        anchor_strength=anchor_strength(spec.anchors, signals),
+        anchor_strength=anchor_strength(outside, signals),
     )
 
 
@@ -68,10 +69,14 @@ def quotas(
 
 
 def combine_pairs(spec: ProblemSpec, signals: Signals) -> Tensor | None:
-    """The pairwise term `[B,N,N]` of a subset problem, made symmetric and raised as the spec asks."""
+    """The pairwise term `[B,N,N]` of a subset problem, made symmetric and raised as the spec asks.
+
+    A cost of serving tokens, source by target, becomes what each target gains from each source.
+    """
     pairs = combine(spec.pairwise, signals, pairwise=True)
     if pairs is None:
-        return None
+        cost = combine([s for s in spec.cost if not s.external], signals, pairwise=True)
+        return None if cost is None else -cost.transpose(1, 2)
     if spec.symmetric == "mean":
         pairs = (pairs + pairs.transpose(1, 2)) / 2
     if spec.ridge is not None:

@@ -185,6 +185,55 @@ def test_a_log_determinant_over_topvs_cost() -> None:
         assert float(answer(chosen).value[b]) == pytest.approx(value, abs=1e-4)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_facility_location_over_topvs_cost(weighted: bool) -> None:
+    """The k sources that serve every token at the least cost, weighted by what the text asks of it."""
+    problem: dict[str, Any] = {"kind": "facility_location", "cost": TOPV}
+    made = spec({**problem, "scores": {"asked": "attention_row"}} if weighted else problem, "brute_force")
+    signals = given(made)
+    chosen, greedy = select(made, signals), select(load_spec(made, ["solver=lazy_greedy"]), signals)
+    for b, s in enumerate(rows(signals)):
+        cost, weight = topv_cost(s), asked(s) if weighted else np.ones(TOKENS)
+        costs = {c: float((weight * cost[list(c)].min(0)).sum()) for c in combinations(range(TOKENS), KEEP)}
+        cheapest = min(costs, key=lambda c: costs[c])
+        assert kept(chosen)[b] == list(cheapest)
+        assert float(answer(chosen).value[b]) == pytest.approx(-costs[cheapest], rel=1e-5)
+        found = answer(greedy)
+        assert float(found.value[b]) == pytest.approx(-costs[tuple(kept(greedy)[b])], rel=1e-5)
+        assert float(found.value[b]) <= -costs[cheapest] + 1e-6 <= float(found.upper_bound[b]) + 2e-6
+
+
+def test_facility_location_serves_text_pivots_and_tokens_in_one_sum() -> None:
+    pivots = {"kind": "text_pivots", "count": 2, "weight": 3}
+    for cost in ({"text": pivots}, {"text": pivots, "near": "spatial_gaussian"}):
+        made = spec({"kind": "facility_location", "cost": cost}, "brute_force")
+        signals = given(made)
+        chosen = select(made, signals)
+        part = made.stages[0].problem.cost[-1].part
+        points = part(signals.view(part.needs)).numpy()
+        for b, s in enumerate(rows(signals)):
+            table = [3 * row for row in points[b] if np.isfinite(row).all()]
+            assert len(table) == 2
+            if len(cost) == 2:
+                table += list(1 - np.exp(-((s["xy"][:, None] - s["xy"][None]) ** 2).sum(2) / 200))
+            every = combinations(range(TOKENS), KEEP)
+            least = min(every, key=lambda c: sum(row[list(c)].min() for row in table))
+            assert float(answer(chosen).value[b]) == pytest.approx(
+                -sum(row[list(least)].min() for row in table), rel=1e-4
+            )
+
+
+def test_what_a_cost_cannot_do_is_refused_when_the_spec_is_read() -> None:
+    both = {"kind": "facility_location", "cost": TOPV, "pairwise": {"k": "cosine"}}
+    with pytest.raises(SpecError, match="has a cost and pairwise terms; facility_location serves by one"):
+        spec(both, "lazy_greedy")
+    outside = {"kind": "facility_location", "cost": {"t": "text_pivots"}, "scores": {"s": "attention_row"}}
+    with pytest.raises(SpecError, match="weigh tokens that are served, and only external points"):
+        spec(outside, "lazy_greedy")
+    with pytest.raises(SpecError, match="text_pivots reaches external points and is not scaled"):
+        spec({"kind": "facility_location", "cost": {"t": {"kind": "text_pivots", "normalize": "max"}}})
+
+
 def test_a_score_as_a_marginal() -> None:
     """Also `problem.kind: transport`: its plan is the evidence of the problem, its ranking stands beside."""
     asks = {"kind": "from_score", "scores": {"asked": "attention_row"}}

@@ -40,6 +40,17 @@ class Weighted:
     weight: float = 1.0
     normalize: str = "none"
 
+    def __post_init__(self) -> None:
+        if self.external and self.normalize != "none":
+            raise SpecError(
+                f"{self.label}: {self.part.name} reaches external points and is not scaled; remove normalize"
+            )
+
+    @property
+    def external(self) -> bool:
+        """Whether the part is a cost of external points, of shape `anchor`."""
+        return getattr(self.part, "shape", "") == "anchor"
+
     def to_spec(self) -> dict[str, Any]:
         """The part as a spec writes it, with weight and scaling."""
         return {**self.part.to_spec(), "weight": self.weight, "normalize": self.normalize}

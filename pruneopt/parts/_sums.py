@@ -47,13 +47,13 @@ def added(summands: Sequence[Weighted], signals: Signals, *, pairwise: bool) -> 
 
 
 def combine_anchors(summands: Sequence[Weighted], signals: Signals) -> Tensor | None:
-    """Anchor rows of all summands stacked: `[B,A,N]`, weights applied."""
-    rows = [s.part(signals.view(s.part.needs)).float() * s.weight for s in summands]  # type: ignore[operator]
+    """Anchor rows of all summands stacked: `[B,A,N]`, weights applied; a weight of zero removes its rows."""
+    rows = [s.part(signals.view(s.part.needs)).float() * s.weight for s in summands if s.weight]  # type: ignore[operator]
     return torch.cat(rows, 1) if rows else None
 
 
 def anchor_strength(summands: Sequence[Weighted], signals: Signals) -> Tensor | None:
     """How strong each stacked anchor is, `[B,A]`, where every summand says so; else None."""
-    rows = [s.part.strength(signals.view(s.part.needs)) for s in summands]  # type: ignore[attr-defined]
+    rows = [s.part.strength(signals.view(s.part.needs)) for s in summands if s.weight]  # type: ignore[attr-defined]
     known = [row for row in rows if row is not None]
     return torch.cat(known, 1) if known and len(known) == len(rows) else None

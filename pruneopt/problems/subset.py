@@ -55,7 +55,8 @@ class SubsetProblem(Brief):
         its largest entry (of float32, or of the half precision it came in).
     protected: `[B,N]` bool, real tokens that must be chosen (counted in k).
     anchors: `[B,A,N]` distances from A external points, such as text tokens, that count as chosen already,
-        and steer pivot rules.  A row of +inf is an absent anchor, so that ragged texts can share a batch.
+        and steer pivot rules; for kinds that serve targets what it costs to serve them.  A row of +inf is an
+        absent anchor, so that ragged texts can share a batch.
     threshold: conflict bound.  group, quota: `[B,N]` and `[B,G]` int64.
     counts: `k` as host numbers where they are known, so that solvers need not wait for the device.
     anchor_strength: `[B,A]` how strong each anchor is, for rules that visit strong ones first; optional.
@@ -88,16 +89,14 @@ class SubsetProblem(Brief):
         given = SubsetProblem(kind, k, **terms)  # type: ignore[arg-type]
         for name in (*_FLOATS, "mask", "protected", "group", "quota", "anchor_strength"):
             want_tensor(name, getattr(given, name), error=ProblemError)
-        lead = given.unary if given.unary is not None else given.pairwise
-        if lead is None:
-            raise ProblemError(f"{kind} needs scores (unary) or a pairwise matrix; neither was given")
         _check_terms(given)
-        _check_shapes(given, *lead.shape[:2])
+        _check_shapes(given, *given.shape)
         _check_dtypes(given)
         rounding = 0.0 if given.pairwise is None else torch.finfo(given.pairwise.dtype).eps
         ready: Terms = {name: _promote(getattr(given, name)) for name in _FLOATS}  # type: ignore[assignment]
-        batch = len(lead)
+        batch = given.shape[0]
         if isinstance(k, int):
+            lead = next(t for t in (given.unary, given.pairwise, given.anchors) if t is not None)
             ready["counts"] = (k,) * batch
             k = torch.full((batch,), k, dtype=torch.int64, device=lead.device)
         if tuple(k.shape) != (batch,) or k.is_floating_point():
@@ -121,6 +120,8 @@ class SubsetProblem(Brief):
     def shape(self) -> tuple[int, int]:
         """`(B, N)`."""
         lead = self.unary if self.unary is not None else self.pairwise
+        if lead is None and self.anchors is not None:
+            return self.anchors.shape[0], self.anchors.shape[-1]
         assert lead is not None
         return lead.shape[0], lead.shape[1]
 
@@ -174,14 +175,16 @@ class SubsetProblem(Brief):
 def _check_terms(given: SubsetProblem) -> None:
     """Refuse a problem that lacks what its kind needs, or has anchors that mean nothing to it."""
     rules = given.rules
-    if rules.pairs and given.pairwise is None:
+    if all(term is None for term in (given.unary, given.pairwise, given.anchors)):
+        raise ProblemError(f"{given.kind} needs scores (unary) or a pairwise matrix; neither was given")
+    if rules.pairs and given.pairwise is None and not (rules.serves and given.anchors is not None):
         raise ProblemError(f"{given.kind} needs a pairwise matrix [B,N,N]; give it a cost or a kernel")
     for name in sorted(rules.needs, key=list(_MISSING).index):
         value = getattr(given, name)
         void = value is None or (isinstance(value, float) and math.isnan(value))
         if void or (name == "quota" and given.group is None):
             raise ProblemError(f"{given.kind} needs {_MISSING[name].format(value)}")
-    if given.anchors is not None and not rules.anchored:
+    if given.anchors is not None and not (rules.anchored or rules.serves):
         takers = ", ".join(kind.name for kind in all_kinds() if kind.anchored)
         raise ProblemError(f"anchors have no meaning for {given.kind}; they count as chosen in {takers}")
 

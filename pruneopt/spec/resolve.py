@@ -41,6 +41,8 @@ _META_KEYS = (
 )  # fmt: skip
 # Keys of a problem that not every kind takes, and which kinds do.
 _OPTIONAL: dict[str, Callable[[Kind], bool]] = {
+    "cost": lambda kind: kind.serves,
+    "marginals": lambda kind: False,
     "pairwise": lambda kind: bool(kind.pairs),
     "anchors": lambda kind: kind.anchored,
     "threshold": lambda kind: "threshold" in kind.needs,
@@ -48,6 +50,9 @@ _OPTIONAL: dict[str, Callable[[Kind], bool]] = {
     "symmetric": lambda kind: kind.symmetric,
     "ridge": lambda kind: kind.definite,
 }
+_AS_SCORE = (
+    "problem.scores.LABEL: {kind: transport, cost: {...}, marginals: {...}, solver: ..., readout: ...}"
+)
 _PAIRS: dict[str, tuple[type[Part], str]] = {"costs": (CostTerm, "cost term"), "kernels": (Kernel, "kernel")}
 
 
@@ -144,7 +149,11 @@ def _problem(data: Any, where: str) -> ProblemSpec:
     if kind == "transport":
         for key in ("scores", "pairwise", "anchors", "threshold", "quota", "protect", "symmetric", "ridge"):
             if data.get(key) is not None:
-                raise SpecError(f"{where}.{key} belongs to subset problems, not to transport", key=key)
+                raise SpecError(
+                    f"{where}.{key} belongs to subset problems; for transport with it write another "
+                    f"{where}.kind, and {_AS_SCORE}",
+                    key=key,
+                )
         cost = build_sum(CostTerm, data.get("cost"), f"{where}.cost")
         if not cost:
             raise SpecError(
@@ -161,13 +170,12 @@ def _problem(data: Any, where: str) -> ProblemSpec:
         known = ("transport", *registry("kinds"))
         raise SpecError(f"{where}.kind {kind!r} is unknown{nearest(str(kind), known)}", key="kind")
     rules = find_kind(kind)
-    for key in ("cost", "marginals"):
-        if data.get(key):
-            raise SpecError(f"{where}.{key} belongs to transport; {kind} takes scores and pairwise", key=key)
     for key, takes in _OPTIONAL.items():
         if data.get(key) not in (None, {}) and not takes(rules):
             takers = [other.name for other in all_kinds() if takes(other)]
+            takers += ["transport"] * (key in ("cost", "marginals"))
             words = f"{', '.join(takers)} take{'s' * (len(takers) == 1)} it"
+            words += f", also as a score: {_AS_SCORE}" if "transport" in takers else ""
             raise SpecError(f"{where}.{key} has no meaning for {kind}; {words}", key=key)
     scores = build_sum(Score, data.get("scores"), f"{where}.scores")
     base, wanted = _PAIRS[rules.pairs or "costs"]
@@ -175,8 +183,14 @@ def _problem(data: Any, where: str) -> ProblemSpec:
     anchors = build_sum(base, data.get("anchors"), f"{where}.anchors")
     if "unary" in rules.needs and not scores:
         raise SpecError(f"{where}.scores is empty; {kind} needs at least one score")
-    if rules.pairs and not pairwise:
-        raise SpecError(f"{where}.pairwise is empty; {kind} needs at least one {wanted}")
+    cost = build_sum(CostTerm, data.get("cost"), f"{where}.cost")
+    if rules.pairs and not pairwise and not cost:
+        also = f", or a cost in {where}.cost" if rules.serves else ""
+        raise SpecError(f"{where}.pairwise is empty; {kind} needs at least one {wanted}{also}")
+    if cost and pairwise:
+        raise SpecError(f"{where} has a cost and pairwise terms; {kind} serves by one of them", key="cost")
+    if cost and scores and all(s.external for s in cost):
+        raise SpecError(f"{where}.scores weigh tokens that are served, and only external points are here")
     threshold = data.get("threshold")
     if "threshold" in rules.needs and not isinstance(threshold, (int, float)):
         raise SpecError(f"{where}.threshold must be a number for {kind}, got {threshold!r}", key="threshold")
@@ -188,7 +202,7 @@ def _problem(data: Any, where: str) -> ProblemSpec:
     if ridge is not None and (isinstance(ridge, bool) or not _above_zero(ridge)):
         raise SpecError(f"{where}.ridge must be a number above 0, got {ridge!r}", key="ridge")
     return ProblemSpec(
-        kind, (), scores, pairwise, anchors, threshold=threshold, quota=quota, protect=protect,
+        kind, cost, scores, pairwise, anchors, threshold=threshold, quota=quota, protect=protect,
         symmetric=_symmetric(data.get("symmetric"), rules, pairwise, where),
         ridge=None if ridge is None else float(ridge),
     )  # fmt: skip

@@ -305,7 +305,7 @@ def test_wrong_shapes_of_anchors_and_quotas_are_named() -> None:
     assert no("max_min", anchors=torch.ones(2, 3, 4), anchor_strength=torch.ones(2, 2)) == said
     for bad in (torch.ones(2, dtype=torch.int64), QUOTA[:1]):
         assert no("quota", quota=bad) == f"quota must have shape [2, G], got {list(bad.shape)}"
-    for kind in set(KINDS) - {"max_min", "max_sum"}:
+    for kind in set(KINDS) - {"max_min", "max_sum", "facility_location"}:
         said = f"anchors have no meaning for {kind}; they count as chosen in max_min, max_sum"
         assert no(kind, anchors=torch.ones(2, 1, 4)) == said
     for kind in ("max_min", "max_sum"):

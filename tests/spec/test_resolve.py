@@ -53,6 +53,12 @@ LOG_DET: dict[str, Any] = {
 }
 
 
+AS_SCORE = (
+    ", also as a score: problem.scores.LABEL: {kind: transport, cost: {...}, marginals: {...}, solver: ..., "
+    "readout: ...}"
+)
+
+
 def put(data: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """A deep copy with `a__b=value` set at data["a"]["b"]; `...` removes the key."""
     out = copy.deepcopy(data)
@@ -184,7 +190,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
         for kind, part in (
             ("max_min", "cost term"),
             ("max_sum", "cost term"),
-            ("facility_location", "kernel"),
+            ("facility_location", "kernel, or a cost in problem.cost"),
             ("log_det", "kernel"),
         )
     ),
@@ -200,18 +206,19 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ),
     (
         put(TOP, problem__cost={"c": "feature_sq_l2"}),
-        "problem.cost belongs to transport; top_k takes scores and pairwise",
+        f"problem.cost has no meaning for top_k; facility_location, transport take it{AS_SCORE}",
         "problem.cost",
     ),
     (
         put(TOP, problem__marginals={"source": "uniform"}),
-        "problem.marginals belongs to transport; top_k takes scores and pairwise",
+        f"problem.marginals has no meaning for top_k; transport takes it{AS_SCORE}",
         "problem.marginals",
     ),
     *(
         (
             put(MOVE, **{f"problem__{key}": {} if key != "threshold" else 0}),
-            f"problem.{key} belongs to subset problems, not to transport",
+            f"problem.{key} belongs to subset problems; for transport with it write another problem.kind, "
+            "and " + AS_SCORE.removeprefix(", also as a score: "),
             f"problem.{key}",
         )
         for key in ("scores", "pairwise", "anchors", "threshold", "quota", "protect", "symmetric", "ridge")

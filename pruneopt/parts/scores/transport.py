@@ -50,7 +50,7 @@ class Transport(Score):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        outside = [s.label for s in self.cost if getattr(s.part, "shape", "") == "anchor"]
+        outside = [s.label for s in self.cost if s.external]
         if outside and len(outside) < len(self.cost):
             raise SpecError(
                 f"transport.cost mixes targets: {', '.join(outside)} reach external points and the others "
@@ -86,7 +86,7 @@ def transport_problem(
     """The transport problem of some cost terms and two marginals on these signals."""
     mask = signals.mask if signals.ragged else None
     a = source(signals.view(source.needs))  # type: ignore[operator]
-    if any(getattr(s.part, "shape", "") == "anchor" for s in cost if s.weight):
+    if any(s.external for s in cost if s.weight):
         rows = combine_anchors(cost, signals)
         assert rows is not None
         points = (rows < torch.inf).any(2)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pruneopt.errors import ProblemError
 from pruneopt.parts import SubsetSolver, param
-from pruneopt.parts.solvers._walk import Walk, check_kind, clean_pairwise
+from pruneopt.parts.solvers._walk import Walk, check_kind
+from pruneopt.problems.kinds.facility_location import served
 from pruneopt.problems.solution import SubsetSolution
 from pruneopt.problems.subset import SubsetProblem
 
@@ -38,16 +39,13 @@ class LazyGreedy(SubsetSolver):
     def solve(self, problem: SubsetProblem) -> SubsetSolution:
         check_kind(self, problem)
         walk = Walk(problem)
-        similar = clean_pairwise(problem)
+        similar, weight = served(problem)
+        weight = weight.to(similar.dtype)
         on_cpu = similar.device.type == "cpu"
         lazy = self.lazy == "always" or (self.lazy == "auto" and on_cpu)
-        weight = torch.ones(problem.shape, dtype=similar.dtype, device=similar.device)
-        if problem.unary is not None:
-            weight = problem.unary.to(similar.dtype)
-        weight = weight.masked_fill(~problem.real, 0)
         if on_cpu and bool((weight < 0).any()):
             raise ProblemError("lazy_greedy needs non-negative scores: they weight the tokens to be covered")
-        weighs = problem.unary is not None or problem.mask is not None
+        weighs = problem.unary is not None or problem.mask is not None or problem.anchors is not None
         # float64 sums, compared as float32: equal tokens stay equal whatever the order of summation
         gain = (similar * weight[:, :, None] if weighs else similar).sum(1, dtype=torch.float64)
         covered: Tensor | None = None
@@ -59,10 +57,10 @@ class LazyGreedy(SubsetSolver):
                 more = (similar - better[:, :, None]).relu_()
                 gain = (more.mul_(weight[:, :, None]) if weighs else more).sum(1, dtype=torch.float64)
             elif t + 1 < walk.rounds:
-                served = (better > covered) & (weight > 0)
-                sample, token = served.nonzero(as_tuple=True)
-                low, high = covered[served][:, None], better[served][:, None]
-                lost = (torch.clamp(similar[sample, token], low, high) - low) * weight[served][:, None]
+                gained = (better > covered) & (weight > 0)
+                sample, token = gained.nonzero(as_tuple=True)
+                low, high = covered[gained][:, None], better[gained][:, None]
+                lost = (torch.clamp(similar[sample, token], low, high) - low) * weight[gained][:, None]
                 gain.index_add_(0, sample, lost.double(), alpha=-1)
             covered = better
         return walk.solution(self)

@@ -38,6 +38,7 @@ class Kind(ABC):
     symmetric: it knows unordered pairs only, so an asymmetric pairwise term is refused.
     definite: the pairwise term must be positive semi-definite; `ridge` may make it so.
     anchored: `anchors` count as chosen already.
+    serves: its targets may be external `anchors` too, or alone; so a spec may give it a `cost`.
     at_most: `k` is a maximum, not an exact number.
     unit: of a loss: `percent` of the optimum, or `nats`.
     scaled: terms that multiply the value (or, in nats, shift it) when they are all multiplied by one number.
@@ -51,6 +52,7 @@ class Kind(ABC):
     symmetric: ClassVar[bool] = False
     definite: ClassVar[bool] = False
     anchored: ClassVar[bool] = False
+    serves: ClassVar[bool] = False
     at_most: ClassVar[bool] = False
     unit: ClassVar[str] = "percent"
     scaled: ClassVar[frozenset[str]] = frozenset({"unary", "pairwise", "anchors"})

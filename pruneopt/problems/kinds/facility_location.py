@@ -1,4 +1,4 @@
-"""Facility location: every token is served by the most similar kept one."""
+"""Facility location: every target is served by the kept token that is best for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pruneopt.errors import ProblemError
 from pruneopt.problems.kinds._kind import Kind
-from pruneopt.problems.kinds._program import Program, choosing, placed
+from pruneopt.problems.kinds._program import Program, choosing
 from pruneopt.problems.kinds._terms import best_k, pair_mask, unary_or
 
 if TYPE_CHECKING:
@@ -19,20 +19,24 @@ if TYPE_CHECKING:
 
 
 class FacilityLocation(Kind):
-    """Sum over all tokens of their largest `pairwise` similarity to the choice, weighted by `unary` if given.
+    """Sum over all targets of their largest gain from the choice.
 
-    Entry (n, s) is what n gains when s is chosen; the two directions may differ, and the diagonal counts.
+    The targets are the tokens, which gain their `pairwise` similarity weighted by `unary` if given, and the
+    external `anchors`, which gain minus what it costs to serve them; either may be missing.  Entry (n, s)
+    is what n gains when s is chosen; the two directions may differ, and the diagonal counts.  Over a cost it
+    is transport from k sources of any mass, at the least cost.
     """
 
     name: ClassVar[str] = "facility_location"
     pairs: ClassVar[str] = "kernels"
-    scaled: ClassVar[frozenset[str]] = frozenset({"pairwise"})
+    serves: ClassVar[bool] = True
+    scaled: ClassVar[frozenset[str]] = frozenset({"pairwise", "anchors"})
     greedy = {"kind": "lazy_greedy"}
 
     def value(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
-        assert problem.pairwise is not None
-        best = problem.pairwise.double().masked_fill(~keep[:, None, :], -math.inf).amax(2)
-        return (best.masked_fill(~problem.real, 0) * unary_or(problem, 1.0)).sum(1)
+        gain, weight = served(problem)
+        best = gain.double().masked_fill(~keep[:, None, :], -math.inf).amax(2)
+        return (best.masked_fill(weight == 0, 0) * weight).sum(1)
 
     def bound(self, problem: SubsetProblem, keep: Tensor) -> Tensor | str:
         """Best of the trivial bound and the data-dependent one around `keep`; protected tokens are not used.
@@ -45,49 +49,73 @@ class FacilityLocation(Kind):
         return facility_bound(problem, keep)
 
     def swap_gains(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
-        assert problem.pairwise is not None
-        similar = problem.pairwise.double().masked_fill(~pair_mask(problem), 0)
-        weight = unary_or(problem, 1.0)[:, :, None]
-        chosen = similar.masked_fill(~keep[:, None, :], -math.inf)
+        gain, weight = served(problem)
+        gain, weight = gain.double(), weight[:, :, None]
+        chosen = gain.masked_fill(~keep[:, None, :], -math.inf)
         two = chosen.topk(min(2, chosen.shape[2]), dim=2)
         first, second = two.values[:, :, :1], two.values[:, :, -1:]
-        base = (torch.maximum(similar, first) - first) * weight
-        lost = (torch.maximum(similar, second) - torch.maximum(similar, first)) * weight
-        served = two.indices[:, :, :1].expand(-1, -1, lost.shape[2])
-        by_server = torch.zeros_like(lost).scatter_add_(1, served, lost)
+        base = (torch.maximum(gain, first) - first) * weight
+        lost = (torch.maximum(gain, second) - torch.maximum(gain, first)) * weight
+        server = two.indices[:, :, :1].expand(-1, -1, lost.shape[2])
+        tokens = lost.shape[2]
+        by_server = lost.new_zeros(len(lost), tokens, tokens).scatter_add_(1, server, lost)
         return base.sum(1)[:, None, :] + by_server
 
+    def check(self, problem: SubsetProblem) -> None:
+        if problem.pairwise is None and problem.unary is not None:
+            raise ProblemError(
+                "unary weighs tokens that are served, and only anchors are; leave it out, or give pairwise"
+            )
+
     def linear(self, problem: SubsetProblem) -> Program:
-        """An entry for every way to serve a token; every token is served once, by a chosen one."""
-        assert problem.pairwise is not None
+        """An entry for every way to serve a target; every target is served once, by a chosen token."""
         program = choosing(problem)
-        weight = placed(unary_or(problem, 1.0), program.place)
+        gain, weight = (t[0].double().cpu().numpy() for t in served(problem))
         if (weight < 0).any():
             raise ProblemError("facility_location has negative weights; milp cannot assign")
-        n = program.tokens
-        i, j = (a.ravel() for a in np.indices((n, n)))
-        worth = placed(problem.pairwise.double(), program.place) * weight[:, None]
+        there = np.flatnonzero(weight)
+        n, targets = program.tokens, len(there)
+        i, j = (a.ravel() for a in np.indices((targets, n)))
+        worth = gain[np.ix_(there, program.place)] * weight[there, None]
         y = program.extend(worth.ravel())
-        for row in range(n):
+        for row in range(targets):
             program.centre(slice(n + row * n, n + (row + 1) * n), 1)
-        program.add(i, y, 1.0, np.ones(n), np.ones(n))
-        one = np.ones(n * n)
-        rows, cols = np.concatenate([np.arange(n * n)] * 2), np.concatenate([y, j])
+        program.add(i, y, 1.0, np.ones(targets), np.ones(targets))
+        one = np.ones(targets * n)
+        rows, cols = np.concatenate([np.arange(targets * n)] * 2), np.concatenate([y, j])
         program.add(rows, cols, np.concatenate([one, -one]), -np.inf * one, 0 * one)
         return program
 
 
+def served(problem: SubsetProblem) -> tuple[Tensor, Tensor]:
+    """What every target gains from every token, `[B,R,N]`, and its weight `[B,R]` float64, 0 if absent.
+
+    Entries of absent targets and of padded tokens are 0; without padding tokens are not copied.
+    """
+    gains, weights = [], []
+    if problem.pairwise is not None:
+        whole = problem.mask is None
+        gains.append(problem.pairwise if whole else problem.pairwise.masked_fill(~pair_mask(problem), 0))
+        weights.append(unary_or(problem, 1.0))
+    if problem.anchors is not None:
+        entries = (problem.anchors < math.inf) & problem.real[:, None, :]
+        gains.append(-problem.anchors.masked_fill(~entries, 0))
+        weights.append(entries.any(2).double())
+    if len(gains) == 1:
+        return gains[0], weights[0]
+    return torch.cat(gains, 1), torch.cat(weights, 1)
+
+
 def facility_bound(problem: SubsetProblem, keep: Tensor) -> Tensor:
     """The bound for non-negative weights."""
-    assert problem.pairwise is not None
-    real = problem.real
-    weight = unary_or(problem, 1.0)
-    similar = problem.pairwise.double().masked_fill(~pair_mask(problem), -math.inf)
-    trivial = (similar.amax(2).masked_fill(~real, 0) * weight).sum(1)
-    covered = similar.masked_fill(~keep[:, None, :], -math.inf).amax(2)
-    base = (covered.masked_fill(~real, 0) * weight).sum(1)
-    more = torch.relu(similar - covered[:, :, None]).nan_to_num(0.0, posinf=0.0)
-    more = more.masked_fill(~real[:, :, None], 0)
-    gain = (more * weight[:, :, None]).sum(1).masked_fill(~real, -math.inf)
-    some = (keep & real).any(1)
-    return torch.minimum(trivial, torch.where(some, base + best_k(gain, problem.k), math.inf))
+    gain, weight = served(problem)
+    gain = gain.double().masked_fill(~problem.real[:, None, :], -math.inf)
+    there = weight > 0
+    trivial = (gain.amax(2).masked_fill(~there, 0) * weight).sum(1)
+    covered = gain.masked_fill(~keep[:, None, :], -math.inf).amax(2)
+    base = (covered.masked_fill(~there, 0) * weight).sum(1)
+    more = torch.relu(gain - covered[:, :, None]).nan_to_num(0.0, posinf=0.0)
+    more = (more.masked_fill(~there[:, :, None], 0) * weight[:, :, None]).sum(1)
+    some = (keep & problem.real).any(1)
+    best = best_k(more.masked_fill(~problem.real, -math.inf), problem.k)
+    return torch.minimum(trivial, torch.where(some, base + best, math.inf))
