@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -44,73 +42,6 @@ def test_no_name_of_a_kind_stands_outside_its_file_and_its_solvers() -> None:
         if named.search(line) and '"transport"' not in line  # which is a score in the simplest of them
     ]
     assert found == []
-
-
-PLUGIN = """
-import torch
-from pruneopt.problems.kinds import Kind
-from pruneopt.problems.kinds._program import choosing
-
-class Squares(Kind):
-    \"\"\"Sum of the squares of the scores.\"\"\"
-    name = "squares"
-    needs = frozenset({"unary"})
-    scaled = frozenset()
-
-    def _worth(self, problem):
-        return problem.unary.double().square().masked_fill(~problem.real, 0)
-
-    def value(self, problem, keep):
-        return (self._worth(problem) * keep).sum(1)
-
-    def swap_gains(self, problem, keep):
-        worth = self._worth(problem)
-        return worth[:, None, :] - worth[:, :, None]
-
-    def linear(self, problem):
-        program = choosing(problem)
-        program.c = self._worth(problem)[0].numpy()[program.place]
-        return program
-"""
-
-USE = """
-import torch
-from pruneopt import load_spec, select
-from pruneopt.registry import registry
-from pruneopt.testing import check_kind
-signals = {"features": torch.tensor([0.1, -3.0, 2.0, 0.5, -2.5, 1.0])[None, :, None]}
-less = {"kind": "token_norm", "weight": -1}
-for solver in ("local_search", "milp", "brute_force"):
-    spec = load_spec({"insertion": "post_encoder", "budget": {"keep": 2}, "solver": solver,
-                      "problem": {"kind": "squares", "scores": {"less": less}}})
-    print(solver, select(spec, signals).indices[0].tolist())
-print(check_kind(registry("kinds").get("squares"), on_fail="report").failures)
-"""
-
-
-def test_a_kind_of_another_package_needs_no_edit(tmp_path: Path) -> None:
-    (tmp_path / "planted_squares.py").write_text(PLUGIN)
-    info = tmp_path / "planted_squares-1.2.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: planted-squares\nVersion: 1.2\n")
-    points = ("[pruneopt.kinds]", "squares = planted_squares:Squares", "lost = planted_nowhere:Lost")
-    (info / "entry_points.txt").write_text("\n".join(points))
-
-    def run(*words: str) -> str:
-        paths = f"{tmp_path}:{CORE.parent}"
-        done = subprocess.run(
-            [sys.executable, *words], capture_output=True, text=True, env={"PYTHONPATH": paths, "PATH": ""}
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    assert run("-c", USE).splitlines() == [
-        "local_search [1, 4]", "milp [1, 4]", "brute_force [1, 4]", "[]",
-    ]  # fmt: skip
-    listed = run("-m", "pruneopt", "list", "kinds")
-    assert "Sum of the squares of the scores." in listed and "planted-squares 1.2" in listed
-    assert "planted_nowhere" in listed  # the broken one is named and hides nothing
-    assert "conforms" in run("-m", "pruneopt", "check", "kinds/squares")
 
 
 def test_solvers_of_any_kind_take_those_that_offer_what_they_need() -> None:
