@@ -203,6 +203,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "top_k": {"unary": UNARY},
     "max_min": {"pairwise": PAIR},
     "max_sum": {"pairwise": PAIR},
+    "k_center": {"pairwise": PAIR},
     "facility_location": {"pairwise": PAIR},
     "log_det": {"pairwise": PAIR},
     "independent_set": {"unary": UNARY, "pairwise": PAIR, "threshold": 0.5},
@@ -305,10 +306,10 @@ def test_wrong_shapes_of_anchors_and_quotas_are_named() -> None:
     assert no("max_min", anchors=torch.ones(2, 3, 4), anchor_strength=torch.ones(2, 2)) == said
     for bad in (torch.ones(2, dtype=torch.int64), QUOTA[:1]):
         assert no("quota", quota=bad) == f"quota must have shape [2, G], got {list(bad.shape)}"
-    for kind in set(KINDS) - {"max_min", "max_sum", "facility_location"}:
-        said = f"anchors have no meaning for {kind}; they count as chosen in max_min, max_sum"
+    for kind in set(KINDS) - {"k_center", "max_min", "max_sum", "facility_location"}:
+        said = f"anchors have no meaning for {kind}; they count as chosen in k_center, max_min, max_sum"
         assert no(kind, anchors=torch.ones(2, 1, 4)) == said
-    for kind in ("max_min", "max_sum"):
+    for kind in ("k_center", "max_min", "max_sum"):
         assert subset(kind, anchors=torch.ones(2, 0, 4)).anchors is not None
 
 

@@ -132,8 +132,8 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     (put(TOP, problem__kind="topk"), "problem.kind 'topk' is unknown; did you mean 'top_k'?", "problem.kind"),
     (
         put(TOP, problem__kind=...),
-        "problem.kind None is unknown; known: facility_location, independent_set, log_det, max_min, max_sum, "
-        "quota, top_k, transport",
+        "problem.kind None is unknown; known: facility_location, independent_set, k_center, log_det, "
+        "max_min, max_sum, quota, top_k, transport",
         "problem.kind",
     ),
     (put(TOP, problem__skores={}), "unknown key problem.skores; did you mean 'scores'?", "problem.skores"),
@@ -327,7 +327,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     (put(TOP, problem__scores__norm={"kind": "emd"}), "unknown score 'emd'", "problem.scores.norm"),
     (
         put(ALIKE, problem__anchors={"k": "cosine"}),
-        "problem.anchors has no meaning for independent_set; max_min, max_sum take it",
+        "problem.anchors has no meaning for independent_set; k_center, max_min, max_sum take it",
         "problem.anchors",
     ),
     *(
@@ -340,7 +340,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
             (
                 "pairwise",
                 {"k": "cosine"},
-                "facility_location, independent_set, log_det, max_min, max_sum take",
+                "facility_location, independent_set, k_center, log_det, max_min, max_sum take",
             ),
             ("threshold", 0.0, "independent_set takes"),
             ("quota", "window", "quota takes"),

@@ -13,10 +13,11 @@ from pruneopt.problems.subset import SubsetProblem
 from pruneopt.registry import registry
 
 KINDS = tuple(registry("kinds"))
-DISTANCE_KINDS = ("max_min", "max_sum")
+DISTANCE_KINDS = ("max_min", "max_sum", "k_center")
 OWN = (
-    "branch_and_bound", "brute_force", "farthest_point", "greedy_conflict", "greedy_log_det",
-    "greedy_max_sum", "lazy_greedy", "local_search", "milp", "pivot", "quota_top_k", "stable_top_k",
+    "branch_and_bound", "brute_force", "farthest_point", "greedy_conflict", "greedy_k_center",
+    "greedy_log_det", "greedy_max_sum", "lazy_greedy", "local_search", "milp", "pivot",
+    "quota_top_k", "stable_top_k",
 )  # fmt: skip
 
 
@@ -104,6 +105,9 @@ def slow_value(p: SubsetProblem, b: int, chosen: tuple[int, ...]) -> float:
         return -math.inf
     if p.kind in ("top_k", "quota", "independent_set"):
         return sum(u[i] for i in chosen)
+    if p.kind == "k_center":
+        serves = lambda n: [0.0 if s == n else d[n][s] for s in chosen] + [r[n] for r in rows]  # noqa: E731
+        return -max(max(0.0, min(serves(n))) for n in range(len(real)) if real[n])
     if p.kind == "max_min":
         every = [d[i][j] for i, j in pairs] + [r[i] for r in rows for i in chosen]
         return min(every) if every else 0.0
