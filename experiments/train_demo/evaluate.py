@@ -203,7 +203,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("records/evaluation.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    result = measure(arguments.kept, arguments.layer, arguments.seeds)
+    result = measure(arguments.kept, arguments.layer, cache=arguments.seeds)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))

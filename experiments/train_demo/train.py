@@ -92,7 +92,7 @@ def vision_stage(parts: Parts, args: argparse.Namespace) -> Step:
     def step(spent: float) -> tuple[torch.Tensor, dict[str, object]]:
         batch = vision_batch(renderer, rng, args.batch, args.dense_share, asked=False)
         last_layer = bool(rng.random() < 0.25)
-        features, pooled = see(parts.model, batch.pixels, last_layer)
+        features, pooled = see(parts.model, batch.pixels, capture=last_layer)
         loss, record = dense_loss(features, pooled, parts.heads, batch.labels)
         if regress:
             projected = parts.model.model.multi_modal_projector(features[:, 1:])

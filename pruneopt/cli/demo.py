@@ -53,7 +53,7 @@ def run_command(
     loaded, processor = machine.load(model, trust_remote_code)
     from pruneopt.models.load import build_inputs
 
-    inputs = build_inputs(processor, picture, text).to(loaded.device, loaded.dtype)
+    inputs = build_inputs(processor, picture, prompt=text).to(loaded.device, loaded.dtype)
     result = compare(loaded, processor, inputs=inputs, spec=spec, max_new_tokens=max_new_tokens)
     _show(result)
     name = f"{Path(image).stem}_{spec.name.replace('/', '-')}_{spec.hash}.png"
@@ -109,7 +109,7 @@ def _side_by_side(model: Any, processor: Any, spec: Spec, out: Path) -> None:
     question = sample()
     picture = open_image(question.image)
     show.print(Text(f"{question.image.name}: {question.question}", "bold"))
-    inputs = build_inputs(processor, picture, format_prompt(question.question))
+    inputs = build_inputs(processor, picture, prompt=format_prompt(question.question))
     result = compare(
         model, processor, inputs=inputs.to(model.device, model.dtype), spec=spec, max_new_tokens=8
     )

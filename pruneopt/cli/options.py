@@ -77,7 +77,9 @@ class Machine:
         if source == "demo":
             model, processor = self._demo()
         else:
-            model, processor = load_model(source, self.dtype, self.attention, trust_remote_code)
+            model, processor = load_model(
+                source, self.dtype, attention=self.attention, trust_remote_code=trust_remote_code
+            )
         try:
             return model.to(self.device), processor
         except Exception as error:

@@ -40,7 +40,7 @@ class Handle:
 
 
 def apply(
-    model: Any, spec: str | Path | Mapping[str, Any] | Spec, clock: Callable[[], Clock] | None = None
+    model: Any, spec: str | Path | Mapping[str, Any] | Spec, *, clock: Callable[[], Clock] | None = None
 ) -> Handle:
     """Prune every prompt that `model` runs from now on.
 
@@ -80,10 +80,10 @@ def apply(
     attachments = Attachments()
     handle = Handle(attachments, wiring)
     try:
-        attachments.attribute(adapter.base, _MARK, handle)
+        attachments.attribute(adapter.base, _MARK, value=handle)
         wiring.attach(attachments)
         guard.attach(attachments, wiring.forget_pictures)
-        attachments.around(adapter.model, "generate", wiring.one_at_a_time)
+        attachments.around(adapter.model, "generate", call=wiring.one_at_a_time)
     except BaseException:
         attachments.remove()
         raise
@@ -92,7 +92,7 @@ def apply(
 
 @contextmanager
 def prune(
-    model: Any, spec: str | Path | Mapping[str, Any] | Spec, clock: Callable[[], Clock] | None = None
+    model: Any, spec: str | Path | Mapping[str, Any] | Spec, *, clock: Callable[[], Clock] | None = None
 ) -> Iterator[Run]:
     """Prune every prompt inside the context; leaving it, by any road, restores the model.
 
@@ -106,7 +106,7 @@ def prune(
     Run
         What was kept, and the report.
     """
-    handle = apply(model, spec, clock)
+    handle = apply(model, spec, clock=clock)
     try:
         yield handle.run
     finally:

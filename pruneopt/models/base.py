@@ -41,7 +41,7 @@ class Picture:
     free: Tensor
 
     @classmethod
-    def plain(cls, width: int, height: int, frames: int = 1, separate: bool = True) -> Picture:
+    def plain(cls, width: int, height: int, *, frames: int = 1, separate: bool = True) -> Picture:
         """Raster order over `frames` grids; each frame is a group of its own when `separate`."""
         index = torch.arange(width * height * frames)
         cell, frame = index % (width * height), index // (width * height)
@@ -141,7 +141,7 @@ class ModelAdapter(ABC):
         """The vision encoder, for signals of it.  Raises ModelError where the family exposes none."""
         raise ModelError(f"{self.family} exposes no encoder signals")
 
-    def pack(self, signal: Tensor, inputs: Mapping[str, Any], video: bool) -> Tensor:
+    def pack(self, signal: Tensor, inputs: Mapping[str, Any], *, video: bool) -> Tensor:
         """Encoder patches `[crops,P,C]` to visual tokens `[tokens,C]`, as the model packs its features."""
         return signal.flatten(0, 1)
 

@@ -41,7 +41,10 @@ def held(cache: Any, layer: int) -> int:
     return int(cache.layers[layer].get_seq_length())
 
 
-def _length(cache: Any, plain: Callable[..., Any], layer_idx: int = 0) -> int:
+# Arguments by position: the cache calls these in place of its own methods.
+
+
+def _length(cache: Any, plain: Callable[..., Any], layer_idx: int = 0) -> int:  # noqa: PLR0917
     """The tokens seen so far, pruned ones included; of a named later layer the columns that it holds."""
     return held(cache, layer_idx) + (_removed(cache) if layer_idx == 0 else 0)
 
@@ -54,7 +57,7 @@ def _removed(cache: Any) -> int:
     return state.columns - state.segments[0].width
 
 
-def _crop(cache: Any, plain: Callable[..., Any], length: int) -> None:
+def _crop(cache: Any, plain: Callable[..., Any], length: int) -> None:  # noqa: PLR0917
     """Take decoded tokens back: `length` is minus their number, or (older transformers) what is to be left.
 
     Raises ModelError where that reaches into the pruned prompt.
@@ -72,7 +75,7 @@ def _crop(cache: Any, plain: Callable[..., Any], length: int) -> None:
             layer.crop(-going)
 
 
-def _move_rows(cache: Any, plain: Callable[..., Any], rows: Any) -> Any:
+def _move_rows(cache: Any, plain: Callable[..., Any], rows: Any) -> Any:  # noqa: PLR0917
     """`rows`: an index tensor, or how often each row is repeated."""
     state, before = recall(cache), len(cache.layers[-1].keys)
     done = plain(rows)

@@ -97,7 +97,7 @@ class Columns:
         return taken.masked_fill((self.text < 0).view(*self.text.shape, *[1] * (taken.dim() - 2)), 0)
 
     def after(
-        self, keep: Tensor, counts: Sequence[int], rank: Tensor | None = None, *, group: Tensor | None = None
+        self, keep: Tensor, counts: Sequence[int], *, rank: Tensor | None = None, group: Tensor | None = None
     ) -> tuple[Columns, Move]:
         """The columns once the visual tokens outside `keep` are gone, and how tensors get there.
 
@@ -121,7 +121,7 @@ class Columns:
         inside = torch.arange(order.shape[1], device=device) >= leading[:, None]
 
         whole = torch.zeros_like(self.place) if group is None else group
-        places, tokens = emission(keep, rank, whole, max(counts))
+        places, tokens = emission(keep, rank, group=whole, width=max(counts))
         real = torch.arange(tokens.shape[1], device=device) < placed(counts, device)[:, None]
         went = self.pick(inverse(order, width))  # old column to new one
         place = went.gather(1, self.place.clamp_min(0).gather(1, places))
@@ -187,7 +187,7 @@ def inverse(order: Tensor, columns: int) -> Tensor:
     )
 
 
-def emission(keep: Tensor, rank: Tensor | None, group: Tensor, width: int) -> tuple[Tensor, Tensor]:
+def emission(keep: Tensor, rank: Tensor | None, *, group: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """`[B,width]` twice: the places of the kept tokens in order, and which kept token goes to each.
 
     Both index the tokens of `keep` `[B,N]`; rows that keep fewer than `width` end in dropped ones.  The
@@ -207,7 +207,7 @@ def emission(keep: Tensor, rank: Tensor | None, group: Tensor, width: int) -> tu
     return places, token.gather(1, places)
 
 
-def take(values: Tensor, order: Tensor, dim: int = 1) -> Tensor:
+def take(values: Tensor, order: Tensor, *, dim: int = 1) -> Tensor:
     """Gather `values` `[B or 1, ..., L, ...]` along `dim` by `order` `[B,W]`."""
     shape = [1] * values.dim()
     shape[0], shape[dim] = order.shape

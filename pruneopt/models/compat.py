@@ -34,7 +34,7 @@ def effective_generation(model: Any, given: Mapping[str, Any]) -> Any:
     return found
 
 
-def reach(config: Any, attention: Any, layer: int) -> int | None:
+def reach(config: Any, attention: Any, *, layer: int) -> int | None:
     """How many columns back a decoder layer looks, itself included; None for all of them.
 
     Attention modules that know their own window say it (Qwen2, Qwen3); others take it from the config for
@@ -80,7 +80,7 @@ class CacheLengths:
         return self.past + query_length, 0
 
 
-def causal_mask(config: Any, hidden: Tensor, valid: Tensor | None, past: int) -> Any:
+def causal_mask(config: Any, hidden: Tensor, *, valid: Tensor | None, past: int) -> Any:
     """The mask that this model's attention backend wants, for keys `valid` `[B, past + q]` (None: all).
 
     `hidden` `[B,q,D]` gives batch, query length, dtype and device.
@@ -96,7 +96,7 @@ def causal_mask(config: Any, hidden: Tensor, valid: Tensor | None, past: int) ->
     )
 
 
-def window_order(grid: Tensor, merge: int, window: int, patch: int) -> Tensor:
+def window_order(grid: Tensor, merge: int, *, window: int, patch: int) -> Tensor:
     """Order in which Qwen2.5-VL's encoder holds the merged tokens of images of size `grid` `[n,3]`."""
     from transformers.vision_utils import get_vision_window_index
 

@@ -23,9 +23,9 @@ class Decode:
     Raises ModelError for an attention mask that does not cover everything so far.
     """
 
-    def __init__(self, adapter: ModelAdapter, inputs: Mapping[str, Any], state: CacheState, seen: int):
+    def __init__(self, adapter: ModelAdapter, inputs: Mapping[str, Any], *, state: CacheState, seen: int):
         self.adapter, self.state = adapter, state
-        self.tail = _tail(inputs, state, seen)
+        self.tail = _tail(inputs, state, seen=seen)
         self.masks: dict[int, Any] = {}
 
     def text_starts(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -34,7 +34,7 @@ class Decode:
     def positions_are(self, ids: Tensor) -> None:
         pass
 
-    def before_layer(self, index: int, hidden: Tensor, kwargs: Mapping[str, Any]) -> Any:
+    def before_layer(self, index: int, hidden: Tensor, *, kwargs: Mapping[str, Any]) -> Any:
         """The arguments of a layer that works on a pruned prompt; None for one that holds all of it."""
         segment = self.state.at(index)
         if segment is None:
@@ -42,9 +42,11 @@ class Decode:
         past = held(kwargs.get("past_key_values"), index)
         changed: dict[str, Any] = {"position_ids": None}
         if segment.following is not None:
-            changed["position_embeddings"] = self._following(segment, hidden, past)
+            changed["position_embeddings"] = self._following(segment, hidden, past=past)
         if segment.layer not in self.masks:
-            self.masks[segment.layer] = segment_mask(self.adapter, segment, hidden, past, self.tail)
+            self.masks[segment.layer] = segment_mask(
+                self.adapter, segment, hidden=hidden, past=past, tail=self.tail
+            )
         return hidden, {**changed, "attention_mask": self.masks[segment.layer]}
 
     def after_layer(self, index: int, output: Tensor) -> None:
@@ -53,7 +55,7 @@ class Decode:
     def finish(self, output: Any) -> None:
         return None
 
-    def _following(self, segment: Segment, hidden: Tensor, past: int) -> tuple[Tensor, Tensor]:
+    def _following(self, segment: Segment, hidden: Tensor, *, past: int) -> tuple[Tensor, Tensor]:
         """Rotary embedding of decoded columns under `compact`."""
         assert segment.following is not None
         start = segment.following + (past - segment.width)
@@ -61,10 +63,12 @@ class Decode:
             start = start.repeat_interleave(hidden.shape[0] // start.shape[0], dim=0)
         ids = start + torch.arange(hidden.shape[1], device=hidden.device)
         rope = getattr(self.adapter.text_config, "rope_parameters", None) or {}
-        return rotary_of(self.adapter, hidden, ids.expand(3 if "mrope_section" in rope else 1, -1, -1))
+        return rotary_of(
+            self.adapter, hidden, positions=ids.expand(3 if "mrope_section" in rope else 1, -1, -1)
+        )
 
 
-def _tail(inputs: Mapping[str, Any], state: CacheState, seen: int) -> Tensor | None:
+def _tail(inputs: Mapping[str, Any], state: CacheState, *, seen: int) -> Tensor | None:
     """`[B, columns after the prompt]` of the attention mask; None when none of them is padding."""
     mask = inputs.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.dim() != 2:

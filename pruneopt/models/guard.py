@@ -55,9 +55,9 @@ class Guard:
         self.check_forwards()
         for name in ("generate_batch", "init_continuous_batching"):
             if hasattr(model, name):
-                attachments.attribute(model, name, refuse_batches)
+                attachments.attribute(model, name, value=refuse_batches)
         generate: Any = model.generate
-        attachments.attribute(model, "generate", self._generate(generate, before_prompt))
+        attachments.attribute(model, "generate", value=self._generate(generate, before_prompt))
 
     def check_forwards(self) -> None:
         """Raise ModelError when a module that hooks depend on does not run its class's own forward."""
@@ -87,13 +87,15 @@ class Guard:
             refuse_generation(settings, given)
             self.window.check_generation(settings, given)
             before_prompt()
-            with self._call.expecting(has_pixels(given)):
+            with self._call.expecting(pixels=has_pixels(given)):
                 return generate(*args, **kwargs)
 
         return guarded
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        named = _named(self._signature, module, args, kwargs)
+    # Arguments by position: torch calls hooks so.
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: PLR0917
+        named = _named(self._signature, module, args=args, kwargs=kwargs)
         refuse_call(named)
         self.window.check_call(named)
         self._call.due, self._call.pending = has_pixels(named) or self._call.pending, False
@@ -108,7 +110,7 @@ class Guard:
 
         return hook
 
-    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:  # noqa: PLR0917
         due, self._call.due = self._call.due, False
         if due and output is not None and self._call.ran != self.cut:
             raise ModelError(
@@ -127,7 +129,7 @@ class _Call(threading.local):
     ran: frozenset[int] = frozenset()
 
     @contextmanager
-    def expecting(self, pixels: bool) -> Iterator[None]:
+    def expecting(self, *, pixels: bool) -> Iterator[None]:
         """A `generate` whose first forward must cut, although its pictures may be encoded ahead of it."""
         self.pending = pixels
         try:
@@ -137,7 +139,7 @@ class _Call(threading.local):
 
 
 def _named(
-    signature: inspect.Signature, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    signature: inspect.Signature, module: nn.Module, *, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Arguments of a call by name; what the signature does not know is left to the call itself."""
     try:

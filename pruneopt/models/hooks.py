@@ -27,13 +27,12 @@ class Attachments:
         """`hook(module, args, kwargs)` runs before the module and may return new `(args, kwargs)`."""
         self._hooked(module, module.register_forward_pre_hook(hook, with_kwargs=True))
 
-    def after(self, module: nn.Module, hook: Callable[..., Any], always: bool = False) -> None:
+    def after(self, module: nn.Module, hook: Callable[..., Any], *, always: bool = False) -> None:
         """`hook(module, args, kwargs, output)` runs after the module; with `always` after an error too."""
         self._hooked(module, module.register_forward_hook(hook, with_kwargs=True, always_call=always))
 
-    def watch(self, module: nn.Module, what: str, callback: Callable[[Any], None]) -> None:
-        """Call back with the first `input`, the `output`, or the `(args, kwargs)` of a `call`; change "
-        "none."""
+    def watch(self, module: nn.Module, what: str, callback: Callable[[Any], None]) -> None:  # noqa: PLR0917
+        """Call back with the first `input`, the `output`, or the `(args, kwargs)` of a `call`."""
         if what == "output":
             self.after(module, lambda _module, _args, _kwargs, output: callback(output))
             return
@@ -46,7 +45,7 @@ class Attachments:
 
         self.before(module, see)
 
-    def attribute(self, owner: nn.Module, name: str, value: Any) -> None:
+    def attribute(self, owner: nn.Module, name: str, *, value: Any) -> None:
         """Set an instance attribute that shadows a class attribute; removal deletes it again."""
         if name in owner.__dict__:
             raise RuntimeError(f"{name} is already set on this {type(owner).__name__}")
@@ -55,10 +54,10 @@ class Attachments:
         self._undo.append(lambda: owner.__dict__.pop(name, None))
         self._copied_without(owner)
 
-    def around(self, owner: nn.Module, name: str, call: Callable[..., Any]) -> None:
+    def around(self, owner: nn.Module, name: str, *, call: Callable[..., Any]) -> None:
         """Run `call(inner, *args, **kwargs)` in the place of a method; removal restores what was there."""
         before = owner.__dict__.get(name)
-        made = owner.__dict__[name] = Around(getattr(owner, name), call, before)
+        made = owner.__dict__[name] = Around(getattr(owner, name), call, before=before)
 
         def undo() -> None:
             made.call = None  # who holds it still gets the plain method
@@ -100,7 +99,7 @@ class Around:
     `inner` is what it was, `before` the instance attribute of that name, None for a method of the class.
     """
 
-    def __init__(self, inner: Callable[..., Any], call: Callable[..., Any] | None, before: Any):
+    def __init__(self, inner: Callable[..., Any], call: Callable[..., Any] | None, *, before: Any):
         update_wrapper(self, inner)
         self.inner, self.call, self.before = inner, call, before
 

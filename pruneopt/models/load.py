@@ -58,6 +58,7 @@ def attention_of(name: str) -> str:
 def load_model(
     source: str,
     dtype: str = "float32",
+    *,
     attention: str = "sdpa",
     trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
@@ -94,7 +95,7 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
-def build_inputs(processor: Any, image: Image, prompt: str) -> Any:
+def build_inputs(processor: Any, image: Image, *, prompt: str) -> Any:
     """Inputs of one picture and one prompt, through the chat template where the model has one.
 
     Raises InputError for a prompt that asks for another number of pictures.

@@ -103,7 +103,7 @@ class Prefill:
             self.positions = ids if ids.dim() == 3 else ids[None]
 
     def before_layer(
-        self, index: int, hidden: Tensor, kwargs: Mapping[str, Any]
+        self, index: int, hidden: Tensor, *, kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, dict[str, Any]] | None:
         """Let the sites cut.  The hidden states that enter and the arguments that change with them;
         None before the first cut.
@@ -116,14 +116,14 @@ class Prefill:
         for site in self.sites:
             hidden = site.before_layer(self, index, hidden=hidden)
         if index in self.sources.decoder.plan:
-            self.sources.captured.keep(index, "in", hidden)
+            self.sources.captured.keep(index, "in", value=hidden)
         segment = self.state.at(index)
         if segment is None:
             return None
         if self.cache is not None:
             remember(self.cache, self.state)
         if segment.layer not in self.masks:
-            self.masks[segment.layer] = segment_mask(self.adapter, segment, hidden, 0, None)
+            self.masks[segment.layer] = segment_mask(self.adapter, segment, hidden=hidden, past=0, tail=None)
         mask = self.masks[segment.layer]
         return hidden, {"attention_mask": mask, "position_embeddings": self.rotary, "position_ids": None}
 
@@ -135,9 +135,9 @@ class Prefill:
         decoder, captured = self.sources.decoder, self.sources.captured
         if index in decoder.plan:
             start = time.perf_counter()
-            captured.keep(index, "out", output)
+            captured.keep(index, "out", value=output)
             with captured.closed(index) as raw:
-                found = decoder.compute(index, self.view(), raw)
+                found = decoder.compute(index, self.view(), raw=raw)
             self.store.update({(base, index): tensor for base, tensor in found.items()})
             self.timed("signals", start)
         for site in self.sites:
@@ -161,7 +161,7 @@ class Prefill:
             )
         notes = tuple(note for site in self.sites for note in site.notes)
         outcome = Outcome(self.spec, self.prompt, self.cuts, self.store["size", None], self.seconds, notes)
-        return outcome, measure(self.adapter, outcome, getattr(output, "past_key_values", None))
+        return outcome, measure(self.adapter, outcome, cache=getattr(output, "past_key_values", None))
 
     # one cut
 
@@ -189,9 +189,9 @@ class Prefill:
         """
         with torch.no_grad():
             stream = torch.empty(0) if hidden is None else hidden
-            signals = self.store.signals(stage, self.columns, stream)
+            signals = self.store.signals(stage, self.columns, hidden=stream)
             clock.lap("signals")
-            selection = self._select(stage, signals, clock)
+            selection = self._select(stage, signals, clock=clock)
         refuse_selection(self.spec, stage, selection=selection)
         return selection
 
@@ -202,7 +202,7 @@ class Prefill:
             self.store["importance", None] = selection.importance
         dropped = counts != self.columns.alive
         if dropped or selection.merge is not None or selection.rank is not None:
-            hidden = self._shorten(stage, selection, counts, hidden)
+            hidden = self._shorten(stage, selection, counts=counts, hidden=hidden)
         self.done(Cut.of(stage, selection, columns=self.columns), clock=clock)
         return hidden
 
@@ -213,9 +213,9 @@ class Prefill:
         for name, seconds in clock.seconds.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
-    def _select(self, stage: StageSpec, signals: Signals, clock: Clock) -> Selection:
+    def _select(self, stage: StageSpec, signals: Signals, *, clock: Clock) -> Selection:
         names = sorted(name for name in stage.needs if signal_info(name).place is Place.CROP)
-        given, place = self._with_crops(stage, signals, names) if names else (signals, None)
+        given, place = self._with_crops(stage, signals, names=names) if names else (signals, None)
         selection = Pruner(stage).select(given, self.prompt.started, clock=clock, check=self.check)
         if not self.check:
             bad = given.bad_values(sorted(stage.needs)).any()
@@ -225,7 +225,7 @@ class Prefill:
         return selection
 
     def _with_crops(
-        self, stage: StageSpec, signals: Signals, names: list[str]
+        self, stage: StageSpec, signals: Signals, *, names: list[str]
     ) -> tuple[Signals, Tensor | None]:
         """Add signals that exist once per crop: one problem per crop where samples have several."""
         assert self.store.crop is not None
@@ -245,16 +245,16 @@ class Prefill:
         return Signals(tensors, signals.mask if signals.ragged else None, signals.sample), place
 
     def _shorten(
-        self, stage: StageSpec, selection: Selection, counts: tuple[int, ...], hidden: Tensor
+        self, stage: StageSpec, selection: Selection, *, counts: tuple[int, ...], hidden: Tensor
     ) -> Tensor:
         """Everything that runs along the sequence follows a removal.  The order of the steps matters."""
         # Columns first: all else is told by them, and by the move, where to go.
         old = self.columns
         self.columns, move = old.after(
-            selection.keep, counts, selection.rank, group=self.store["group", None]
+            selection.keep, counts, rank=selection.rank, group=self.store["group", None]
         )
         # Merges read the tokens that go, so before hidden states are gathered; they are written after it.
-        merged = _merged(selection, move, old.visual(hidden), old.mask)
+        merged = _merged(selection, move, values=old.visual(hidden), mask=old.mask)
         hidden = take(hidden, move.content)
         if merged is not None:
             hidden = self.columns.write(hidden, merged)
@@ -266,11 +266,11 @@ class Prefill:
         if self.deepstack is not None:
             self.deepstack = self.deepstack.after(self.columns, move)
         # Positions last: under `compact` the model's rotary embedding is asked for what is left.
-        self._reposition(stage, move, hidden)
+        self._reposition(stage, move, hidden=hidden)
         self.masks.clear()
         return hidden
 
-    def _reposition(self, stage: StageSpec, move: Move, hidden: Tensor) -> None:
+    def _reposition(self, stage: StageSpec, move: Move, *, hidden: Tensor) -> None:
         """Positions and rotary embedding of the columns that are left, and the segment for later steps."""
         assert self.rotary is not None
         layer, before = stage.insertion.layer_index, self.state.at(stage.insertion.layer_index)
@@ -282,7 +282,7 @@ class Prefill:
         if self.spec.positions_at(stage) == "compact":
             assert self.positions is not None
             self.positions, segment.following = compact_positions(self.positions, self.columns.valid)
-            self.rotary = rotary_of(self.adapter, hidden, self.positions)
+            self.rotary = rotary_of(self.adapter, hidden, positions=self.positions)
         else:
             cos, sin = self.rotary
             self.rotary = take(cos, move.order), take(sin, move.order)
@@ -300,11 +300,11 @@ class Prefill:
 
     def _entry(self, hidden: Tensor) -> None:
         """Signals of the stream that enters the first layer."""
-        found = signals_of("start", self.spec.needs, Stream(self.columns, hidden.detach()))
+        found = signals_of("start", self.spec.needs, stream=Stream(self.columns, hidden.detach()))
         self.store.update({(name, None): tensor for name, tensor in found.items()})
 
 
-def _merged(selection: Selection, move: Move, values: Tensor, mask: Tensor) -> Tensor | None:
+def _merged(selection: Selection, move: Move, *, values: Tensor, mask: Tensor) -> Tensor | None:
     """New values `[B',K,D]` of the kept tokens, from `values` `[B',N,D]` of all; None without a merge."""
     if selection.merge is None:
         return None

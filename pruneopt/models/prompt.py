@@ -87,11 +87,11 @@ def read_prompt(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Prompt:
         )
     images, videos = adapter.pictures(inputs)
     times = _repeats(kinds, sum(map(len, images)) + sum(map(len, videos)))
-    owner = _assign(kinds[::times], images, videos).repeat_interleave(times, dim=0)
+    owner = _assign(kinds[::times], images, videos=videos).repeat_interleave(times, dim=0)
     last = [int(row.nonzero().max()) if row.any() else 0 for row in real]
     may_go = real.clone()
     may_go[range(len(real)), last] = False
-    free, group, crop_count = _free(may_go, owner, images + videos)
+    free, group, crop_count = _free(may_go, owner, pictures=images + videos)
     rows = [b for b in range(len(kinds)) if free[b].any()]
     if not rows:
         raise InputError(
@@ -160,7 +160,7 @@ def _repeats(kinds: Tensor, tokens: int) -> int:
     return times if times > 1 and same else 1
 
 
-def _assign(kinds: Tensor, images: list[Picture], videos: list[Picture]) -> Tensor:
+def _assign(kinds: Tensor, images: list[Picture], *, videos: list[Picture]) -> Tensor:
     """`[B,L]`: index of each visual column among all tokens, images first, then videos; -1 elsewhere."""
     owner = torch.full_like(kinds, -1)
     offset = 0
@@ -177,7 +177,7 @@ def _assign(kinds: Tensor, images: list[Picture], videos: list[Picture]) -> Tens
     return owner
 
 
-def _free(may_go: Tensor, owner: Tensor, pictures: list[Picture]) -> tuple[Tensor, Tensor, list[int]]:
+def _free(may_go: Tensor, owner: Tensor, *, pictures: list[Picture]) -> tuple[Tensor, Tensor, list[int]]:
     """Prunable columns among `may_go` `[B,L]`, and the group of each (crops, frames of a row counted up)."""
     flat = _concatenate(pictures)
     crop = flat["crop"]

@@ -269,7 +269,7 @@ def _few(values: list[float] | None) -> str:
     return f"[{shown}{', ...' if len(values) > 3 else ''}]"
 
 
-def measure(adapter: ModelAdapter, outcome: Outcome, cache: Any) -> Report:
+def measure(adapter: ModelAdapter, outcome: Outcome, *, cache: Any) -> Report:
     """The report of a finished prefill; `cache` is what it filled, or None."""
     prompt, layers = outcome.prompt, len(adapter.layers)
     tokens, columns = [list(prompt.lengths)] * layers, [prompt.columns] * layers

@@ -79,7 +79,7 @@ class CacheState:
 
 
 def segment_mask(
-    adapter: ModelAdapter, segment: Segment, hidden: Tensor, past: int, tail: Tensor | None
+    adapter: ModelAdapter, segment: Segment, *, hidden: Tensor, past: int, tail: Tensor | None
 ) -> Any:
     """Mask of a segment for `q` new columns after `past` cached ones; `tail` `[B, past + q - W]` or None.
 
@@ -87,7 +87,7 @@ def segment_mask(
     """
     batch, new = hidden.shape[:2]
     if segment.full and tail is None:
-        return causal_mask(adapter.text_config, hidden, None, past)
+        return causal_mask(adapter.text_config, hidden, valid=None, past=past)
     valid = segment.valid
     if valid.shape[0] != batch:
         if batch % valid.shape[0]:
@@ -98,10 +98,10 @@ def segment_mask(
         valid = valid.repeat_interleave(batch // valid.shape[0], dim=0)
     if tail is None:
         tail = torch.ones(batch, past + new - segment.width, dtype=torch.bool, device=hidden.device)
-    return causal_mask(adapter.text_config, hidden, torch.cat([valid, tail.bool()], 1), past)
+    return causal_mask(adapter.text_config, hidden, valid=torch.cat([valid, tail.bool()], 1), past=past)
 
 
-def rotary_of(adapter: ModelAdapter, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+def rotary_of(adapter: ModelAdapter, hidden: Tensor, *, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Cos and sin of positions `[A,B,W]` from the model's own rotary embedding."""
     ids = positions[0] if positions.shape[0] == 1 else positions
     cos, sin = adapter.text.rotary_emb(hidden, ids)

@@ -49,10 +49,10 @@ class SignalStore(Mapping[Key, Tensor]):
             self.crop = take(self.crop, tokens)
         for key, tensor in self._tensors.items():
             for dim in signal_info(key[0]).token_dims:
-                tensor = take(tensor, tokens, dim)
+                tensor = take(tensor, tokens, dim=dim)
             self._tensors[key] = tensor
 
-    def signals(self, stage: StageSpec, columns: Columns, hidden: Tensor) -> Signals:
+    def signals(self, stage: StageSpec, columns: Columns, *, hidden: Tensor) -> Signals:
         """Everything that a stage reads; `hidden` `[B,W,D]` is the stream that it cuts.
 
         Raises SignalError for the importance of an earlier cut where none ranked tokens.
@@ -62,11 +62,11 @@ class SignalStore(Mapping[Key, Tensor]):
             names.add("group")
         if not any(signal_info(name).token_dims for name in names):
             names.add("xy")
-        tensors = signals_of("now", names, Stream(columns, hidden))
+        tensors = signals_of("now", names, stream=Stream(columns, hidden))
         for name in sorted(names - set(tensors)):
             base, _, at = name.partition("@")
             if signal_info(base).place is not Place.CROP:
-                tensors[name] = self[self._key(base, at, stage.insertion.layer_index)]
+                tensors[name] = self[self._key(base, at, cut=stage.insertion.layer_index)]
         return Signals(tensors, columns.mask if columns.ragged else None)
 
     def per_crop(self, name: str, crops: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class SignalStore(Mapping[Key, Tensor]):
         base, _, at = name.partition("@")
         return self[base, int(at) if at else None][crops]
 
-    def _key(self, base: str, at: str, cut: int) -> Key:
+    def _key(self, base: str, at: str, *, cut: int) -> Key:
         """Without a layer in its name a signal is that of no layer, or of the last one that ran."""
         if at:
             return base, int(at)

@@ -31,7 +31,7 @@ class Window:
             for base, _, at in (name.partition("@") for name in stage.needs):
                 if base.startswith(("attention", "lookahead")):
                     layers.add((int(at) if at else cut - 1) + base.startswith("lookahead"))
-        found = [reach(adapter.text_config, adapter.layers[i].self_attn, i) for i in sorted(layers)]
+        found = [reach(adapter.text_config, adapter.layers[i].self_attn, layer=i) for i in sorted(layers)]
         self.size: int | None = min((n for n in found if n is not None), default=None)
 
     def check_generation(self, settings: Any, given: Mapping[str, Any]) -> None:

@@ -51,10 +51,10 @@ class Wiring:
     def attach(self, attachments: Attachments) -> None:
         """Attach everything; `attachments` undoes it."""
         adapter = self.adapter
-        attachments.around(adapter.base, "forward", self._forward)
+        attachments.around(adapter.base, "forward", call=self._forward)
         for name in ("get_image_features", "get_video_features"):
             if hasattr(adapter.base, name):
-                attachments.around(adapter.base, name, self._encode)
+                attachments.around(adapter.base, name, call=self._encode)
         attachments.before(adapter.text, self._text)
         attachments.before(adapter.text.rotary_emb, self._rotary)
         for site in self.sites:  # before the captures: what they see of the encoder is what a site made of it
@@ -137,7 +137,7 @@ class Wiring:
                 "prompt, or start with an empty cache"
             )
         if state is not None:
-            return Decode(self.adapter, inputs, state, int(cache.get_seq_length()))
+            return Decode(self.adapter, inputs, state=state, seen=int(cache.get_seq_length()))
         if len({held(cache, layer) for layer in range(len(cache.layers))}) > 1:
             raise ModelError(
                 "the cache holds layers of different length but was not pruned by this library; start "
@@ -167,23 +167,25 @@ class Wiring:
 
     # what happens inside one
 
-    def _captured(self, layer: int, slot: str, value: Tensor) -> None:
+    def _captured(self, layer: int, slot: str, value: Tensor) -> None:  # noqa: PLR0917 - captures call it
         if isinstance(self.current, Prefill):
-            self.current.sources.captured.keep(layer, slot, value)
+            self.current.sources.captured.keep(layer, slot, value=value)
 
-    def _text(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    # Arguments by position: torch calls hooks so.
+
+    def _text(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: PLR0917
         return None if self.current is None else self.current.text_starts(args, kwargs)
 
-    def _rotary(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _rotary(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: PLR0917
         if self.current is not None:
             self.current.positions_are(kwargs["position_ids"] if "position_ids" in kwargs else args[1])
 
     def _before(self, index: int) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: PLR0917
             if self.current is None:
                 return None
             hidden = args[0] if args else kwargs["hidden_states"]
-            found = self.current.before_layer(index, hidden, kwargs)
+            found = self.current.before_layer(index, hidden, kwargs=kwargs)
             if found is None:
                 return None
             hidden, changed = found
@@ -194,7 +196,7 @@ class Wiring:
         return hook
 
     def _after(self, index: int) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:  # noqa: PLR0917
             return None if self.current is None else self.current.after_layer(index, output)
 
         return hook

@@ -319,7 +319,7 @@ def test_arguments_of_the_unpruned_length_are_refused(
 def test_arguments_are_named_as_the_signature_names_them() -> None:
     def call(self: Any, one: int, two: int = 2, **kwargs: Any) -> None: ...
 
-    named = guard._named(inspect.signature(call), None, (1,), {"two": 3, "labels": 4})  # type: ignore[arg-type]
+    named = guard._named(inspect.signature(call), None, args=(1,), kwargs={"two": 3, "labels": 4})  # type: ignore[arg-type]
     assert {k: v for k, v in named.items() if k != "self"} == {"one": 1, "two": 3, "labels": 4}
 
 

@@ -42,7 +42,7 @@ class Decoder:
     def __init__(self) -> None:
         self.seen: list[Any] = []
 
-    def compute(self, index: int, view: Any, raw: dict[str, Tensor]) -> dict[str, Tensor]:
+    def compute(self, index: int, view: Any, *, raw: dict[str, Tensor]) -> dict[str, Tensor]:
         self.seen.append((index, view, dict(raw)))
         return {"attn_out": view.columns.visual(raw["out"]), "hidden_in": view.columns.visual(raw["in"])}
 
@@ -91,8 +91,8 @@ def masks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every mask that is asked for, by its arguments; the answer is its number."""
     asked: list[Any] = []
 
-    def mask(*given: Any) -> str:
-        asked.append(given)
+    def mask(adapter: Any, segment: Any, *, hidden: Tensor, past: int, tail: Any) -> str:
+        asked.append((adapter, segment, hidden, past, tail))
         return f"mask {len(asked)}"
 
     monkeypatch.setattr(prefill_module, "segment_mask", mask)
@@ -123,11 +123,13 @@ def test_layers_before_the_first_cut_are_left_alone_and_later_ones_get_what_chan
     run.positions_are(torch.arange(7)[None])
     hidden, cache = address(ROWS), SimpleNamespace(layers=[])
     given = {"position_embeddings": cosine(), "past_key_values": cache}
-    assert run.before_layer(0, hidden, given) is None and masks == []
+    assert run.before_layer(0, hidden, kwargs=given) is None and masks == []
     assert run.rotary is given["position_embeddings"]
     widths, found = [], []
     for index in (1, 2, 3, 4):
-        after = run.before_layer(index, hidden, {**given, "position_embeddings": "later ones do not count"})
+        after = run.before_layer(
+            index, hidden, kwargs={**given, "position_embeddings": "later ones do not count"}
+        )
         assert after is not None
         hidden, changed = after
         widths.append(hidden.shape[1])
@@ -140,14 +142,14 @@ def test_layers_before_the_first_cut_are_left_alone_and_later_ones_get_what_chan
         assert states.shape[1] == width and past == 0 and tail is None
     assert recall(cache) is run.state
     alone = prefill_of(stage_of(values, 3))
-    alone.before_layer(0, address(ROWS), {"position_embeddings": cosine()})  # without a cache
+    alone.before_layer(0, address(ROWS), kwargs={"position_embeddings": cosine()})  # without a cache
     assert alone.cuts[0].width == 6
 
 
 def test_both_stages_at_one_layer_cut_in_order(masks: list[Any]) -> None:
     values = scores_of(prompt_of(ROWS))
     run = prefill_of(stage_of(values, 3), stage_of(values[:, :3], 2))
-    after = run.before_layer(0, address(ROWS), {"position_embeddings": cosine()})
+    after = run.before_layer(0, address(ROWS), kwargs={"position_embeddings": cosine()})
     assert after is not None and after[0].shape[1] == 5 and len(run.cuts) == 2 and len(masks) == 1
 
 
@@ -156,7 +158,7 @@ def test_signals_of_a_layer_are_made_of_what_went_in_and_came_out() -> None:
     run = prefill_of(stage_of(scores_of(prompt_of(ROWS)), 3, layer=2), decoder=decoder, clock=Ticks)
     hidden, out = address(ROWS), address(ROWS) + 0.5
     for index in (0, 1):
-        run.before_layer(index, hidden.requires_grad_(), {"position_embeddings": cosine()})
+        run.before_layer(index, hidden.requires_grad_(), kwargs={"position_embeddings": cosine()})
         assert run.after_layer(index, out) is None
     ((index, view, raw),) = decoder.seen
     assert index == 1 and view.rotary is run.rotary and view.columns is run.columns
@@ -190,7 +192,7 @@ def test_deepstack_features_are_part_of_what_a_layer_puts_out() -> None:
     run = prefill_of(adapter=Adapter((visual, features)), decoder=decoder)
     run.text_starts((), {})
     run.rotary = cosine()
-    run.sources.captured.keep(1, "in", address(ROWS))
+    run.sources.captured.keep(1, "in", value=address(ROWS))
     run.after_layer(1, address(ROWS))
     assert run.store["attn_out", 1][0, :, 0].tolist() == [1.5, 2.5, 3.5, 4.5]
 
@@ -232,9 +234,9 @@ def test_only_the_first_layer_is_the_entry(masks: list[Any]) -> None:
     stage = StageSpec(PostEncoder(), Budget(2), None, ProblemSpec("top_k", scores=(Weighted("s", score),)),
                       SpySolver(), None)  # fmt: skip
     run = prefill_of(stage)
-    run.before_layer(1, address(ROWS), {"position_embeddings": cosine()})
+    run.before_layer(1, address(ROWS), kwargs={"position_embeddings": cosine()})
     assert ("embeddings", None) not in run.store
-    run.before_layer(0, address(ROWS), {"position_embeddings": cosine()})
+    run.before_layer(0, address(ROWS), kwargs={"position_embeddings": cosine()})
     assert run.store["embeddings", None][0, :, 0].tolist() == chosen(run.prompt, score.values, 2)[0]
 
 
@@ -242,13 +244,18 @@ def test_a_pass_without_all_its_cuts_has_no_result_and_one_with_bad_signals_is_r
     monkeypatch: pytest.MonkeyPatch, masks: list[Any]
 ) -> None:
     measured: list[Any] = []
-    monkeypatch.setattr(prefill_module, "measure", lambda *given: measured.append(given) or "report")
+
+    def measure(adapter: Any, outcome: Any, *, cache: Any) -> str:
+        measured.append((adapter, outcome, cache))
+        return "report"
+
+    monkeypatch.setattr(prefill_module, "measure", measure)
     values = scores_of(prompt_of(ROWS))
     run = prefill_of(stage_of(values, 3), stage_of(values[:, :3], 2, layer=1))
-    run.before_layer(0, address(ROWS), {"position_embeddings": cosine()})
+    run.before_layer(0, address(ROWS), kwargs={"position_embeddings": cosine()})
     output = SimpleNamespace(past_key_values="cache")
     assert run.finish(output) is None and measured == []
-    run.before_layer(1, address(ROWS)[:, : run.columns.width], {"position_embeddings": cosine()})
+    run.before_layer(1, address(ROWS)[:, : run.columns.width], kwargs={"position_embeddings": cosine()})
     found = run.finish(output)
     assert found is not None and found[1] == "report"
     outcome = found[0]
@@ -283,7 +290,7 @@ def test_columns_may_start_with_text_or_picture_and_padding_stays_minus_one() ->
     assert first.texts(values + 1)[0, :, 0].tolist() == [1, 3, 0]
     keep = torch.tensor([[True, False, True, True, False], [True, True, False, False, False]])
     rank = -torch.arange(5).expand(2, 5).float()
-    after, move = columns.after(keep, (3, 2), rank)  # without groups all tokens are one
+    after, move = columns.after(keep, (3, 2), rank=rank)  # without groups all tokens are one
     assert after.place.tolist() == [[1, 3, 4], [0, 2, -1]]
     assert after.origin.tolist() == [[4, 3, 0], [2, 0, -1]]
     assert take(values, move.content)[0, 1:, 0].tolist() == [4, 2, 3, 0, 6]
@@ -351,7 +358,7 @@ class Spy(Site):
 def test_sites_are_told_what_happens_and_say_what_goes(
     monkeypatch: pytest.MonkeyPatch, masks: list[Any]
 ) -> None:
-    monkeypatch.setattr(prefill_module, "measure", lambda adapter, outcome, cache: outcome)
+    monkeypatch.setattr(prefill_module, "measure", lambda adapter, outcome, *, cache: outcome)
     own = replace(stage_of(None, 3), insertion=Elsewhere())
     later = stage_of(scores_of(prompt_of(ROWS))[:, :3], 2, layer=2)
     adapter, spec = Adapter(), Spec("mine", (own, later))
@@ -366,7 +373,7 @@ def test_sites_are_told_what_happens_and_say_what_goes(
     hidden, cache = address(ROWS), SimpleNamespace(layers=[])
     for index in range(3):
         given = {"position_embeddings": cosine(), "past_key_values": cache}
-        after = run.before_layer(index, hidden, given)
+        after = run.before_layer(index, hidden, kwargs=given)
         hidden = hidden if after is None else after[0]
         run.after_layer(index, hidden)
     found = run.finish(SimpleNamespace(past_key_values=cache))
@@ -461,7 +468,7 @@ def layers(*lengths: int) -> Any:
 def decode_of(state: CacheState, mask: Tensor | None = None, ids: int = 1, **more: Any) -> Decode:
     inputs: dict[str, Any] = {"attention_mask": mask, "input_ids": torch.zeros(2, ids, dtype=torch.int64)}
     adapter: Any = Adapter()
-    return Decode(adapter, {**inputs, **more}, state, 7)
+    return Decode(adapter, {**inputs, **more}, state=state, seen=7)
 
 
 def test_later_steps_change_what_pruned_layers_get(masks: list[Any]) -> None:
@@ -470,8 +477,8 @@ def test_later_steps_change_what_pruned_layers_get(masks: list[Any]) -> None:
     run = decode_of(state, tail, ids=2)
     cache = layers(7, 3, 3, 2)
     hidden = torch.zeros(2, 2, 8)
-    assert run.before_layer(0, hidden, {"past_key_values": cache}) is None
-    found = [run.before_layer(index, hidden, {"past_key_values": cache}) for index in (1, 2, 3)]
+    assert run.before_layer(0, hidden, kwargs={"past_key_values": cache}) is None
+    found = [run.before_layer(index, hidden, kwargs={"past_key_values": cache}) for index in (1, 2, 3)]
     assert [f is not None and f[0] is hidden for f in found] == [True] * 3
     assert [f[1] for f in found if f is not None] == [
         {"position_ids": None, "attention_mask": "mask 1"},
@@ -492,7 +499,7 @@ def test_compact_positions_count_on_from_the_end_of_each_layer(masks: list[Any])
     run = decode_of(state)
     hidden = torch.zeros(2, 2, 8)
     for past, wanted in ((3, [[5, 6], [8, 9]]), (4, [[6, 7], [9, 10]])):
-        after = run.before_layer(0, hidden, {"past_key_values": layers(past)})
+        after = run.before_layer(0, hidden, kwargs={"past_key_values": layers(past)})
         assert after is not None
         cos, sin = after[1]["position_embeddings"]
         assert cos[:, :, 0].tolist() == wanted and sin[:, :, 0].tolist() == [
@@ -500,14 +507,14 @@ def test_compact_positions_count_on_from_the_end_of_each_layer(masks: list[Any])
         ]
         assert run.adapter.text.hidden is hidden and run.adapter.text.asked.shape == (2, 2)
     for new in (1, 2):
-        after = run.before_layer(0, torch.zeros(4, new, 8), {"past_key_values": layers(3)})
+        after = run.before_layer(0, torch.zeros(4, new, 8), kwargs={"past_key_values": layers(3)})
         assert after is not None and after[1]["position_embeddings"][0][:, 0, 0].tolist() == [5, 5, 8, 8]
     run.adapter.text_config = SimpleNamespace(rope_parameters={"mrope_section": [1, 1, 2]})
-    run.before_layer(0, hidden, {"past_key_values": layers(3)})
+    run.before_layer(0, hidden, kwargs={"past_key_values": layers(3)})
     assert run.adapter.text.asked.shape == (3, 2, 2)
     assert run.adapter.text.asked[2].tolist() == [[5, 6], [8, 9]]
     run.adapter.text_config = SimpleNamespace()
-    run.before_layer(0, hidden, {"past_key_values": layers(3)})
+    run.before_layer(0, hidden, kwargs={"past_key_values": layers(3)})
     assert run.adapter.text.asked.shape == (2, 2)
 
 
@@ -543,9 +550,9 @@ def test_masks_must_cover_everything_so_far() -> None:
 
 def test_what_is_captured_while_a_signal_is_computed_is_not_kept() -> None:
     captured = Captured()
-    captured.keep(1, "in", torch.ones(1))
+    captured.keep(1, "in", value=torch.ones(1))
     with captured.closed(1) as raw:
-        captured.keep(2, "in", torch.ones(1))
+        captured.keep(2, "in", value=torch.ones(1))
         assert set(raw) == {"in"} and captured.raw == {}
-    captured.keep(2, "in", torch.ones(1))
+    captured.keep(2, "in", value=torch.ones(1))
     assert set(captured.raw) == {2}

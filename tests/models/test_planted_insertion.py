@@ -83,9 +83,9 @@ def text_dropped() -> Iterator[None]:
 def rotary_not_gathered() -> Iterator[None]:
     real = prefill.Prefill._reposition
 
-    def reposition(self: Any, layer: int, move: Any, hidden: torch.Tensor) -> None:
+    def reposition(self: Any, stage: Any, move: Any, *, hidden: torch.Tensor) -> None:
         first = self.rotary
-        real(self, layer, move, hidden)
+        real(self, stage, move, hidden=hidden)
         shape = hidden.shape
         self.rotary = tuple(part[:, : shape[1]].expand(shape[0], -1, -1) for part in first)
 
@@ -97,8 +97,8 @@ def rotary_not_gathered() -> Iterator[None]:
 def padding_visible() -> Iterator[None]:
     real = sequence.segment_mask
 
-    def everything(adapter: Any, segment: Any, hidden: Any, past: int, tail: Any) -> Any:
-        return real(adapter, replace(segment, full=True), hidden, past, None)
+    def everything(adapter: Any, segment: Any, *, hidden: Any, past: int, tail: Any) -> Any:
+        return real(adapter, replace(segment, full=True), hidden=hidden, past=past, tail=None)
 
     with mock.patch.object(prefill, "segment_mask", everything):
         yield
@@ -109,8 +109,8 @@ def masked_not_removed() -> Iterator[None]:
     """Reports the closed form of a cache that still holds everything."""
     real = report.measure
 
-    def measure(adapter: Any, state: Any, cache: Any) -> Any:
-        found = real(adapter, state, cache)
+    def measure(adapter: Any, state: Any, *, cache: Any) -> Any:
+        found = real(adapter, state, cache=cache)
         return replace(found, cache_found=[n + 8 for n in found.cache_found])
 
     with mock.patch.object(prefill, "measure", measure):
@@ -131,8 +131,8 @@ def batch_mate_decides() -> Iterator[None]:
     """Selection looks at the number of rows of the batch."""
     real = store.SignalStore.signals
 
-    def signals(self: Any, stage: Any, columns: Any, hidden: Any) -> Any:
-        found = real(self, stage, columns, hidden)
+    def signals(self: Any, stage: Any, columns: Any, *, hidden: Any) -> Any:
+        found = real(self, stage, columns, hidden=hidden)
         return found if len(columns.valid) == 1 else _rolled(found)
 
     with mock.patch.object(store.SignalStore, "signals", signals), _spread_scores():
@@ -166,9 +166,9 @@ def state_leaks_between_prompts() -> Iterator[None]:
     real = prefill.Prefill._select
     calls = [0]
 
-    def select(self: Any, *given: Any) -> Any:
+    def select(self: Any, *given: Any, **more: Any) -> Any:
         calls[0] += 1
-        selection = real(self, *given)
+        selection = real(self, *given, **more)
         return replace(selection, keep=selection.keep.roll(1, 1)) if calls[0] % 2 == 0 else selection
 
     with mock.patch.object(prefill.Prefill, "_select", select):

@@ -94,7 +94,7 @@ def flow_of(rows: list[str], *stages: StageSpec, positions: str = "keep", check:
 
 
 def signals_of(flow: Prefill, stage: StageSpec, hidden: Tensor) -> Any:
-    return flow.store.signals(stage, flow.columns, hidden)
+    return flow.store.signals(stage, flow.columns, hidden=hidden)
 
 
 def stage_of(
@@ -620,21 +620,26 @@ def test_times_of_one_name_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_angles_come_from_the_model_by_its_own_axes() -> None:
     adapter: Any = SimpleNamespace(text=Rotary())
     one = torch.tensor([[[3, 4]]])
-    cos, sin = rotary_of(adapter, torch.zeros(1), one)
+    cos, sin = rotary_of(adapter, torch.zeros(1), positions=one)
     assert cos[0, :, 0].tolist() == [3, 4] and sin[0, :, 0].tolist() == [1003, 1004]
     assert adapter.text.asked.shape == (1, 2)
-    rotary_of(adapter, torch.zeros(1), one.expand(3, 1, 2))
+    rotary_of(adapter, torch.zeros(1), positions=one.expand(3, 1, 2))
     assert adapter.text.asked.shape == (3, 1, 2)
 
 
 def test_masks_of_later_steps_join_the_prompt_and_what_came_after(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(sequence_module, "causal_mask", lambda *given: asked.append(given) or "mask")
+
+    def causal(config: Any, hidden: Tensor, *, valid: Tensor | None, past: int) -> str:
+        asked.append((config, hidden, valid, past))
+        return "mask"
+
+    monkeypatch.setattr(sequence_module, "causal_mask", causal)
     adapter: Any = SimpleNamespace(text_config="config")
     valid = torch.tensor([[False, True, True], [True, True, True]])
 
     def mask(segment: Segment, hidden: Tensor, past: int, tail: Tensor | None) -> Any:
-        assert segment_mask(adapter, segment, hidden, past, tail) == "mask"
+        assert segment_mask(adapter, segment, hidden=hidden, past=past, tail=tail) == "mask"
         config, seen, joined, length = asked.pop()
         assert config == "config" and seen is hidden and length == past
         return None if joined is None else joined.long().tolist()

@@ -105,16 +105,16 @@ def test_text_that_is_not_there_is_named() -> None:
 
 
 def hidden_may_go(real: Any) -> Any:
-    return lambda may_go, owner, pictures: real(may_go | (owner == 2) | (owner == 3), owner, pictures)
+    return lambda may_go, owner, **more: real(may_go | (owner == 2) | (owner == 3), owner, **more)
 
 
 def last_may_go(real: Any) -> Any:
-    return lambda may_go, owner, pictures: real(may_go | may_go.roll(1, 1), owner, pictures)
+    return lambda may_go, owner, **more: real(may_go | may_go.roll(1, 1), owner, **more)
 
 
 def groups_by_their_own_number(real: Any) -> Any:
-    def free(may_go: Tensor, owner: Tensor, pictures: list[Picture]) -> Any:
-        free, _, counts = real(may_go, owner, pictures)
+    def free(may_go: Tensor, owner: Tensor, *, pictures: list[Picture]) -> Any:
+        free, _, counts = real(may_go, owner, pictures=pictures)
         crop = torch.cat([p.crop for p in pictures])
         return free, torch.where(free, crop[owner.clamp_min(0)], 0), counts
 

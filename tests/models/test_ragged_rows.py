@@ -368,8 +368,8 @@ def test_a_nan_is_found_after_the_pass_where_nothing_may_wait(model: Any, left: 
 def dropped_places_among_the_kept_ones() -> Iterator[None]:
     real = columns.emission
 
-    def emission(*args: Any) -> tuple[Tensor, Tensor]:
-        places, chosen = real(*args)
+    def emission(*args: Any, **more: Any) -> tuple[Tensor, Tensor]:
+        places, chosen = real(*args, **more)
         return places.sort(dim=1).values, chosen
 
     with mock.patch.object(columns, "emission", emission):
@@ -379,7 +379,11 @@ def dropped_places_among_the_kept_ones() -> Iterator[None]:
 @contextmanager
 def crops_share_one_order() -> Iterator[None]:
     real = columns.emission
-    with mock.patch.object(columns, "emission", lambda keep, rank, group, k: real(keep, rank, group * 0, k)):
+
+    def emission(keep: Tensor, rank: Any, *, group: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        return real(keep, rank, group=group * 0, width=width)
+
+    with mock.patch.object(columns, "emission", emission):
         yield
 
 
@@ -403,7 +407,7 @@ def captures_of_all_layers_in_one_place() -> Iterator[None]:
         def pop(self, layer: int) -> Any:
             return self[0]
 
-    def keep(self: Any, layer: int, slot: str, value: Tensor) -> None:
+    def keep(self: Any, layer: int, slot: str, *, value: Tensor) -> None:
         self.raw = Shared(self.raw) if type(self.raw) is dict else self.raw
         self.raw.setdefault(layer, {})[slot] = value.detach()
 
@@ -465,9 +469,9 @@ def everything_counts_at_the_start() -> Iterator[None]:
 def only_the_last_cut_is_checked() -> Iterator[None]:
     real = prefill.Prefill._select
 
-    def select(self: Any, *args: Any) -> Selection:
+    def select(self: Any, *args: Any, **more: Any) -> Selection:
         self.bad = None
-        return real(self, *args)
+        return real(self, *args, **more)
 
     with mock.patch.object(prefill.Prefill, "_select", select):
         yield

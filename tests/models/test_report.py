@@ -335,7 +335,7 @@ def test_shape_is_read_off_the_model() -> None:
 
 
 def test_a_pass_is_measured_layer_by_layer() -> None:
-    found = measure(adapter(), a_pass(), cache())
+    found = measure(adapter(), a_pass(), cache=cache())
     assert (found.method, found.spec_hash, found.family, found.batch) == ("n", "h", "F", 2)
     assert found.shape == shape_of(adapter())
     assert found.tokens == [[11, 9], [8, 9], [8, 9], [6, 9]]
@@ -347,12 +347,12 @@ def test_a_pass_is_measured_layer_by_layer() -> None:
     assert found.seconds == {"solve": 1.0}
     assert list(found.selections) == ["first", "second"]
     assert found.notes == []
-    assert measure(adapter(), a_pass(), None).cache_found is None
+    assert measure(adapter(), a_pass(), cache=None).cache_found is None
 
 
 def test_a_report_does_not_change_with_the_pass() -> None:
     state = a_pass()
-    found = measure(adapter(), state, None)
+    found = measure(adapter(), state, cache=None)
     state.prompt.lengths[0] = state.cuts[0].lengths[0] = state.prompt.started[0] = 99
     state.seconds["solve"] = 99.0
     assert found.tokens == [[11, 9], [8, 9], [8, 9], [6, 9]]
@@ -362,7 +362,7 @@ def test_a_report_does_not_change_with_the_pass() -> None:
 def test_what_only_caches_lost_ran_through_every_layer() -> None:
     state = a_pass()
     gone = SimpleNamespace(layer=3, lengths=[5, 9], width=6, visual=[1], selection="third", evicted=(0, 2))
-    found = measure(adapter(), SimpleNamespace(**{**vars(state), "cuts": [*state.cuts, gone]}), cache())
+    found = measure(adapter(), SimpleNamespace(**{**vars(state), "cuts": [*state.cuts, gone]}), cache=cache())
     assert found.tokens == [[11, 9], [8, 9], [8, 9], [6, 9]]
     assert found.columns == [6, 10, 6, 9]
     assert (found.cuts, found.evicted) == ([(1, [3]), (3, [1])], [([0, 2], [1])])
@@ -384,12 +384,12 @@ NO_CLS = (
 
 
 def test_notes_of_a_pass() -> None:
-    assert measure(adapter(), a_pass(Attention.FULL), None).notes == [FULL]
-    assert measure(adapter(), a_pass(Attention.ROW, ("keys",)), None).notes == []
-    assert measure(adapter(0), a_pass(needs=("xy", "cls_attention@-1")), None).notes == [NO_CLS]
-    assert measure(adapter(0), a_pass(needs=("cls_attention",)), None).notes == [NO_CLS]
-    assert measure(adapter(1), a_pass(needs=("cls_attention",)), None).notes == []
-    assert measure(adapter(0), a_pass(needs=("received_attention",)), None).notes == []
+    assert measure(adapter(), a_pass(Attention.FULL), cache=None).notes == [FULL]
+    assert measure(adapter(), a_pass(Attention.ROW, ("keys",)), cache=None).notes == []
+    assert measure(adapter(0), a_pass(needs=("xy", "cls_attention@-1")), cache=None).notes == [NO_CLS]
+    assert measure(adapter(0), a_pass(needs=("cls_attention",)), cache=None).notes == [NO_CLS]
+    assert measure(adapter(1), a_pass(needs=("cls_attention",)), cache=None).notes == []
+    assert measure(adapter(0), a_pass(needs=("received_attention",)), cache=None).notes == []
     state = a_pass(Attention.FULL)
     state.notes = ("of a site", "of another")
-    assert measure(adapter(), state, None).notes == ["of a site", "of another", FULL]
+    assert measure(adapter(), state, cache=None).notes == ["of a site", "of another", FULL]

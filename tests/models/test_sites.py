@@ -199,8 +199,8 @@ def test_the_reference_sees_patches_that_stay_in_the_tower_and_entries_that_stay
         assert gap(model, spec_of(ENCODER), inputs) > 1e-4
     real = layer_cache_site.take
 
-    def neighbours(values: Tensor, order: Tensor, dim: int) -> Tensor:
-        return real(values, (order - 1).clamp_min(0), dim)
+    def neighbours(values: Tensor, order: Tensor, *, dim: int) -> Tensor:
+        return real(values, (order - 1).clamp_min(0), dim=dim)
 
     with monkeypatch.context() as patch:  # the wrong entries stay
         patch.setattr(layer_cache_site, "take", neighbours)

@@ -16,7 +16,7 @@ def live_select(model: Any, processor: Any, picture: Image, prompt: str) -> Call
     """A function that prefills one prompt under a spec and returns the selection of its first cut."""
     from pruneopt.models.load import build_inputs
 
-    inputs = build_inputs(processor, picture, prompt).to(model.device, model.dtype)
+    inputs = build_inputs(processor, picture, prompt=prompt).to(model.device, model.dtype)
 
     def select(spec: Spec) -> Selection:
         import torch

@@ -195,7 +195,7 @@ def picture_inputs(processor: Any, image: Any, *, text: str) -> Callable[[Any, i
     from pruneopt.models.load import build_inputs
 
     def inputs(model: Any, batch: int) -> Inputs:
-        found = build_inputs(processor, image, text).to(model.device, model.dtype)
+        found = build_inputs(processor, image, prompt=text).to(model.device, model.dtype)
         return {k: v.repeat(batch, *[1] * (v.dim() - 1)) for k, v in found.items()}
 
     return inputs

@@ -51,7 +51,7 @@ class Captured:
     raw: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     listening: bool = True
 
-    def keep(self, layer: int, capture: str, value: Tensor) -> None:
+    def keep(self, layer: int, capture: str, *, value: Tensor) -> None:
         if self.listening:
             self.raw.setdefault(layer, {})[capture] = value.detach()
 
@@ -102,8 +102,8 @@ class Layer:
     def keys(self, columns: Tensor) -> Tensor:
         """`[B',G,n,d]` of the columns `[B',n]`, rotated, zero at padding."""
         key = self.heads("k")
-        rows = rotate(self.attention, self.at(columns, key), self.view.rotary_at(columns)).to(key.dtype)
-        return rows.masked_fill((columns < 0)[:, None, :, None], 0)
+        rows = rotate(self.attention, self.at(columns, key), rotary=self.view.rotary_at(columns))
+        return rows.to(key.dtype).masked_fill((columns < 0)[:, None, :, None], 0)
 
     @cached_property
     def every(self) -> Tensor:
@@ -114,7 +114,7 @@ class Layer:
     @cached_property
     def turned(self) -> Tensor:
         """`[B',G,W,d]` float32: rotated keys of all columns."""
-        return rotate(self.attention, self.heads("k").transpose(1, 2), self.view.rotary_at(self.every))
+        return rotate(self.attention, self.heads("k").transpose(1, 2), rotary=self.view.rotary_at(self.every))
 
     def seen(self, columns: Tensor) -> Tensor:
         """`[B',n,W]` bool: which real columns stand at or before the columns `[B',n]`."""
@@ -124,8 +124,8 @@ class Layer:
     def logits(self, columns: Tensor, allowed: Tensor) -> Tensor:
         """`[B',H,n,W]` float32 of the queries at `columns` `[B',n]`, -inf where not `allowed` `[B',n,W]`."""
         query = self.at(columns, self.heads("q"))
-        rows = rotate(self.attention, query, self.view.rotary_at(columns))
-        return attention_logits(rows, self.turned, allowed, self.attention.scaling)
+        rows = rotate(self.attention, query, rotary=self.view.rotary_at(columns))
+        return attention_logits(rows, self.turned, allowed=allowed, scale=self.attention.scaling)
 
     def shares(self, columns: Tensor) -> Tensor:
         """`[B',H,n,N]` float32: what the queries at `columns` `[B',n]` give to each visual token."""
@@ -210,13 +210,13 @@ class DecoderCapture:
             needed = {capture for base in bases for capture in signal_info(base).made_from}
             for capture in sorted(needed - {"in", "out"}):
 
-                def see(value: Any, layer: int = layer, capture: str = capture) -> None:
+                def see(value: Any, *, layer: int = layer, capture: str = capture) -> None:
                     keep(layer, capture, value[0] if isinstance(value, tuple) else value)
 
                 watched = CAPTURES[capture]
                 add(watched.module(owners[watched.owner]), watched.what, see)
 
-    def compute(self, layer: int, view: View, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def compute(self, layer: int, view: View, *, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every planned signal of `layer`, from its captures, its input `in` and its output `out`."""
         source = Layer(self.adapter, layer, view, raw)
         with torch.no_grad():

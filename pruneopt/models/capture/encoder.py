@@ -43,7 +43,7 @@ class Encoder:
     stands_for: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def __init__(
-        self, tower: Any, blocks: Any, attention: str, projector: Any, cls: int, block: int, patch: int = 0
+        self, tower: Any, blocks: Any, *, attention: str, projector: Any, cls: int, block: int, patch: int = 0
     ):
         self.tower, self.blocks, self.attention = tower, blocks, attention
         self.projector, self.cls, self.block, self.patch = projector, cls, block % len(blocks), patch
@@ -97,7 +97,7 @@ class Encoder:
     def heads(self) -> int:
         return int(getattr(self.blocks[0], self.attention).num_heads)
 
-    def compute(self, base: str, layer: int | None, call: int) -> Tensor:
+    def compute(self, base: str, layer: int | None, *, call: int) -> Tensor:
         """One signal of one call: per patch `[crops,P,...]`, per crop `[crops,...]`, with the axes of its row
         in their order.
         """
@@ -105,14 +105,14 @@ class Encoder:
 
     # what signals are made of: one call of the encoder, `[crops,S,...]` with all its tokens
 
-    def states(self, capture: str, block: int, call: int) -> Tensor:
+    def states(self, block: int, call: int, *, capture: str) -> Tensor:
         """`[crops,S,H,d]`: queries `q` or keys `k`."""
         states: Tensor = self.raw[capture, block][call]
         return states.reshape(*states.shape[:2], self.heads(), -1)
 
     def pair(self, block: int, call: int) -> tuple[Tensor, Tensor, float]:
         """Queries and keys `[crops,H,S,d]`, as its attention compares them, and their scale."""
-        query, key = (self.states(kind, block, call).transpose(1, 2) for kind in ("q", "k"))
+        query, key = (self.states(block, call, capture=kind).transpose(1, 2) for kind in ("q", "k"))
         return query, key, query.shape[3] ** -0.5
 
     def output(self, block: int, call: int) -> Tensor:
@@ -134,28 +134,31 @@ class Encoder:
 
     def received(self, block: int, call: int) -> Tensor:
         """`[crops,P,H]`: mean attention that each patch receives from all tokens."""
-        return received_attention(*self.pair(block, call))[:, :, self.cls :].transpose(1, 2)
+        query, key, scale = self.pair(block, call)
+        return received_attention(query, key, scale=scale)[:, :, self.cls :].transpose(1, 2)
 
     def from_cls(self, block: int, call: int) -> Tensor:
         """`[crops,P,H]`: attention of the CLS token; without one, what each patch receives."""
         if not self.cls:
             return self.received(block, call)
         query, key, scale = self.pair(block, call)
-        return attention_rows(query[:, :, :1], key, None, scale)[:, :, 0, self.cls :].transpose(1, 2)
+        rows = attention_rows(query[:, :, :1], key, allowed=None, scale=scale)
+        return rows[:, :, 0, self.cls :].transpose(1, 2)
 
     def maps(self, block: int, call: int) -> Tensor:
         """`[crops,P,H,P]`: attention between patches."""
         query, key, scale = self.pair(block, call)
-        return attention_rows(query, key, None, scale)[:, :, self.cls :, self.cls :].transpose(1, 2)
+        rows = attention_rows(query, key, allowed=None, scale=scale)
+        return rows[:, :, self.cls :, self.cls :].transpose(1, 2)
 
 
 # what a signal is made of, at a block and a call
 ENCODER_SIGNALS: dict[str, Callable[..., Tensor]] = {
     "encoder_features": lambda encoder, *at: encoder.features(*at),
-    "encoder_keys": lambda encoder, *at: encoder.states("k", *at)[:, encoder.cls :],
-    "encoder_queries": lambda encoder, *at: encoder.states("q", *at)[:, encoder.cls :],
-    "cls_query": lambda encoder, *at: encoder.states("q", *at)[:, 0],
-    "cls_key": lambda encoder, *at: encoder.states("k", *at)[:, 0],
+    "encoder_keys": lambda encoder, *at: encoder.states(*at, capture="k")[:, encoder.cls :],
+    "encoder_queries": lambda encoder, *at: encoder.states(*at, capture="q")[:, encoder.cls :],
+    "cls_query": lambda encoder, *at: encoder.states(*at, capture="q")[:, 0],
+    "cls_key": lambda encoder, *at: encoder.states(*at, capture="k")[:, 0],
     "cls_feature": lambda encoder, *at: encoder.output(*at)[:, 0],
     "cls_attention": lambda encoder, *at: encoder.from_cls(*at),
     "received_attention": lambda encoder, *at: encoder.received(*at),

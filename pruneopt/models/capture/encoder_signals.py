@@ -47,12 +47,12 @@ class EncoderCapture:
                     f"signal {base!r} needs the vision encoder to run in this pass, but the features came "
                     "ready made; pass pixel values"
                 )
-            values = [self.encoder.compute(base, layer, call) for call in range(calls)]
+            values = [self.encoder.compute(base, layer, call=call) for call in range(calls)]
             dims = signal_info(base).token_dims
             if not dims:
                 found = torch.cat(values)
             elif len(dims) == 2:
-                found = self._pairs(values, inputs, prompt)
+                found = self._pairs(values, inputs, prompt=prompt)
             else:
                 found = self._packed(values, inputs)[prompt.source].movedim(1, dims[0])
             out[base, layer] = found
@@ -62,7 +62,7 @@ class EncoderCapture:
         """`[crops,P,...]` of each call to `[tokens,...]`, as the model packs its features."""
         streams = self._streams(inputs, len(values))
         packed = [
-            self.adapter.pack(value.flatten(2), inputs, video)
+            self.adapter.pack(value.flatten(2), inputs, video=video)
             for value, video in zip(values, streams, strict=True)
         ]
         return torch.cat(packed).unflatten(1, values[0].shape[2:])
@@ -92,7 +92,7 @@ class EncoderCapture:
         """`[tokens]` int64 of numbers `[crops,P,1]` that were packed like features."""
         return self._packed(values, inputs)[:, 0].round().long()
 
-    def _pairs(self, values: Sequence[Tensor], inputs: Mapping[str, Any], prompt: Prompt) -> Tensor:
+    def _pairs(self, values: Sequence[Tensor], inputs: Mapping[str, Any], *, prompt: Prompt) -> Tensor:
         """`[crops,P,H,P]` of each call to `[B',H,N,N]`; zero between different crops."""
         maps = torch.cat(list(values)).transpose(1, 2)
         crops, patches = maps.shape[0], maps.shape[2]

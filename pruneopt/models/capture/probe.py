@@ -12,7 +12,7 @@ from torch import Tensor
 from pruneopt.errors import ModelError
 
 
-def attention_logits(query: Tensor, key: Tensor, allowed: Tensor | None, scale: float) -> Tensor:
+def attention_logits(query: Tensor, key: Tensor, *, allowed: Tensor | None, scale: float) -> Tensor:
     """`[B,H,R,L]` float32, -inf where not allowed.
 
     Parameters
@@ -27,14 +27,15 @@ def attention_logits(query: Tensor, key: Tensor, allowed: Tensor | None, scale: 
     return scores if allowed is None else scores.masked_fill(~allowed[:, None], -torch.inf)
 
 
-def attention_rows(query: Tensor, key: Tensor, allowed: Tensor | None, scale: float) -> Tensor:
+def attention_rows(query: Tensor, key: Tensor, *, allowed: Tensor | None, scale: float) -> Tensor:
     """Softmax over keys of `attention_logits`, `[B,H,R,L]` float32."""
-    return attention_logits(query, key, allowed, scale).softmax(dim=3)
+    return attention_logits(query, key, allowed=allowed, scale=scale).softmax(dim=3)
 
 
 def received_attention(
     query: Tensor,
     key: Tensor,
+    *,
     scale: float,
     allowed: Callable[[slice], Tensor | None] | None = None,
     block: int = 256,
@@ -47,7 +48,7 @@ def received_attention(
     for start in range(0, query.shape[2], block):
         rows = slice(start, min(start + block, query.shape[2]))
         total += attention_rows(
-            query[:, :, rows], key, None if allowed is None else allowed(rows), scale
+            query[:, :, rows], key, allowed=None if allowed is None else allowed(rows), scale=scale
         ).sum(2)
     return total / query.shape[2]
 
@@ -66,7 +67,7 @@ def rotary_function(module: torch.nn.Module) -> Callable[..., Any]:
     return found
 
 
-def rotate(module: torch.nn.Module, states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(module: torch.nn.Module, states: Tensor, *, rotary: tuple[Tensor, Tensor]) -> Tensor:
     """Apply the module's rotary embedding in float32 to `[B,H,R,d]` at cos and sin `[B,R,d]`."""
     cos, sin = (part.float() for part in rotary)
     states = states.float()

@@ -40,7 +40,7 @@ STREAM_SIGNALS: dict[str, Callable[[Stream], Tensor]] = {
 }
 
 
-def signals_of(capture: str, names: Iterable[str], stream: Stream) -> dict[str, Tensor]:
+def signals_of(capture: str, names: Iterable[str], *, stream: Stream) -> dict[str, Tensor]:
     """Those of the signals `names` that are made from `capture`: `start` or `now`."""
     return {
         name: STREAM_SIGNALS[name.partition("@")[0]](stream)

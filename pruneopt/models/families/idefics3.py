@@ -43,7 +43,7 @@ class Idefics3Adapter(ModelAdapter):
         height, width = (int(size) // patch // self.merge for size in pixels.shape[-2:])
         return [Picture.plain(width, height)] * real, []
 
-    def pack(self, signal: Tensor, inputs: Mapping[str, Any], video: bool) -> Tensor:
+    def pack(self, signal: Tensor, inputs: Mapping[str, Any], *, video: bool) -> Tensor:
         mask = inputs.get("pixel_attention_mask")
         pixels = inputs["pixel_values"]
         if mask is not None:
@@ -59,4 +59,6 @@ class Idefics3Adapter(ModelAdapter):
     def encoder(self) -> Encoder:
         tower = self._find(self.base, "vision_model")
         blocks = self._find(tower, "encoder.layers")
-        return Encoder(tower, blocks, "self_attn", self.base.connector, 0, len(blocks) - 1)
+        return Encoder(
+            tower, blocks, attention="self_attn", projector=self.base.connector, cls=0, block=len(blocks) - 1
+        )

@@ -37,7 +37,7 @@ class InternVLAdapter(ModelAdapter):
         side = self.side // self.merge
         return [Picture.plain(side, side)] * int(inputs["pixel_values"].shape[0]), []
 
-    def pack(self, signal: Tensor, inputs: Mapping[str, Any], video: bool) -> Tensor:
+    def pack(self, signal: Tensor, inputs: Mapping[str, Any], *, video: bool) -> Tensor:
         if signal.shape[1] != self.side**2:  # the projector already sees shuffled patches
             return signal.flatten(0, 1)
         maps = signal.unflatten(1, (self.side, self.side)).contiguous()
@@ -49,7 +49,14 @@ class InternVLAdapter(ModelAdapter):
         blocks = self._find(tower, "encoder.layer")
         cls = int(self.config.vision_feature_select_strategy == "default")
         block = feature_block(self.config.vision_feature_layer, len(blocks))
-        return Encoder(tower, blocks, "attention", self.base.multi_modal_projector, cls, block)
+        return Encoder(
+            tower,
+            blocks,
+            attention="attention",
+            projector=self.base.multi_modal_projector,
+            cls=cls,
+            block=block,
+        )
 
 
 def _first(size: Any) -> Any:

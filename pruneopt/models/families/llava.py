@@ -56,7 +56,7 @@ class LlavaAdapter(ModelAdapter):
             picture = _led(picture)
         return [picture] * int(inputs["pixel_values"].shape[0]), []
 
-    def pack(self, signal: Tensor, inputs: Mapping[str, Any], video: bool) -> Tensor:
+    def pack(self, signal: Tensor, inputs: Mapping[str, Any], *, video: bool) -> Tensor:
         return self.padded(signal).flatten(0, 1)
 
     def padded(self, signal: Tensor) -> Tensor:
@@ -70,7 +70,15 @@ class LlavaAdapter(ModelAdapter):
         blocks = self._find(tower, "encoder.layers")
         block = feature_block(self.config.vision_feature_layer, len(blocks))
         patch = int(self.config.vision_config.patch_size)
-        return Encoder(tower, blocks, "self_attn", self.base.multi_modal_projector, self.cls, block, patch)
+        return Encoder(
+            tower,
+            blocks,
+            attention="self_attn",
+            projector=self.base.multi_modal_projector,
+            cls=self.cls,
+            block=block,
+            patch=patch,
+        )
 
 
 def _led(picture: Picture) -> Picture:

@@ -51,7 +51,7 @@ class LlavaNextAdapter(LlavaAdapter):
         )
         return list(found)
 
-    def pack(self, signal: Tensor, inputs: Mapping[str, Any], video: bool) -> Tensor:
+    def pack(self, signal: Tensor, inputs: Mapping[str, Any], *, video: bool) -> Tensor:
         return torch.cat(self.packed(list(torch.split(signal, self.crops(inputs))), inputs))
 
     def pictures(self, inputs: Mapping[str, Any]) -> tuple[list[Picture], list[Picture]]:
@@ -62,7 +62,7 @@ class LlavaNextAdapter(LlavaAdapter):
         found = []
         for number, values in enumerate(self.packed(marked, inputs)):
             x, y, crop, free = values.round().long().unbind(1)
-            tile = self.tiles(crop, counts[number], inputs["image_sizes"][number])
+            tile = self.tiles(crop, counts[number], size=inputs["image_sizes"][number])
             grid = torch.full_like(tile, self.side)
             found.append(
                 Picture(torch.stack([x, y], 1), grid, crop, tile, torch.zeros_like(crop), free.bool())
@@ -76,7 +76,7 @@ class LlavaNextAdapter(LlavaAdapter):
         crop = torch.arange(crops)[:, None, None].expand(-1, len(index), 1)
         return torch.cat([cell, crop, torch.ones_like(crop)], 2).double()
 
-    def tiles(self, crop: Tensor, crops: int, size: Any) -> Tensor:
+    def tiles(self, crop: Tensor, crops: int, *, size: Any) -> Tensor:
         """`[n,2]`: column and row of each token's tile, -1 for the base crop of a tiled image."""
         if crops == 1:
             return torch.zeros(len(crop), 2, dtype=torch.int64)

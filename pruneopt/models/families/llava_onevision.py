@@ -42,9 +42,9 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
         )
         return list(found)
 
-    def pack(self, signal: Tensor, inputs: Mapping[str, Any], video: bool) -> Tensor:
+    def pack(self, signal: Tensor, inputs: Mapping[str, Any], *, video: bool) -> Tensor:
         if not video:
-            return super().pack(signal, inputs, video)
+            return super().pack(signal, inputs, video=video)
         videos = int(inputs["pixel_values_videos"].shape[0])
         pooled = self.base.apply_pooling(signal).reshape(videos, -1, signal.shape[2])
         newline = pooled.new_zeros(videos, 1, signal.shape[2])
@@ -58,7 +58,7 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
         frames = inputs.get("pixel_values_videos")
         if frames is not None:
             side = -(-self.side // 2)
-            plain = Picture.plain(side, side, int(frames.shape[1]))
+            plain = Picture.plain(side, side, frames=int(frames.shape[1]))
             videos = [_with_newline(plain)] * int(frames.shape[0])
         return images, videos
 

@@ -30,4 +30,4 @@ class Qwen25VLAdapter(Qwen2VLAdapter):
 
 
 def _order(grid: Tensor, tower: Any) -> Tensor:
-    return window_order(grid, tower.spatial_merge_size, tower.window_size, tower.patch_size)
+    return window_order(grid, tower.spatial_merge_size, window=tower.window_size, patch=tower.patch_size)

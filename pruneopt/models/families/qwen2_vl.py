@@ -36,8 +36,10 @@ class QwenEncoder(Encoder):
         "k": ("qkv", "call", "grid"),
     }
 
-    def __init__(self, tower: Any, block: int, merge: int, patch: int):
-        super().__init__(tower, tower.blocks, "attn", tower.merger, 0, block, patch)
+    def __init__(self, tower: Any, block: int, *, merge: int, patch: int):
+        super().__init__(
+            tower, tower.blocks, attention="attn", projector=tower.merger, cls=0, block=block, patch=patch
+        )
         self.merge = merge
 
     def kept(self, capture: str, value: Any) -> Any:
@@ -48,12 +50,12 @@ class QwenEncoder(Encoder):
 
     # everything is `[1, tokens of all images, ...]`
 
-    def states(self, capture: str, block: int, call: int) -> Tensor:
-        return self._merged(self._qkv(block, call)["qk".index(capture)], block, call)
+    def states(self, block: int, call: int, *, capture: str) -> Tensor:
+        return self._merged(self._qkv(block, call)["qk".index(capture)], block, call=call)
 
     def features(self, block: int, call: int) -> Tensor:
         patches = int(self.raw["grid", block][call].prod(1).sum())
-        return self._merged(super().features(block, call).reshape(patches, -1), block, call)
+        return self._merged(super().features(block, call).reshape(patches, -1), block, call=call)
 
     def patches(self, block: int, call: int) -> Tensor:
         """First frame of each patch, its group laid out as one picture."""
@@ -65,8 +67,8 @@ class QwenEncoder(Encoder):
     def received(self, block: int, call: int) -> Tensor:
         """Within the segment of the patch."""
         scale = self.blocks[block].attn.scaling
-        found = [received_attention(q, k, scale)[0] for _, q, k in self._segments(block, call)]
-        return self._merged(torch.cat(found, 1).transpose(0, 1), block, call)
+        found = [received_attention(q, k, scale=scale)[0] for _, q, k in self._segments(block, call)]
+        return self._merged(torch.cat(found, 1).transpose(0, 1), block, call=call)
 
     def maps(self, block: int, call: int) -> Tensor:
         """Zero across segments, mean over merged patches."""
@@ -74,7 +76,7 @@ class QwenEncoder(Encoder):
         tokens = int(grid.prod(1).sum()) // unit
         out = torch.zeros(self.heads(), tokens, tokens, device=self._qkv(block, call)[0].device)
         for rows, q, k in self._segments(block, call):
-            merged = attention_rows(q, k, None, self.blocks[block].attn.scaling)[0]
+            merged = attention_rows(q, k, allowed=None, scale=self.blocks[block].attn.scaling)[0]
             merged = merged.unflatten(2, (-1, unit)).mean(3).unflatten(1, (-1, unit)).mean(2)
             here = slice(rows.start // unit, rows.stop // unit)
             out[:, here, here] = merged
@@ -100,7 +102,7 @@ class QwenEncoder(Encoder):
             q, k = (part[start:end].transpose(0, 1)[None] for part in (query, key))
             yield slice(start, end), q, k
 
-    def _merged(self, values: Tensor, block: int, call: int) -> Tensor:
+    def _merged(self, values: Tensor, block: int, *, call: int) -> Tensor:
         """Mean over each group of merged patches, in token order: `[S,...]` to `[1,tokens,...]`."""
         grouped = values.unflatten(0, (-1, self.merge**2)).float().mean(1)
         if self.order is None:
@@ -124,12 +126,12 @@ class Qwen2VLAdapter(ModelAdapter):
         out: list[list[Picture]] = []
         for pixels, name in (("pixel_values", "image_grid_thw"), ("pixel_values_videos", "video_grid_thw")):
             grids = inputs[name].tolist() if inputs.get(pixels) is not None else []
-            out.append([Picture.plain(w // self.merge, h // self.merge, t) for t, h, w in grids])
+            out.append([Picture.plain(w // self.merge, h // self.merge, frames=t) for t, h, w in grids])
         return out[0], out[1]
 
     def encoder(self) -> Encoder:
         tower = self._find(self.base, "visual")
         self._find(tower, "blocks")
         return QwenEncoder(
-            tower, len(tower.blocks) - 1, self.merge, int(self.config.vision_config.patch_size)
+            tower, len(tower.blocks) - 1, merge=self.merge, patch=int(self.config.vision_config.patch_size)
         )
