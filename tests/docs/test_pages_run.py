@@ -28,7 +28,7 @@ from pruneopt.cli.main import main
 from pruneopt.registry import GROUPS, Claim, registry
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", "plugins/pruneopt-entropy/README.md"]
+PAGES = ["README.md", "plugins/pruneopt-entropy/README.md", "experiments/records/README.md"]
 PAGES += sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`((?:pruneopt|python|make|pip) [^`]+)`")
@@ -142,6 +142,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, here / name, ignore=shutil.ignore_patterns("*.egg-info", "build"))
     shutil.copytree(ROOT / "plugins" / "pruneopt-entropy", here / "plugins" / "my-term")
     shutil.copy(sample().image, here / "cat.jpg")
+    shutil.copy(ROOT / "README.md", here)
     (here / "my_term.py").write_text(TERM)
     # The head of the file, one line of each kind: a sweep over all of it takes minutes.
     lines = (ROOT / "experiments" / "accuracy.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
@@ -205,7 +206,10 @@ def run(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
     if words[:2] == ["python", "-m"] and words[2].startswith("pruneopt."):
         monkeypatch.setattr(sys, "argv", words[2:])
         monkeypatch.delitem(sys.modules, words[2], raising=False)
-        runpy.run_module(words[2], run_name="__main__")
+        try:
+            runpy.run_module(words[2], run_name="__main__")
+        except SystemExit as left:
+            return int(left.code or 0)
         return 0
     words = ["pruneopt", *words[3:]] if words[:3] == ["python", "-m", "pruneopt"] else words
     assert words[0] == "pruneopt", f"no table says what to do with: {line}"
@@ -226,7 +230,7 @@ def run(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
 
 def refresh(line: str, place: Path) -> None:
     """Put back what a command reads, whichever other one ran before it in this process."""
-    if line.startswith("pruneopt table"):
+    if line.startswith(("pruneopt table", "pruneopt records")):
         shutil.rmtree(place / "runs", ignore_errors=True)
         shutil.copytree(ROOT / "experiments" / "records" / "accuracy", place / "runs")
     if line.startswith("pruneopt sweep"):

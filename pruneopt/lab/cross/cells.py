@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from pruneopt.errors import CostBlindReadoutWarning, PruneoptError, RegistryError, nearest
+from pruneopt.lab.clock import Stopwatch
 from pruneopt.parts import CostTerm, Insertion, Part, Readout, SubsetSolver, TransportSolver
 from pruneopt.problems.kinds import find_kind
 from pruneopt.problems.selection import Selection
@@ -103,17 +103,17 @@ def run_cells(cells: Iterable[Cell], select: Callable[[Spec], Selection]) -> Ite
     for cell in cells:
         if cell.spec is None:
             continue
-        started = time.perf_counter()
+        started = Stopwatch()
         try:
             with warnings.catch_warnings():  # the outcome's notes say it
                 warnings.simplefilter("ignore", CostBlindReadoutWarning)
                 chosen = select(cell.spec)
         except PruneoptError as error:
-            yield Outcome(cell, error=str(error), seconds=time.perf_counter() - started)
+            yield Outcome(cell, error=str(error), seconds=started.wall)
             continue
         kept = tuple(chosen.keep.sum(1).tolist())
         wanted = _wanted(chosen, kept)
-        yield Outcome(cell, kept, wanted, time.perf_counter() - started, notes=chosen.diagnostics)
+        yield Outcome(cell, kept, wanted, started.wall, notes=chosen.diagnostics)
 
 
 def on_signals(signals: Signals) -> Callable[[Spec], Selection]:
