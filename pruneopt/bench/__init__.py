@@ -1,1 +1,0 @@
-"""Benchmarks: solver accuracy, selection cost, prefill and memory."""
