@@ -43,7 +43,7 @@ def gather_tokens(signals: Signals, place: Tensor, sample: Tensor) -> Signals:
             sizes[dim] = place.shape[1]
             tensor = tensor.gather(dim, index.expand(sizes))
         tensors[name] = tensor
-    return Signals(tensors, place >= 0, sample)
+    return Signals(tensors, place >= 0, sample=sample)
 
 
 def join_groups(selection: Selection, place: Tensor, sample: Tensor, batch: int, tokens: int) -> Selection:

@@ -90,7 +90,7 @@ class SignalInfo:
 
 
 def _rows(
-    place: Place, values: Values = Values.REAL, attention: Attention = Attention.NONE
+    place: Place, values: Values = Values.REAL, *, attention: Attention = Attention.NONE
 ) -> Callable[..., SignalInfo]:
     """A maker of like rows: called with shape, doc and the captures that the signal is made from."""
 
@@ -106,12 +106,12 @@ _cell, _grid, _number, _count, _index, _rank = (
 )
 _stream, _mask = _rows(Place.ENTRY), _rows(Place.ENTRY, Values.MASK)
 _crop, _encoder = _rows(Place.CROP), _rows(Place.ENCODER)
-_encoder_row = _rows(Place.ENCODER, Values.SHARES, Attention.ROW)
-_encoder_map = _rows(Place.ENCODER, Values.SHARES, Attention.FULL)
+_encoder_row = _rows(Place.ENCODER, Values.SHARES, attention=Attention.ROW)
+_encoder_map = _rows(Place.ENCODER, Values.SHARES, attention=Attention.FULL)
 _layer, _change = _rows(Place.DECODER), _rows(Place.DECODER, Values.POSITIVE)
-_layer_row = _rows(Place.DECODER, Values.SHARES, Attention.ROW)
-_layer_map = _rows(Place.DECODER, Values.SHARES, Attention.FULL)
-_logits = _rows(Place.DECODER, Values.LOGITS, Attention.FULL)
+_layer_row = _rows(Place.DECODER, Values.SHARES, attention=Attention.ROW)
+_layer_map = _rows(Place.DECODER, Values.SHARES, attention=Attention.FULL)
+_logits = _rows(Place.DECODER, Values.LOGITS, attention=Attention.FULL)
 _SUBLAYERS = ("norm1", "self_attn", "norm2", "mlp")
 
 SIGNALS: dict[str, SignalInfo] = {
@@ -214,7 +214,7 @@ class Signals(Mapping[str, Tensor]):
     """
 
     def __init__(
-        self, tensors: Mapping[str, Tensor], mask: Tensor | None = None, sample: Tensor | None = None
+        self, tensors: Mapping[str, Tensor], mask: Tensor | None = None, *, sample: Tensor | None = None
     ):
         sizes = {}
         want_tensor("mask", mask, error=SignalError)

@@ -135,7 +135,9 @@ def test_masks_samples_and_findings_stay_on_the_device_of_the_signals() -> None:
 
 def test_a_view_has_the_sizes_of_its_signals_and_only_the_declared_names() -> None:
     mask = torch.tensor([[True, False, True]])
-    signals = Signals({"xy": torch.ones(1, 3, 2), "grid": torch.ones(1, 3, 2)}, mask, torch.tensor([7]))
+    signals = Signals(
+        {"xy": torch.ones(1, 3, 2), "grid": torch.ones(1, 3, 2)}, mask, sample=torch.tensor([7])
+    )
     view = signals.view(["xy", "keys"])
     assert (view.batch, view.tokens, view.ragged) == (1, 3, True)
     assert view.mask is mask and view.sample is signals.sample and view.device == signals.device

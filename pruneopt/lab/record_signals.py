@@ -29,14 +29,14 @@ class _Recorder(BudgetRule):
     def to_spec(self) -> dict[str, Any]:
         return {"kind": self.name, "names": list(self.names)}
 
-    def __call__(self, signals: Signals, k: Tensor, importance: Tensor | None) -> Tensor:
+    def __call__(self, signals: Signals, k: Tensor, importance: Tensor | None) -> Tensor:  # noqa: PLR0917
         tensors = {name: signals[name].detach().clone() for name in self.names}
         self.seen.append(Signals(tensors, signals.mask.clone() if signals.ragged else None))
         return k
 
 
 def record_signals(
-    model: Any, inputs: Any, names: Iterable[str], insertion: str | Mapping[str, Any]
+    model: Any, inputs: Any, *, names: Iterable[str], insertion: str | Mapping[str, Any]
 ) -> Signals:
     """The named signals of one prompt batch at an insertion point, said as in a spec; nothing is pruned.
 

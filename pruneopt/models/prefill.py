@@ -242,7 +242,7 @@ class Prefill:
         if place is not None:
             tensors.pop("group", None)
         tensors |= {name: self.store.per_crop(name, crops) for name in names}
-        return Signals(tensors, signals.mask if signals.ragged else None, signals.sample), place
+        return Signals(tensors, signals.mask if signals.ragged else None, sample=signals.sample), place
 
     def _shorten(
         self, stage: StageSpec, selection: Selection, *, counts: tuple[int, ...], hidden: Tensor

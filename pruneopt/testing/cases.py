@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +60,7 @@ def permuted(signals: Signals, order: Tensor) -> Signals:
 def with_tensors(signals: Signals, changed: dict[str, Tensor]) -> Signals:
     """The same signals with some tensors replaced."""
     tensors = {name: changed.get(name, signals[name]) for name in signals}
-    return Signals(tensors, signals.mask if signals.ragged else None, signals.sample)
+    return Signals(tensors, signals.mask if signals.ragged else None, sample=signals.sample)
 
 
 def garbage_in_padding(signals: Signals, seed: int = 5) -> Signals:
@@ -73,7 +75,7 @@ def garbage_in_padding(signals: Signals, seed: int = 5) -> Signals:
     return with_tensors(signals, changed)
 
 
-def spread(signals: Signals, fill: str, seed: int = 3) -> tuple[Signals, Tensor]:
+def spread(signals: Signals, fill: str, *, seed: int = 3) -> tuple[Signals, Tensor]:
     """Ragged samples with padding between their tokens instead of after them.
 
     Floating-point signals hold at padding numbers below, between or above all real ones (`fill`).  Returns
@@ -85,12 +87,12 @@ def spread(signals: Signals, fill: str, seed: int = 3) -> tuple[Signals, Tensor]
         tokens = real.nonzero().squeeze(1)
         row[torch.randperm(len(row), generator=g)[: len(tokens)].sort().values] = tokens
     moved = gather_tokens(signals, old, torch.arange(signals.batch))
-    return with_tensors(moved, {name: filled(name, moved, fill) for name in floating(moved)}), old
+    return with_tensors(moved, {name: filled(name, moved, fill=fill) for name in floating(moved)}), old
 
 
-def filled(name: str, signals: Signals, fill: str) -> Tensor:
+def filled(name: str, signals: Signals, *, fill: str) -> Tensor:
     """A floating-point signal with its padding below, between or above its real entries."""
-    return fill_out(signals[name], real_entries(name, signals), fill)
+    return fill_out(signals[name], real_entries(name, signals), fill=fill)
 
 
 def real_entries(name: str, signals: Signals) -> Tensor:
@@ -99,7 +101,7 @@ def real_entries(name: str, signals: Signals) -> Tensor:
     return across(signals.mask, signal_info(name).token_dims, rank=tensor.dim()).expand(tensor.shape)
 
 
-def fill_out(values: Tensor, real: Tensor, fill: str) -> Tensor:
+def fill_out(values: Tensor, real: Tensor, *, fill: str) -> Tensor:
     """`values` with entries that are not `real` below, between or above those that are."""
     low, high = values[real].min(), values[real].max()
     width = high - low + 1
@@ -123,6 +125,7 @@ def _masses(shape: tuple[int, int], g: torch.Generator) -> Tensor:
 
 def transport(
     family: str = "random",
+    *,
     batch: int = 2,
     rows: int = 12,
     cols: int = 12,
@@ -158,9 +161,13 @@ def transport(
 
 def transport_optimum(problem: TransportProblem) -> Tensor:
     """`[B]` float64 optimum by a linear program (HiGHS through SciPy): the witness."""
+
+    def flat(values: Tensor) -> tuple[float, ...]:
+        return tuple(values.double().flatten().tolist())
+
     return torch.tensor(
         [
-            _witness(tuple(c.shape), *(tuple(t.double().flatten().tolist()) for t in (c, a, b)))
+            _witness(tuple(c.shape), flat(c), a=flat(a), b=flat(b))
             for c, a, b in zip(problem.cost, problem.a, problem.b, strict=True)
         ],
         dtype=torch.float64,
@@ -169,7 +176,7 @@ def transport_optimum(problem: TransportProblem) -> Tensor:
 
 @cache
 def _witness(
-    shape: tuple[int, int], cost: tuple[float, ...], a: tuple[float, ...], b: tuple[float, ...]
+    shape: tuple[int, int], cost: tuple[float, ...], *, a: tuple[float, ...], b: tuple[float, ...]
 ) -> float:
     import numpy as np
     from scipy.optimize import linprog
@@ -189,38 +196,46 @@ def _witness(
 # -- subsets --------------------------------------------------------------------------------------------
 
 
-def subset(
-    kind: str,
-    batch: int = 2,
-    tokens: int = 12,
-    k: int = 5,
-    seed: int = 0,
-    lengths: Sequence[int] | None = None,
-    protect: bool = False,
-    duplicates: bool = False,
-    metric: bool = False,
-    dtype: torch.dtype = torch.float64,
-) -> SubsetProblem:
+def subset(kind: str, **how: Any) -> SubsetProblem:
+    """A random problem of this kind, drawn as the fields of `Drawn` say."""
+    return Drawn(**how).of(kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
     """A subset problem over random unit vectors, with scores in [0.1, 1.1] whatever the kind.
 
     `protect` protects token 2; `duplicates`: the second half of the tokens repeats the first; `metric`:
     Euclidean distances of points in the plane.
     """
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(batch, tokens, 16, generator=g, dtype=torch.float64)
-    unary = torch.rand(batch, tokens, generator=g, dtype=torch.float64) + 0.1
-    if duplicates:
-        twice = torch.arange(tokens) % ((tokens + 1) // 2)
-        x, unary = x[:, twice], unary[:, twice]
-    x = x / x.norm(dim=2, keepdim=True)
-    terms = find_kind(kind).draw(x, unary, k)
-    terms["unary"] = unary.to(dtype)
-    if metric:
-        terms["pairwise"] = torch.cdist(x[:, :, :2], x[:, :, :2])
-    if (pairwise := terms.get("pairwise")) is not None:
-        terms["pairwise"] = pairwise.to(dtype)
-    if lengths is not None:
-        terms["mask"] = torch.arange(tokens) < torch.tensor(list(lengths))[:, None]
-    if protect:
-        terms["protected"] = (torch.arange(tokens) == 2).expand(batch, -1)
-    return SubsetProblem.build(kind, k, **terms)
+
+    batch: int = 2
+    tokens: int = 12
+    k: int = 5
+    seed: int = 0
+    lengths: Sequence[int] | None = None
+    protect: bool = False
+    duplicates: bool = False
+    metric: bool = False
+    dtype: torch.dtype = torch.float64
+
+    def of(self, kind: str) -> SubsetProblem:
+        g = torch.Generator().manual_seed(self.seed)
+        x = torch.randn(self.batch, self.tokens, 16, generator=g, dtype=torch.float64)
+        unary = torch.rand(self.batch, self.tokens, generator=g, dtype=torch.float64) + 0.1
+        place = torch.arange(self.tokens)
+        if self.duplicates:
+            twice = place % ((self.tokens + 1) // 2)
+            x, unary = x[:, twice], unary[:, twice]
+        x = x / x.norm(dim=2, keepdim=True)
+        terms = find_kind(kind).draw(x, unary, self.k)
+        terms["unary"] = unary.to(self.dtype)
+        if self.metric:
+            terms["pairwise"] = torch.cdist(x[:, :, :2], x[:, :, :2])
+        if (pairwise := terms.get("pairwise")) is not None:
+            terms["pairwise"] = pairwise.to(self.dtype)
+        if self.lengths is not None:
+            terms["mask"] = place < torch.tensor(list(self.lengths))[:, None]
+        if self.protect:
+            terms["protected"] = (place == 2).expand(self.batch, -1)
+        return SubsetProblem.build(kind, self.k, **terms)

@@ -19,9 +19,9 @@ Axes = Callable[[SignalInfo, int], Mapping[str, int]]  # of a row, and of so man
 
 def make_signals(
     names: Iterable[str],
+    *,
     batch: int = 2,
     tokens: int = 12,
-    *,
     lengths: Sequence[int] | None = None,
     seed: int = 0,
     style: str = "random",
@@ -38,7 +38,7 @@ def make_signals(
         Shares of attention and whole numbers are what they are whatever the style.
     """
     counts = list(lengths) if lengths is not None else [tokens] * batch
-    signals = draw_signals(names, counts, tiny_axes(**sizes), tokens=tokens, seed=seed, style=style)
+    signals = draw_signals(names, counts, axes=tiny_axes(**sizes), tokens=tokens, seed=seed, style=style)
     tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in signals.items()}
     return Signals(tensors, signals.mask if lengths is not None else None)
 
@@ -52,8 +52,8 @@ def tiny_axes(*, width: int = 8, heads: int = 2, text: int = 3) -> Axes:
 def draw_signals(
     names: Iterable[str],
     counts: Sequence[int],
-    axes: Axes,
     *,
+    axes: Axes,
     tokens: int | None = None,
     seed: int = 0,
     style: str = "random",
@@ -66,12 +66,12 @@ def draw_signals(
     for sample, n in enumerate(counts):
         g = torch.Generator().manual_seed(seed + 1000 * sample)
         for name, info in infos.items():
-            rows[name].append(_padded(info, _draw(info, axes(info, n), g, style), width))
+            rows[name].append(_padded(_draw(info, axes(info, n), g=g, style=style), info, tokens=width))
     mask = torch.arange(width) < torch.tensor(counts)[:, None]
     return Signals({name: torch.stack(found) for name, found in rows.items()}, None if mask.all() else mask)
 
 
-def _draw(info: SignalInfo, axes: Mapping[str, int], g: torch.Generator, style: str) -> Tensor:
+def _draw(info: SignalInfo, axes: Mapping[str, int], *, g: torch.Generator, style: str) -> Tensor:
     """One signal of one sample: the axes of its row without the batch."""
     shape = [int(axis) if axis.isdigit() else axes[axis] for axis in info.axes[1:]]
     tokens, length, sample = axes["N"], shape[0], g.initial_seed() // 1000
@@ -93,10 +93,10 @@ def _draw(info: SignalInfo, axes: Mapping[str, int], g: torch.Generator, style: 
     if info.values is Values.SHARES:  # one more key stands for all others, with about a fifth of the whole
         others = torch.randn((*shape[:-1], 1), generator=g) + math.log(shape[-1] / 4)
         return torch.cat([draw, others], -1).softmax(-1)[..., :-1]
-    return draw.abs() if info.values is Values.POSITIVE else _styled(draw, info, g, style)
+    return draw.abs() if info.values is Values.POSITIVE else _styled(draw, info, g=g, style=style)
 
 
-def _styled(draw: Tensor, info: SignalInfo, g: torch.Generator, style: str) -> Tensor:
+def _styled(draw: Tensor, info: SignalInfo, *, g: torch.Generator, style: str) -> Tensor:
     if style == "zeros":
         return torch.zeros_like(draw)
     if style == "large":
@@ -114,7 +114,7 @@ def _styled(draw: Tensor, info: SignalInfo, g: torch.Generator, style: str) -> T
     return draw
 
 
-def _padded(info: SignalInfo, tensor: Tensor, tokens: int) -> Tensor:
+def _padded(tensor: Tensor, info: SignalInfo, *, tokens: int) -> Tensor:
     """Zeros behind the tokens; whole sequences end in masked columns, as models mask padding."""
     for axis in (dim - 1 for dim in info.token_dims):
         shape = list(tensor.shape)

@@ -49,7 +49,10 @@ def check_shapes(part: Part) -> None:
     wanted = layout(part)
     require(wanted in ("[B,N]", "[B,N,N]", "[B,A,N]"), f"shape {wanted!r} is not pairwise, unary or anchor")
     for batch, tokens, width, heads, text in SIZES:
-        out = call(part, cases.make_signals(part.needs, batch, tokens, width=width, heads=heads, text=text))
+        out = call(
+            part,
+            cases.make_signals(part.needs, batch=batch, tokens=tokens, width=width, heads=heads, text=text),
+        )
         where = f"for B={batch}, N={tokens}, D={width}, H={heads}, T={text}"
         axes = wanted.count(",") + 1
         require(out.dim() == axes, f"returned shape {list(out.shape)} {where}, declared {wanted}")

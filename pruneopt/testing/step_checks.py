@@ -150,7 +150,7 @@ def check_step_padding(step: Step) -> None:
     group = whole.solution.problem.group  # type: ignore[union-attr]
     for fill in cases.FILLS:
         moved, old = cases.spread(signals, fill)
-        score = cases.fill_out(whole.importance.gather(1, old.clamp_min(0)), moved.mask, fill)
+        score = cases.fill_out(whole.importance.gather(1, old.clamp_min(0)), moved.mask, fill=fill)
         before = _selected(moved, score, group.gather(1, old.clamp_min(0)), whole.counts)
         out = apply(step, before, moved)
         for b in range(2):
@@ -249,7 +249,7 @@ def check_rule_batch(rule: BudgetRule) -> None:
     importance, k = torch.rand(2, 14, generator=g), torch.tensor([7, 3])
     for fill in cases.FILLS:
         moved, old = cases.spread(signals, fill)
-        score = cases.fill_out(importance.gather(1, old.clamp_min(0)), moved.mask, fill)
+        score = cases.fill_out(importance.gather(1, old.clamp_min(0)), moved.mask, fill=fill)
         out = rule(moved.view(rule.needs), k, score)
         for b in range(2):
             single = cases.sample_alone(signals, b)

@@ -240,8 +240,8 @@ def test_a_selection_row_names_each_number_rightly(monkeypatch: pytest.MonkeyPat
 
 def test_signals_are_drawn_by_their_seed() -> None:
     names = ["cls_attention", "encoder_features", "xy"]
-    draws = {seed: select_signals(names, 2, 9, seed=seed) for seed in (0, 1)}
-    again = select_signals(names, 2, 9, seed=1)
+    draws = {seed: select_signals(names, batch=2, tokens=9, seed=seed) for seed in (0, 1)}
+    again = select_signals(names, batch=2, tokens=9, seed=1)
     for name in ("cls_attention", "encoder_features"):
         assert torch.equal(again[name], draws[1][name])
         assert not torch.equal(draws[0][name], draws[1][name]), name

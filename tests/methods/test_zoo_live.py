@@ -86,5 +86,7 @@ def test_a_walk_along_attention_does_not_depend_on_padding(side: str, embedded) 
     alone = load_inputs([short], processor)
     assert both["attention_mask"][0].sum() == alone["attention_mask"].sum() < both["attention_mask"].shape[1]
     for part in (PageRank(tau=1.0), PageRank(tau=0.5, rounds=2, damping=0.3)):
-        seen = [part(record_signals(model, x, part.needs, "prefill_layer")) for x in (both, alone)]
+        seen = [
+            part(record_signals(model, x, names=part.needs, insertion="prefill_layer")) for x in (both, alone)
+        ]
         torch.testing.assert_close(seen[0][:1], seen[1], atol=1e-7, rtol=1e-4)

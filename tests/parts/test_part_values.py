@@ -309,7 +309,7 @@ def test_quality_is_scaled_over_the_crops_of_a_sample() -> None:
 
     part = registry("scores").get("text_cosine")(quality=True)
     signals = cases.make_signals(part.needs, batch=3, tokens=6)
-    crops = Signals({n: signals[n] for n in signals}, None, torch.tensor([0, 1, 0]))
+    crops = Signals({n: signals[n] for n in signals}, sample=torch.tensor([0, 1, 0]))
     plain = registry("scores").get("text_cosine")()(signals)
     pool = plain[[0, 2]]
     want = (plain[0] - pool.min() + 1e-6) / (pool.max() - pool.min())
@@ -417,7 +417,7 @@ def test_rules_are_their_formulas(name: str, params: dict, formula: Callable, as
     score[0, 3] = score[1, 2] = 0.5  # at the bound, which is not above it
     for fill in cases.FILLS:
         moved, old = cases.spread(signals, fill)
-        given = cases.fill_out(score.gather(1, old.clamp_min(0)), moved.mask, fill)
+        given = cases.fill_out(score.gather(1, old.clamp_min(0)), moved.mask, fill=fill)
         got = rule(moved.view(rule.needs), torch.tensor(asked), given).tolist()
         want = [
             formula(arrays(cases.sample_alone(signals, b)), asked[b], score[b, :n].double().numpy())
@@ -442,7 +442,7 @@ def test_a_pooled_vote_is_the_mean_over_the_crops_of_a_sample() -> None:
     params = {"signal": "features", "threshold": 0.5, "degree": 2}
     rule, single = (registry("budgets").get("degree_vote")(**params, pool=p) for p in (True, False))
     signals = cases.make_signals({"features"}, batch=4, tokens=12, width=3, seed=8)
-    crops = Signals({"features": signals["features"]}, None, torch.tensor([0, 0, 1, 0]))
+    crops = Signals({"features": signals["features"]}, sample=torch.tensor([0, 0, 1, 0]))
     k = torch.full((4,), 6)
     votes = 12 - single(crops, k, None)
     assert len(set(votes.tolist())) > 1

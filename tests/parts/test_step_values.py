@@ -226,7 +226,7 @@ def test_steps_are_their_loops(name: str, params: dict, formula: Callable[[Case]
     score = torch.rand(2, 18, generator=torch.Generator().manual_seed(1)) + 0.05
     for fill in cases.FILLS:
         moved, old = cases.spread(signals, fill)
-        given = cases.fill_out(score.gather(1, old.clamp_min(0)), moved.mask, fill)
+        given = cases.fill_out(score.gather(1, old.clamp_min(0)), moved.mask, fill=fill)
         before = chosen(moved, given, k)
         out = step(before, moved.view(step.needs))
         if out.counts is before.counts:  # as a pruner does

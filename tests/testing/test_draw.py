@@ -32,7 +32,8 @@ def test_values_are_what_the_row_says(style: str, lengths: tuple[int, int] | Non
 
 
 def test_the_bench_draws_the_same_signals_in_its_own_sizes() -> None:
-    wide = select_signals({"features", "encoder_keys", "keys", "attention_visual", "text_mask"}, 2, 9)
+    names = {"features", "encoder_keys", "keys", "attention_visual", "text_mask"}
+    wide = select_signals(names, batch=2, tokens=9)
     assert wide["features"].shape == (2, 9, 4096) and wide["encoder_keys"].shape == (2, 16, 9, 64)
     assert wide["keys"].shape == (2, 32, 9, 128) and wide["attention_visual"].shape == (2, 8, 9, 9)
     assert not wide.ragged and all(odd(name, wide[name], wide.mask) == "" for name in wide)

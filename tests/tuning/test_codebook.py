@@ -203,7 +203,7 @@ def test_the_live_probe_is_the_model_itself() -> None:
 
     model, processor = load_model()
     inputs = load_inputs([sample()], processor)
-    tokens = record_signals(model, inputs, ["features"], "post_encoder")["features"][0]
+    tokens = record_signals(model, inputs, names=["features"], insertion="post_encoder")["features"][0]
     ids = inputs["input_ids"][0]
     found = live_probe(model, ids, image_token=model.config.image_token_id)([tokens])
     with torch.no_grad():

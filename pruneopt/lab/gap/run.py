@@ -93,7 +93,7 @@ def _embedded(pictures: int) -> tuple[Any, Any, int]:
 def _signals(model: Any, inputs: Any, *, greedy: Greedy) -> Signals:
     stage = load_spec(greedy.method, greedy.overrides).stages[0]
     names = {_at_demo(name) for name in stage.needs} | {"xy", "grid"}
-    signals = record_signals(model, inputs, names, stage.insertion.to_spec())
+    signals = record_signals(model, inputs, names=names, insertion=stage.insertion.to_spec())
     wanted = {name: signals[_at_demo(name)] for name in stage.needs}
     geometry = {name: signals[name] for name in ("xy", "grid")}
     return Signals({**geometry, **wanted}, signals.mask if signals.ragged else None)

@@ -116,7 +116,7 @@ def _measure(stage: StageSpec, plan: Plan) -> dict[str, Any]:
     for tokens in plan.sizes:
         if tokens <= plan.keep:
             continue
-        job = _job(pruner, select_signals(stage.needs, plan.batch, tokens))
+        job = _job(pruner, select_signals(stage.needs, batch=plan.batch, tokens=tokens))
         try:
             chosen, timing = timed(job, repeats=plan.repeats, budget=plan.budget)
         except PruneoptError as error:

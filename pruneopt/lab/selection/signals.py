@@ -13,7 +13,7 @@ MAP_HEADS = 8  # heads of whole attention maps, so that a batch of them fits in 
 _SIZES = {"T": TEXT, "S": 1, "D": WIDTH, "C": 1024, "c": 768, "P": 14}
 
 
-def select_signals(names: Iterable[str], batch: int, tokens: int, seed: int = 0) -> Signals:
+def select_signals(names: Iterable[str], *, batch: int, tokens: int, seed: int = 0) -> Signals:
     """Signals of the given names: width 4096, a CLIP-L-like encoder, 48 text tokens behind one picture.
 
     Features are noisy clusters.
@@ -25,4 +25,4 @@ def select_signals(names: Iterable[str], batch: int, tokens: int, seed: int = 0)
         sequence = 35 + tokens + TEXT  # a system prompt in front
         return {**_SIZES, "N": tokens, "M": tokens, "L": sequence, "H": heads, "d": head}
 
-    return draw_signals(names, [tokens] * batch, axes, seed=seed, style="clusters")
+    return draw_signals(names, [tokens] * batch, axes=axes, seed=seed, style="clusters")

@@ -32,24 +32,12 @@ def attention_rows(query: Tensor, key: Tensor, *, allowed: Tensor | None, scale:
     return attention_logits(query, key, allowed=allowed, scale=scale).softmax(dim=3)
 
 
-def received_attention(
-    query: Tensor,
-    key: Tensor,
-    *,
-    scale: float,
-    allowed: Callable[[slice], Tensor | None] | None = None,
-    block: int = 256,
-) -> Tensor:
-    """Mean over all queries of the attention that each key receives, `[B,H,L]` float32, block by block.
-
-    `allowed` maps a slice of query rows to their `[B,R,L]` mask; None lets every query see every key.
-    """
+def received_attention(query: Tensor, key: Tensor, *, scale: float, block: int = 256) -> Tensor:
+    """Mean over all queries of the attention that each key receives, `[B,H,L]` float32, block by block."""
     total = torch.zeros(query.shape[0], query.shape[1], key.shape[2], device=query.device)
     for start in range(0, query.shape[2], block):
         rows = slice(start, min(start + block, query.shape[2]))
-        total += attention_rows(
-            query[:, :, rows], key, allowed=None if allowed is None else allowed(rows), scale=scale
-        ).sum(2)
+        total += attention_rows(query[:, :, rows], key, allowed=None, scale=scale).sum(2)
     return total / query.shape[2]
 
 

@@ -49,7 +49,7 @@ def test_what_cannot_be_measured_is_refused() -> None:
 def test_bench_signals_are_what_the_stage_reads() -> None:
     for method in ("prumerge/release", "aim/prune", "sparsevlm/plus"):
         for stage in load_spec(method).stages:
-            signals = select_signals(stage.needs, 1, 36)
+            signals = select_signals(stage.needs, batch=1, tokens=36)
             assert stage.needs <= set(signals) and signals.tokens == 36
 
 
