@@ -146,7 +146,8 @@ def _deviations(deviations: Mapping[str, str]) -> list[str]:
 
 def _where(stage: StageSpec) -> str:
     layer = stage.insertion.layer_index
-    return stage.insertion.name if layer == 0 else f"layer {layer}"
+    inside = layer > 0 and stage.insertion.depth == (1, layer)
+    return f"layer {layer}" if inside else stage.insertion.name
 
 
 def _budget(stage: StageSpec) -> str:

@@ -22,17 +22,31 @@ class Achieved:
     kept: tuple[int, ...]
 
 
+def cut_layers(spec: Spec) -> list[int]:
+    """The first decoder layer without the removed tokens, of every stage.
+
+    Raises SpecError for a stage that cuts what has run: layers and caches are then of different length.
+    """
+    for stage in spec.stages:
+        if stage.insertion.depth >= (2, 0):
+            raise SpecError(
+                f"{stage.insertion.name} cuts a cache, which the closed form of a schedule does not count; "
+                "set its budget by hand"
+            )
+    return [stage.insertion.layer_index for stage in spec.stages]
+
+
 def achieved(spec: Spec, shape: Shape, *, visual: int, text: int) -> Achieved:
     """Closed form for one picture of `visual` tokens among `text` others, steps that change counts too."""
     counts, tokens, alive = [], [visual] * shape.layers, visual
-    for stage in spec.stages:
+    for stage, first in zip(spec.stages, cut_layers(spec), strict=True):
         wanted = stage.budget.count(visual, alive)
         if not stage.budget.total:
             for step in stage.steps:
                 wanted = step.count(wanted, alive)
         alive = wanted
         counts.append(alive)
-        for layer in range(stage.insertion.layer_index, shape.layers):
+        for layer in range(first, shape.layers):
             tokens[layer] = alive
     dense = shape.layers * shape.flops(visual + text)
     pruned = sum(shape.flops(n + text) for n in tokens)

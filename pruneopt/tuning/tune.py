@@ -16,6 +16,7 @@ import numpy as np
 from pruneopt.errors import InputError, PruneoptError, SpecError
 from pruneopt.spec.load import load_spec
 from pruneopt.spec.schema import Spec
+from pruneopt.tuning.schedule import cut_layers
 
 Objective = Callable[[Spec], float]
 Complete = Callable[[Spec], list[str]]
@@ -151,7 +152,7 @@ def meet_layer_mean(share: float, layers: int) -> Complete:
     """
 
     def complete(spec: Spec) -> list[str]:
-        cuts = [stage.insertion.layer_index for stage in spec.stages]
+        cuts = cut_layers(spec)
         alive, total, before = 1.0, 0.0, 0
         for stage, cut in zip(spec.stages[:-1], cuts[:-1], strict=True):
             total += alive * (cut - before)

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 import pruneopt
 from pruneopt.errors import ModelError, RegistryError, SpecError
+from pruneopt.models.base import adapter_for
+from pruneopt.models.report import shape_of
 from pruneopt.models.supported import supported_models
 from pruneopt.parts.insertions.post_encoder import PostEncoder
 from pruneopt.pruner import Pruner
@@ -28,8 +30,10 @@ from pruneopt.registry import registry
 from pruneopt.spec.load import load_spec
 from pruneopt.testing.insertion import inventory
 from pruneopt.testing.masking import difference, forward, generate, masked, real_columns
+from pruneopt.tuning.schedule import achieved
+from pruneopt.tuning.tune import meet_layer_mean
 
-PATCHES, LAYERS = 36, 5
+PATCHES = 36
 RANDOM = {"kind": "top_k", "scores": {"chance": {"kind": "random", "seed": 3}}}
 NORM = {"kind": "top_k", "scores": {"norm": "token_norm"}}
 
@@ -306,6 +310,16 @@ def test_a_token_that_cannot_go_is_not_lost_in_the_tower() -> None:
     spec = spec_of(stage("encoder_block", 0.01, block=1))
     with pruneopt.prune(model, spec), pytest.raises(ModelError, match="cannot be removed"):
         forward(model, cut)
+
+
+def test_schedules_refuse_what_their_closed_form_does_not_count() -> None:
+    shape = shape_of(adapter_for(llava()))
+    inside = achieved(spec_of(ENCODER, LAYER), shape, visual=36, text=9)
+    assert inside.kept == (18, 11) and inside.layer_mean == (2 * 18 + 3 * 11) / 5
+    with pytest.raises(SpecError, match="layer_cache cuts a cache, which the closed form"):
+        achieved(spec_of(LAYER, CACHE), shape, visual=36, text=9)
+    with pytest.raises(SpecError, match="layer_cache cuts a cache"):
+        meet_layer_mean(0.5, 5)(spec_of(CACHE))
 
 
 @dataclass(frozen=True)
