@@ -7,6 +7,7 @@ import os
 # One thread, before anything imports torch: tensors here are tiny, and workers that each start two threads
 # on two cores were measured nine times slower.  Commands that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported; no test asks the hub
 
 from pathlib import Path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -10,15 +11,14 @@ import typer
 
 from pruneopt.cli.catalogue import console
 from pruneopt.cli.options import (
-    Attention,
-    Device,
-    Dtype,
     Machine,
+    MaybeAsked,
     Names,
     Overrides,
     Threads,
     budgets,
     counts,
+    grouped,
     split,
 )
 from pruneopt.errors import InputError, nearest
@@ -31,14 +31,23 @@ Repeats = Annotated[int, typer.Option(min=1, help="warm runs per cell")]
 _PROBLEMS = {"transport": ["solvers"], "subset": ["subset"], "both": ["solvers", "subset"]}
 
 
-@app.command("solvers")
-def solvers(
+@dataclass(frozen=True)
+class SolverGrid:
+    """What `bench solvers` crosses."""
+
     sizes: Annotated[
         str | None, typer.Option(help="tokens; each kind of problem has its own if left out")
-    ] = None,
-    batch: Annotated[str, typer.Option(help="transport problems per batch")] = "1,8",
-    families: Names = None,
-    solvers: Names = None,
+    ] = None
+    batch: Annotated[str, typer.Option(help="transport problems per batch")] = "1,8"
+    families: Names = None
+    solvers: Names = None
+
+
+@app.command("solvers")
+@grouped
+def solvers(
+    *,
+    grid: SolverGrid,
     out: Out = Path("bench/solvers"),
     problems: Annotated[str, typer.Option(help="transport, subset or both")] = "both",
     repeats: Repeats = 5,
@@ -48,11 +57,11 @@ def solvers(
     """Transport and subset solvers against the exact optimum: accuracy, time, memory, readouts."""
     if problems not in _PROBLEMS:
         raise InputError(f"unknown --problems {problems!r}{nearest(problems, _PROBLEMS)}")
-    tokens: dict[str, Any] = {} if sizes is None else {"sizes": counts(sizes)}
+    tokens: dict[str, Any] = {} if grid.sizes is None else {"sizes": counts(grid.sizes)}
     settings: dict[str, dict[str, Any]] = {
         "solvers": {
-            "batches": counts(batch), "families": split(families) or (), "solvers": split(solvers) or (),
-            "repeats": repeats, "budget": budget,
+            "batches": counts(grid.batch), "families": split(grid.families) or (),
+            "solvers": split(grid.solvers) or (), "repeats": repeats, "budget": budget,
         },
         "subset": {},
     }  # fmt: skip
@@ -78,52 +87,79 @@ def targets(
         raise typer.Exit(1)
 
 
+@dataclass(frozen=True)
+class SelectGrid:
+    """What `bench select` crosses."""
+
+    methods: Names = None
+    sizes: Annotated[str, typer.Option(help="tokens per picture")] = "144,324,576"
+    batch: Annotated[int, typer.Option(min=1, help="pictures per batch")] = 8
+    keep: Annotated[int, typer.Option(min=1, help="tokens kept")] = 64
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Whether `bench select` measures gaps in the place of time, and on what."""
+
+    gap: Annotated[bool, typer.Option("--gap", help="optimality gaps of the greedy methods instead")] = False
+    pictures: Annotated[int, typer.Option(min=1, help="embedded pictures for --gap")] = 8
+    time_limit: Annotated[float, typer.Option(min=0.0, help="seconds per exact solve for --gap")] = 20.0
+
+
 @app.command("select")
+@grouped
 def select(
+    *,
     out: Annotated[Path, typer.Option(help="folder for the record")] = Path("bench/select"),
-    methods: Names = None,
-    sizes: Annotated[str, typer.Option(help="tokens per picture")] = "144,324,576",
-    batch: Annotated[int, typer.Option(min=1, help="pictures per batch")] = 8,
-    keep: Annotated[int, typer.Option(min=1, help="tokens kept")] = 64,
+    grid: SelectGrid,
     repeats: Repeats = 5,
     threads: Threads = 0,
-    gap: Annotated[bool, typer.Option("--gap", help="optimality gaps of the greedy methods instead")] = False,
-    pictures: Annotated[int, typer.Option(min=1, help="embedded pictures for --gap")] = 8,
-    time_limit: Annotated[float, typer.Option(min=0.0, help="seconds per exact solve for --gap")] = 20.0,
+    gap: Gap,
     into: Into = None,
     report: Annotated[bool, typer.Option("--report", help="only rewrite tables from the record")] = False,
 ) -> None:
     """Time, memory and growth of every method's selection; with --gap, how far greedy is from optimal."""
     names = ["gap", "selection"]
-    tokens = counts(sizes)
     cost = _plan(
-        "selection", methods=split(methods) or (), sizes=tokens, batch=batch, keep=keep, repeats=repeats
+        "selection",
+        methods=split(grid.methods) or (),
+        sizes=counts(grid.sizes),
+        batch=grid.batch,
+        keep=grid.keep,
+        repeats=repeats,
     )
     if into is not None:
         _marked(into, names)
     if not report:
-        plans = (
-            {"gap": _plan("gap", pictures=pictures, time_limit=time_limit)} if gap else {"selection": cost}
-        )
+        plans = {"selection": cost}
+        if gap.gap:
+            plans = {"gap": _plan("gap", pictures=gap.pictures, time_limit=gap.time_limit)}
         _measure(plans, out, threads=threads)
     _report(out, names, into=into)
 
 
+@dataclass(frozen=True)
+class PrefillGrid:
+    """What `bench prefill` crosses, and how often each is run."""
+
+    method: Annotated[str, typer.Option("--method", "-m", help="names separated by commas")] = "topv"
+    keep: Annotated[str, typer.Option(help="budgets separated by commas")] = "0.5,0.11"
+    batch: Annotated[str, typer.Option(help="batch sizes separated by commas")] = "1"
+    repeats: Annotated[int, typer.Option(min=1, help="measured passes")] = 5
+    decode: Annotated[int, typer.Option(min=0, help="decoded tokens per pass")] = 8
+
+
 @app.command("prefill")
+@grouped
 def prefill(
+    *,
     overrides: Overrides = None,
-    preset: Annotated[str, typer.Option(help="0.5b, llava-1.5-7b, qwen2.5-vl-7b or tiny")] = "0.5b",
-    model: Annotated[str, typer.Option(help="folder or hub id, or 'demo', instead of a preset")] = "",
-    image: Annotated[str, typer.Option(help="picture for --model; 'demo' has its own")] = "",
-    prompt: Annotated[str, typer.Option(help="question for --model")] = "What is in the picture?",
-    method: Annotated[str, typer.Option("--method", "-m", help="names separated by commas")] = "topv",
-    keep: Annotated[str, typer.Option(help="budgets separated by commas")] = "0.5,0.11",
-    batch: Annotated[str, typer.Option(help="batch sizes separated by commas")] = "1",
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    attention: Attention = "sdpa",
-    repeats: Annotated[int, typer.Option(min=1, help="measured passes")] = 5,
-    decode: Annotated[int, typer.Option(min=0, help="decoded tokens per pass")] = 8,
+    preset: Annotated[
+        str, typer.Option(help="without --model: 0.5b, llava-1.5-7b, qwen2.5-vl-7b or tiny")
+    ] = "0.5b",
+    asked: MaybeAsked,
+    grid: PrefillGrid,
+    machine: Machine,
     threads: Threads = 0,
     out: Annotated[Path | None, typer.Option(help="record to write (JSON)")] = None,
 ) -> None:
@@ -133,31 +169,29 @@ def prefill(
     from pruneopt.lab.prefill.table import everything
     from pruneopt.lab.records import prepare_file, read_record
     from pruneopt.models.load import dtype_of
-    from pruneopt.show.images import asked
     from pruneopt.spec.load import load_spec
 
-    machine = Machine(device, dtype, attention)
-    methods, keeps, batches = split(method), budgets(keep), counts(batch)
+    methods, keeps, batches = split(grid.method), budgets(grid.keep), counts(grid.batch)
     if methods is None:
         raise InputError("--method names no method")
     specs = [load_spec(m, [f"budget.keep={k}", *(overrides or [])]) for m in methods for k in keeps]
     if out is not None:
         prepare_file(out)
-    if model:
-        picture, text = asked(model, image, prompt=prompt)
-        loaded, processor = machine.load(model)
+    if asked.model:
+        picture, text = asked.read()
+        loaded, processor = machine.load(asked.model)
         options: dict[str, Any] = {
             "load": lambda: loaded, "inputs_of": picture_inputs(processor, picture, text=text)
         }  # fmt: skip
     else:
         presets.known(preset)
         options = {"load": lambda: presets.build(
-            preset, device=device, dtype=dtype_of(dtype), attention=attention
+            preset, device=machine.device, dtype=dtype_of(machine.dtype), attention=machine.attention
         )}  # fmt: skip
     with TemporaryDirectory() as scratch:
         path = out or Path(scratch) / "prefill.json"
-        plan = _plan("prefill", preset=model or preset, specs=specs, batches=batches, repeats=repeats,
-                     decode=decode, file=path.name, **options)  # fmt: skip
+        plan = _plan("prefill", preset=asked.model or preset, specs=specs, batches=batches,
+                     repeats=grid.repeats, decode=grid.decode, file=path.name, **options)  # fmt: skip
         _measure({"prefill": plan}, path.parent, threads=threads)
         console().print(everything(read_record(path)).drawn())
 

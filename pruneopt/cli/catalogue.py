@@ -114,6 +114,7 @@ def _sources(spec: Spec) -> Table:
 
 
 def plugins_command(
+    *,
     all_parts: Annotated[bool, typer.Option("--all", help="built-in parts too")] = False,
 ) -> None:
     """Show what other packages registered, with origin and, for broken ones, the reason."""

@@ -24,6 +24,7 @@ def check_command(
         list[str],
         typer.Argument(help="registered name, group/name, package.module[:Class], file, or plugin folder"),
     ],
+    *,
     param: Annotated[list[str] | None, typer.Option(help="parameter of the part, NAME=VALUE")] = None,
     expect: Annotated[
         list[str] | None,
@@ -44,12 +45,12 @@ def check_command(
             warnings.simplefilter("ignore")
             verdict = check_part(build(part, params), expected_failures=reasons, on_fail="report")
         good &= verdict.ok
-        _print(screen, verdict, all_checks)
+        _print(screen, verdict, all_checks=all_checks)
     if not good:
         raise typer.Exit(1)
 
 
-def _pairs(given: list[str] | None, option: str, parse: bool) -> dict[str, Any]:
+def _pairs(given: list[str] | None, option: str, *, parse: bool) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for text in given or []:
         name, equals, value = text.partition("=")
@@ -59,7 +60,7 @@ def _pairs(given: list[str] | None, option: str, parse: bool) -> dict[str, Any]:
     return out
 
 
-def _print(screen: Any, verdict: Any, all_checks: bool) -> None:
+def _print(screen: Any, verdict: Any, *, all_checks: bool) -> None:
     """One line per verdict, and a table of what failed (or of everything)."""
     from rich.markup import escape
     from rich.table import Table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ import typer
 from rich.table import Table
 
 from pruneopt.cli.catalogue import console
-from pruneopt.cli.options import Attention, Device, Dtype, Machine, budgets, split
+from pruneopt.cli.options import Machine, MaybeAsked, budgets, grouped, split
 from pruneopt.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,23 +22,28 @@ if TYPE_CHECKING:
 _Names = Annotated[str, typer.Option(help="names, separated by commas; all when not given")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What is crossed."""
+
+    costs: _Names = ""
+    scores: _Names = ""
+    kernels: _Names = ""
+    solvers: _Names = ""
+    readouts: _Names = ""
+    insertions: _Names = ""
+
+
+@grouped
 def cross_command(
-    costs: _Names = "",
-    scores: _Names = "",
-    kernels: _Names = "",
-    solvers: _Names = "",
-    readouts: _Names = "",
-    insertions: _Names = "",
+    *,
+    parts: Parts,
     keep: Annotated[str, typer.Option(help="ratio up to 1, or a count of tokens")] = "0.25",
     signals: Annotated[
         Path | None, typer.Option(help="safetensors file of canonical signals, [B,N,...]")
     ] = None,
-    model: Annotated[str, typer.Option(help="folder or hub id, or 'demo': run on live signals")] = "",
-    image: Annotated[str, typer.Option(help="picture for --model; 'demo' has its own")] = "",
-    prompt: Annotated[str, typer.Option(help="text for --model")] = "What is in the picture?",
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    attention: Attention = "sdpa",
+    asked: MaybeAsked,
+    machine: Machine,
     run: Annotated[bool, typer.Option(help="run the legal cells (random signals without a source)")] = True,
     illegal: Annotated[bool, typer.Option(help="list illegal cells with their reasons")] = True,
 ) -> None:
@@ -47,30 +53,28 @@ def cross_command(
     """
     from pruneopt.lab.cross.cells import Outcome, cross, run_cells
 
-    if signals is not None and model:
+    if signals is not None and asked.model:
         raise InputError("give either --signals or --model, not both")
-    machine = Machine(device, dtype, attention)
-    if machine != Machine() and not model:
+    if machine != Machine() and not asked.model:
         raise InputError("--device, --dtype and --attention are for --model; give it, or leave them out")
     budget = budgets(keep)
     if len(budget) > 1:
         raise InputError(f"--keep is one ratio or count, got {keep!r}")
-    terms = [name for group in (costs, scores, kernels) for name in split(group) or []] or None
+    terms = split(f"{parts.costs},{parts.scores},{parts.kernels}")
     tensors = None if signals is None else _signals(signals)
     cells = cross(
         terms,
-        split(solvers),
-        split(insertions),
-        split(readouts),
+        split(parts.solvers),
+        split(parts.insertions),
+        split(parts.readouts),
         keep=budget[0],
         available=None if tensors is None else [name.partition("@")[0] for name in tensors],
     )
-    if model:
+    if asked.model:
         from pruneopt.lab.cross.live import live_select
-        from pruneopt.show.images import asked
 
-        question = asked(model, image, prompt=prompt)
-        select = live_select(*machine.load(model), *question) if run else None
+        question = asked.read()
+        select = live_select(*machine.load(asked.model), *question) if run else None
     else:
         select = _on(tensors)
     outcomes: dict[int, Outcome] = {}

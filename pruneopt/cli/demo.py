@@ -14,12 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from pruneopt.cli.catalogue import console
-from pruneopt.cli.options import Attention, Device, Dtype, Machine, Method, Overrides
+from pruneopt.cli.options import Asked, Machine, Method, Overrides, grouped
 from pruneopt.lab.progress import progress
 from pruneopt.lab.records import prepare_folder
 from pruneopt.lab.statistics import mean_and_spread, paired, share
 from pruneopt.show.compare import Comparison, compare
-from pruneopt.show.images import asked, open_image
+from pruneopt.show.images import open_image
 from pruneopt.show.picture import save_overlay
 from pruneopt.show.survivors import survivor_panel
 from pruneopt.spec.load import load_spec
@@ -28,36 +28,31 @@ from pruneopt.spec.schema import Spec
 _RANDOM_SEEDS = range(5)
 
 
+@grouped
 def run_command(
-    model: Annotated[
-        str, typer.Option(help="folder or hub id of a supported model; 'demo' is the embedded one")
-    ],
-    image: Annotated[str, typer.Option(help="picture file")],
-    prompt: Annotated[str, typer.Option(help="what to ask")],
+    *,
+    asked: Asked,
     overrides: Overrides = None,
     method: Method = "topv",
     out: Annotated[Path, typer.Option(help="folder for the picture")] = Path("out"),
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    attention: Attention = "sdpa",
+    machine: Machine,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="run code from the model's folder")
     ] = False,
 ) -> None:
     """Ask a model about a picture, dense and pruned side by side."""
     spec = load_spec(method, overrides or [])
-    picture, text = asked(model, image, prompt=prompt)
-    machine = Machine(device, dtype, attention)
+    picture, text = asked.read()
     prepare_folder(out)
-    loaded, processor = machine.load(model, trust_remote_code)
+    loaded, processor = machine.load(asked.model, trust_remote_code=trust_remote_code)
     from pruneopt.models.load import build_inputs
 
     inputs = build_inputs(processor, picture, prompt=text).to(loaded.device, loaded.dtype)
     result = compare(loaded, processor, inputs=inputs, spec=spec, max_new_tokens=max_new_tokens)
     _show(result)
-    name = f"{Path(image).stem}_{spec.name.replace('/', '-')}_{spec.hash}.png"
-    path = save_overlay(picture, [survivor_panel(result.run)], path=out / name, heading=prompt)
+    name = f"{Path(asked.image).stem}_{spec.name.replace('/', '-')}_{spec.hash}.png"
+    path = save_overlay(picture, [survivor_panel(result.run)], path=out / name, heading=asked.prompt)
     console().print(Text(f"picture of the kept tokens: {path}"))
 
 
@@ -75,32 +70,31 @@ def _show(result: Comparison, truth: str | None = None) -> None:
     out.print(result.report)
 
 
+@grouped
 def demo_command(
+    *,
     overrides: Overrides = None,
     method: Method = "topv",
     out: Annotated[Path, typer.Option(help="folder for the picture")] = Path("out"),
     questions: Annotated[int, typer.Option(min=0, help="questions to ask; 0 skips the evaluation")] = 100,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    attention: Attention = "sdpa",
+    machine: Machine,
 ) -> None:
     """The embedded model on a real picture: dense and pruned side by side, then accuracy."""
     start = time.perf_counter()
     spec = load_spec(method, overrides or [])
-    machine = Machine(device, dtype, attention)
     prepare_folder(out)
     show = console()
     model, processor = machine.load("demo")
-    _side_by_side(model, processor, spec, out)
+    _side_by_side(model, processor, spec=spec, out=out)
     if questions:
         from pruneopt.demo.assets import load_questions
         from pruneopt.lab.accuracy.answer import spread
 
-        _accuracy(model, processor, spec, spread(load_questions(), questions), show)
+        _accuracy(model, processor, spec=spec, chosen=spread(load_questions(), questions), show=show)
     show.print(f"{time.perf_counter() - start:.0f} s")
 
 
-def _side_by_side(model: Any, processor: Any, spec: Spec, out: Path) -> None:
+def _side_by_side(model: Any, processor: Any, *, spec: Spec, out: Path) -> None:
     """The sample question, answered dense and pruned, and the picture of what was kept."""
     from pruneopt.demo.assets import format_prompt, sample
     from pruneopt.models.load import build_inputs
@@ -140,7 +134,7 @@ def controls(spec: Spec, kept: int) -> dict[str, Spec]:
     return {**found, "uniform grid": load_spec({**base, "name": "uniform_grid", "problem": grid})}
 
 
-def _accuracy(model: Any, processor: Any, spec: Spec, chosen: Sequence[Any], show: Any) -> None:
+def _accuracy(model: Any, processor: Any, *, spec: Spec, chosen: Sequence[Any], show: Any) -> None:
     from pruneopt.lab.accuracy.answer import answer
 
     with progress(show, "questions", total=len(chosen) * 8) as step:

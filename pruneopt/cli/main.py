@@ -26,7 +26,7 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> None:  # noqa: FBT001 - typer passes the flag by position
     if wanted:
         typer.echo(f"pruneopt {__version__}")
         raise typer.Exit
@@ -34,6 +34,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    *,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and leave")
     ] = False,

@@ -2,22 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, is_dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from pruneopt.errors import ModelError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key.path=value, such as budget.keep=0.25", show_default=False)
 ]
 Method = Annotated[str, typer.Option("--method", "-m", help="a method name or the path of a spec")]
 Names = Annotated[str | None, typer.Option(help="names or patterns, separated by commas; all if left out")]
-Device = Annotated[str, typer.Option(help="where the model runs: cpu, cuda, cuda:1, ...")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16")]
-Attention = Annotated[str, typer.Option(help="the model's own attention setting: eager, sdpa, ...")]
 Threads = Annotated[int, typer.Option(min=0, help="torch threads; 0 is all cores")]
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose groups of options stand side by side on the command line.
+
+    A parameter that is annotated with a dataclass becomes one option for each of its fields, and gets the
+    dataclass made of their values.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    inside = {name: inspect.signature(group).parameters for name, group in groups.items()}
+    flat: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in groups:
+            types = get_type_hints(groups[name], include_extras=True)
+            flat += [p.replace(annotation=types[p.name], kind=p.KEYWORD_ONLY) for p in inside[name].values()]
+        else:
+            flat.append(parameter.replace(annotation=hints[name]))
+
+    @wraps(command)
+    def ungrouped(**options: Any) -> None:
+        for name, group in groups.items():
+            options[name] = group(**{option: options.pop(option) for option in inside[name]})
+        command(**options)
+
+    ungrouped.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
+    ungrouped.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
+    return ungrouped
 
 
 def split(text: str | None) -> list[str] | None:
@@ -50,23 +81,49 @@ def budgets(text: str) -> list[float | int]:
     return [Budget(keep=value).keep for value in kept]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A question about a picture, for a model."""
+
+    model: Annotated[
+        str, typer.Option(help="folder or hub id of a supported model; 'demo' is the embedded one")
+    ]
+    image: Annotated[str, typer.Option(help="picture file; 'demo' has its own")]
+    prompt: Annotated[str, typer.Option(help="what to ask about it")]
+
+    def read(self) -> tuple[Image, str]:
+        """Picture and prompt, good for the model. Raises InputError for what cannot be asked."""
+        from pruneopt.show.images import asked
+
+        return asked(self.model, self.image, prompt=self.prompt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaybeAsked(Asked):
+    """The same where it can be left out: no model, no question."""
+
+    model: Annotated[str, typer.Option(help="folder or hub id of a supported model, or 'demo'")] = ""
+    image: Annotated[str, typer.Option(help="picture for --model; 'demo' has its own")] = ""
+    prompt: Annotated[str, typer.Option(help="question for --model")] = "What is in the picture?"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Machine:
     """Where and how a model runs; checked when it is made, before any model is loaded.
 
     Raises ModelError for a device that is not there, an unknown dtype or attention setting.
     """
 
-    device: str = "cpu"
-    dtype: str = "float32"
-    attention: str = "sdpa"
+    device: Annotated[str, typer.Option(help="where the model runs: cpu, cuda, cuda:1, ...")] = "cpu"
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32"
+    attention: Annotated[str, typer.Option(help="its own attention setting: eager, sdpa, ...")] = "sdpa"
 
     def __post_init__(self) -> None:
         from pruneopt.models.load import attention_of, device_of, dtype_of
 
         device_of(self.device), dtype_of(self.dtype), attention_of(self.attention)
 
-    def load(self, source: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    def load(self, source: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
         """Model on its device, and processor; `demo` is the embedded model.
 
         Raises ModelError for what cannot be loaded or does not fit on the device.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pruneopt.cli.catalogue import console
-from pruneopt.cli.options import Attention, Device, Dtype, Machine
+from pruneopt.cli.options import Machine, grouped
 from pruneopt.errors import InputError, PruneoptError, SpecError, located, nearest
 from pruneopt.spec.load import load_spec, touches
 from pruneopt.spec.schema import Spec
@@ -99,20 +99,19 @@ def _spec(method: str, overrides: list[str], *seed: str) -> Spec:
         raise type(error)(str(error), key="method") from error
 
 
+@grouped
 def sweep_command(
+    *,
     file: Annotated[Path, typer.Argument(help="a sweep file, such as experiments/accuracy.yaml")],
     out: Annotated[Path, typer.Option(help="folder for run folders; several processes may share it")] = Path(
         "runs"
     ),
     questions: Annotated[int, typer.Option(min=0, help="questions to ask; 0 is all")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="questions per forward pass")] = 12,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    attention: Attention = "sdpa",
+    machine: Machine,
 ) -> None:
     """Run every entry of a file that is not finished yet, on the embedded model."""
     entries = read_entries(file)
-    machine = Machine(device, dtype, attention)
     from pruneopt.demo.assets import load_questions
     from pruneopt.lab.accuracy.answer import spread
     from pruneopt.lab.records import prepare_folder

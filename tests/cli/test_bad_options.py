@@ -202,7 +202,6 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
         "pruneopt.lab.cross.cells.run_cells",
     ):
         monkeypatch.setattr(place, _work)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 @pytest.mark.parametrize("words", cases())

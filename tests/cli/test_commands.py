@@ -162,7 +162,7 @@ def test_questions_are_spread_over_all_types(
 
     by_type = sorted(load_questions(), key=lambda question: question.type)
     monkeypatch.setattr("pruneopt.demo.assets.load_questions", lambda: by_type)
-    monkeypatch.setattr("pruneopt.cli.options.Machine.load", lambda *_: (SimpleNamespace(), None))
+    monkeypatch.setattr("pruneopt.cli.options.Machine.load", lambda *_, **__: (SimpleNamespace(), None))
     if command == "sweep":
         monkeypatch.setattr("pruneopt.lab.accuracy.run.run_sweep", stand_in)
         (tmp_path / "sweep.yaml").write_text("entries: [{label: dense, method: dense}]")
@@ -238,8 +238,8 @@ def test_device_dtype_and_attention_reach_the_model(
 
     load = Machine.load
 
-    def watched(self: Machine, source: str, *rest: Any) -> Any:
-        model, _ = load(self, source, *rest)
+    def watched(self: Machine, source: str, **rest: Any) -> Any:
+        model, _ = load(self, source, **rest)
         raise Stop(f"{model.device} {model.dtype} {model.config._attn_implementation}")
 
     monkeypatch.setattr(Machine, "load", watched)
