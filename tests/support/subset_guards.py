@@ -37,11 +37,8 @@ def size_of(problem: SubsetProblem, b: int, chosen: tuple[int, ...]) -> float:
     if problem.kind == "log_det":
         return len(chosen)
     terms = {name: getattr(problem, name) for name in ("unary", "pairwise", "anchors")}
-    return slow_value(
-        replace(problem, threshold=math.inf, **{n: t.abs() for n, t in terms.items() if t is not None}),
-        b,
-        chosen,
-    )
+    sizes = {name: tensor.abs() for name, tensor in terms.items() if tensor is not None}
+    return abs(slow_value(replace(problem, threshold=math.inf, **sizes), b, chosen))
 
 
 def ordered(problem: SubsetProblem, solution: SubsetSolution, label: str, exact: bool) -> None:
