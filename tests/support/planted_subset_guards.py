@@ -10,7 +10,6 @@ from typing import Any
 from unittest import mock
 
 import subset_reports as reports
-import subset_walks as walks
 import torch
 
 from pruneopt import compose
@@ -176,12 +175,12 @@ def quotas_unchecked() -> AbstractContextManager[Any]:
 
 def one_gain_too_few() -> AbstractContextManager[Any]:
     """The facility bound adds k - 1 gains."""
-    real = facility_location.facility_bound
+    real = facility_location.FacilityLocation.bound
 
-    def bound(problem: Any, keep: torch.Tensor) -> torch.Tensor:
-        return real(replace(problem, k=problem.k - 1), keep)
+    def bound(kind: Any, problem: Any, keep: torch.Tensor) -> Any:
+        return real(kind, replace(problem, k=problem.k - 1), keep)
 
-    return mock.patch.object(walks, "facility_bound", bound)
+    return mock.patch.object(facility_location.FacilityLocation, "bound", bound)
 
 
 def equal_is_a_conflict() -> AbstractContextManager[Any]:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from pruneopt.errors import ProblemError
+from pruneopt.problems.kinds._capped_simplex import CappedSimplex
 from pruneopt.problems.kinds._kind import Kind
 from pruneopt.problems.kinds._program import Program, choosing
-from pruneopt.problems.kinds._terms import best_k, pair_mask, unary_or
+from pruneopt.problems.kinds._serving import serving_bound
+from pruneopt.problems.kinds._terms import pair_mask, unary_or
 
 if TYPE_CHECKING:
     from pruneopt.problems.subset import SubsetProblem
@@ -39,14 +41,19 @@ class FacilityLocation(Kind):
         return (best.masked_fill(weight == 0, 0) * weight).sum(1)
 
     def bound(self, problem: SubsetProblem, keep: Tensor) -> Tensor | str:
-        """Best of the trivial bound and the data-dependent one around `keep`; protected tokens are not used.
+        """The Lagrangian bound (see `_serving`), with first prices around `keep`.
 
-        For a submodular value F and any choice S, `OPT <= F(S) + sum of the k largest gains over S`
-        (Leskovec et al. 2007); never worse than the 1 - 1/e of greedy.
+        It is never above the trivial bound, nor above that of Leskovec et al. 2007 around `keep`, which is
+        never worse than the 1 - 1/e of greedy.
         """
         if problem.unary is not None and bool((problem.unary.masked_fill(~problem.real, 0) < 0).any()):
             return "negative weights: the value is not submodular, so gains bound nothing"
-        return facility_bound(problem, keep)
+        gain, weight = served(problem)
+        worth = gain.double() * weight[:, :, None]
+        best = worth.masked_fill(~problem.real[:, None, :], -math.inf).amax(2)
+        first = worth.masked_fill(~(keep & problem.real)[:, None, :], -math.inf).amax(2)
+        first = torch.where(first == -math.inf, best, first)  # nobody is chosen
+        return torch.minimum(best.sum(1), serving_bound(worth, first, CappedSimplex.of(problem)))
 
     def swap_gains(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
         gain, weight = served(problem)
@@ -104,18 +111,3 @@ def served(problem: SubsetProblem) -> tuple[Tensor, Tensor]:
     if len(gains) == 1:
         return gains[0], weights[0]
     return torch.cat(gains, 1), torch.cat(weights, 1)
-
-
-def facility_bound(problem: SubsetProblem, keep: Tensor) -> Tensor:
-    """The bound for non-negative weights."""
-    gain, weight = served(problem)
-    gain = gain.double().masked_fill(~problem.real[:, None, :], -math.inf)
-    there = weight > 0
-    trivial = (gain.amax(2).masked_fill(~there, 0) * weight).sum(1)
-    covered = gain.masked_fill(~keep[:, None, :], -math.inf).amax(2)
-    base = (covered.masked_fill(~there, 0) * weight).sum(1)
-    more = torch.relu(gain - covered[:, :, None]).nan_to_num(0.0, posinf=0.0)
-    more = (more.masked_fill(~there[:, :, None], 0) * weight[:, :, None]).sum(1)
-    some = (keep & problem.real).any(1)
-    best = best_k(more.masked_fill(~problem.real, -math.inf), problem.k)
-    return torch.minimum(trivial, torch.where(some, base + best, math.inf))

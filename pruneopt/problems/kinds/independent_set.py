@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pruneopt.problems.kinds._capped_simplex import CappedSimplex
 from pruneopt.problems.kinds._kind import Kind
+from pruneopt.problems.kinds._packing import packing_bound
 from pruneopt.problems.kinds._program import Program, choosing, placed
 from pruneopt.problems.kinds._terms import modular, modular_gains, pair_mask, unary_or
 
@@ -35,15 +37,12 @@ class IndependentSet(Kind):
         return (conflicts(problem) & keep[:, :, None] & keep[:, None, :]).flatten(1).any(1)
 
     def bound(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
-        """k largest group maxima over greedy groups of tokens that all conflict with each other.
+        """The linear programming bound with clique inequalities (see `_packing`); on the host.
 
-        A feasible choice holds at most one token of such a group.  At least one token is always chosen.
-        Protected tokens are not used.
+        At least one token is always chosen.  -inf where protected tokens conflict.
         """
-        pairs = conflicts(problem).cpu().numpy()
-        score, real = unary_or(problem, 0.0).cpu().numpy(), problem.real.cpu().numpy()
-        out = [_bound_one(*each) for each in zip(pairs, score, real, problem.k.tolist(), strict=True)]
-        return torch.tensor(out, dtype=torch.float64, device=problem.k.device)
+        every = [_bound_one(problem.sample(b)) for b in range(problem.shape[0])]
+        return torch.tensor(every, dtype=torch.float64, device=problem.k.device)
 
     def swap_gains(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
         pairs = conflicts(problem)
@@ -76,19 +75,13 @@ def conflicts(problem: SubsetProblem) -> Tensor:
     return pairs & pair_mask(problem)
 
 
-def _bound_one(pairs: np.ndarray, score: np.ndarray, real: np.ndarray, k: int) -> float:
-    tops = []
-    left = real.copy()
-    for i in np.argsort(-score, kind="stable"):
-        if not left[i]:
-            continue
-        tops.append(score[i])
-        candidates = left & pairs[i]
-        left[i] = False
-        while candidates.any():
-            inner = np.flatnonzero(candidates)
-            member = int(inner[np.argmax(pairs[np.ix_(inner, inner)].sum(1))])
-            left[member] = False
-            candidates &= pairs[member]
-    positive = [t for t in tops[:k] if t > 0]
-    return sum(positive) if positive else max(tops)
+def _bound_one(problem: SubsetProblem) -> float:
+    worth, pairs = unary_or(problem, 0.0)[0].cpu().numpy(), conflicts(problem)[0].cpu().numpy()
+    forced = CappedSimplex.of(problem).forced[0].cpu().numpy()
+    if pairs[np.ix_(forced, forced)].any():
+        return -math.inf
+    free = np.flatnonzero(problem.real[0].cpu().numpy() & ~forced & ~pairs[forced].any(0))
+    if not forced.any() and worth[free].max() <= 0:
+        return float(worth[free].max())
+    more = packing_bound(worth[free], pairs[np.ix_(free, free)], int(problem.k[0] - forced.sum()))
+    return float(worth[forced].sum()) + max(more, 0.0)

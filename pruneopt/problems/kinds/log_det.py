@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from pruneopt.problems.kinds._capped_simplex import CappedSimplex
+from pruneopt.problems.kinds._ddgfact import factorised_bound
 from pruneopt.problems.kinds._kind import Kind
+from pruneopt.problems.kinds._linx import linx_bound
 from pruneopt.problems.kinds._terms import symmetric_pairwise, unary_or
 
 if TYPE_CHECKING:
@@ -47,20 +50,19 @@ class LogDet(Kind):
         return keep.sum(1).double()
 
     def bound(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
-        """The smaller of the Hadamard bound and the spectral one: k largest diagonals, k largest eigenvalues.
+        """The smallest of the Hadamard bound (k largest diagonals), the factorised one and linx.
 
-        The second follows from Cauchy interlacing: the j-th eigenvalue of any principal block is at most that
-        of the whole matrix, which needs no assumption about the kernel, as only positive definite blocks have
-        a value.  Eigenvalues are raised by what their computation may have lost.  Protected tokens are not
-        used.
+        See `_ddgfact` and `_linx`.  linx is asked where at least half of the tokens are kept, as it is seldom
+        the better one elsewhere.  None assumes more of the kernel than that positive definite blocks alone
+        have a value.
         """
-        kernel = self.kernel(problem)
-        diagonal = kernel.diagonal(dim1=1, dim2=2)
-        logs = diagonal.clamp_min(0).log().masked_fill(~problem.real, -math.inf)
-        eigen = torch.linalg.eigvalsh(kernel)
-        noise = eigen.abs().amax(1, keepdim=True) * 1e-15 * kernel.shape[1]
-        spectral = (eigen.clamp_min(0) + noise).log()
-        return torch.minimum(log_best_k(logs, problem.k), log_best_k(spectral, problem.k))
+        kernel, simplex = self.kernel(problem), CappedSimplex.of(problem)
+        logs = kernel.diagonal(dim1=1, dim2=2).clamp_min(0).log().masked_fill(~problem.real, -math.inf)
+        bound = torch.minimum(log_best_k(logs, problem.k), factorised_bound(kernel, simplex))
+        many = (2 * problem.k >= problem.real.sum(1)).nonzero().squeeze(1)
+        if len(many):
+            bound[many] = torch.minimum(bound[many], linx_bound(kernel[many], simplex.at(many)))
+        return bound
 
     def swap_gains(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
         kernel = self.kernel(problem)

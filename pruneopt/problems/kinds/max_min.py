@@ -9,12 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pruneopt.problems.kinds._capped_simplex import CappedSimplex
 from pruneopt.problems.kinds._kind import Kind
+from pruneopt.problems.kinds._packing import packing_bound
 from pruneopt.problems.kinds._program import Program, choosing
 from pruneopt.problems.kinds._terms import anchor_min, distances
 
 if TYPE_CHECKING:
     from pruneopt.problems.subset import SubsetProblem
+
+CLOSE = 1e-3  # distances that differ by less are not told apart by linear programs
 
 
 class MaxMin(Kind):
@@ -37,24 +41,32 @@ class MaxMin(Kind):
         return torch.where(value == math.inf, 0.0, value)
 
     def bound(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
-        """Largest distance that could still be the optimum, by covering with close groups.
+        """Largest distance above the value of `keep` that is not refuted.
 
-        If the tokens fall into fewer than k groups whose members are all closer than t to each other, any k
-        tokens have two in one group, so the optimum is below t.  Greedy groups, bisection over the occurring
-        distances, and the star bound (k tokens must each have k-1 others that far away).  No triangle
-        inequality is needed.  Two protected tokens are no farther apart in any choice than they are.
+        One is refuted where fewer than k tokens fit that are pairwise at least that far apart: by counting,
+        or, to 0.1 percent, by a linear program with clique inequalities (see `_packing`).  No triangle
+        inequality is needed.  On the host.
         """
-        distance, outside = distances(problem, 0.0).cpu().numpy(), anchor_min(problem).cpu().numpy()
-        out = []
-        for b, k in enumerate(problem.k.tolist()):
-            inside = np.flatnonzero(problem.real[b].cpu().numpy())
-            out.append(_bound_one(distance[b][np.ix_(inside, inside)], outside[b][inside], int(k)))
-        bound = torch.tensor(out, dtype=torch.float64, device=problem.k.device)
-        if problem.protected is None:
-            return bound
-        forced = problem.protected & problem.real
-        fixed = distances(problem, math.inf).masked_fill(~(forced[:, :, None] & forced[:, None, :]), math.inf)
-        return torch.minimum(bound, fixed.amin((1, 2)))
+        known = problem.value(keep).tolist()
+        every = [self._bound_one(problem.sample(b), value) for b, value in enumerate(known)]
+        return torch.tensor(every, dtype=torch.float64, device=problem.k.device)
+
+    def _bound_one(self, problem: SubsetProblem, value: float) -> float:
+        levels = self.levels(problem)
+        if not len(levels):  # a single token without anchors
+            return 0.0
+        levels = levels[levels > value]
+        k, forced = int(problem.k[0]), CappedSimplex.of(problem).forced[0].cpu().numpy()
+        for fit, apart in ((_core_fits, 0.0), (_packing_fits, CLOSE)):  # the cheap test first
+            low, high = -1, len(levels) - 1  # -1 stands for the value, which is reached
+            while low < high and levels[high] > (1 + apart) * (value if low < 0 else levels[low]):
+                middle = (low + high + 1) // 2
+                if fit(*self.close(problem, float(levels[middle])), forced, k):
+                    low = middle
+                else:
+                    high = middle - 1
+            levels = levels[: high + 1]
+        return float(levels[-1]) if len(levels) else value
 
     def swap_gains(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
         distance = distances(problem, math.inf)
@@ -102,44 +114,28 @@ def metric_bound(problem: SubsetProblem, keep: Tensor) -> Tensor:
     return 2 * problem.value(keep)
 
 
-def _bound_one(distance: np.ndarray, outside: np.ndarray, k: int) -> float:
-    reach = float(np.sort(outside)[::-1][k - 1])
-    if k == 1:
-        return 0.0 if math.isinf(reach) else reach
-    np.fill_diagonal(distance, -math.inf)
-    star = float(np.sort(np.sort(distance, axis=1)[:, ::-1][:, k - 2])[::-1][k - 1])
-    np.fill_diagonal(distance, 0.0)
-    high = min(star, reach)
-    levels = np.unique(
-        np.concatenate([distance[np.triu_indices(len(distance), 1)], outside[np.isfinite(outside)]])
-    )
-    levels = levels[levels <= high]
-    low, top = 0, len(levels) - 1
-    while low < top:  # the largest level that close groups do not refute
-        middle = (low + top + 1) // 2
-        if _groups(distance, levels[middle], outside >= levels[middle], k) < k:
-            top = middle - 1
-        else:
-            low = middle
-    return float(levels[low])
+def _core_fits(close: np.ndarray, usable: np.ndarray, forced: np.ndarray, k: int) -> bool:
+    """Whether k tokens are left once those without k - 1 others far from them are gone, again and again."""
+    return bool(_core(close, usable, forced, k).sum() >= k)
 
 
-def _groups(distance: np.ndarray, level: float, usable: np.ndarray, stop: int) -> int:
-    """Number of greedy groups with all distances below `level`; counting ends at `stop`."""
-    close = distance < level
-    left = usable.copy()
-    count = 0
-    while count < stop and left.any():
-        degree = (close[:, left].sum(1)) * left
-        candidates = left.copy()
-        member = int(np.argmax(degree))
-        while True:
-            left[member] = False
-            candidates &= close[member]
-            candidates[member] = False
-            if not candidates.any():
-                break
-            inner = np.flatnonzero(candidates)
-            member = int(inner[np.argmax(close[np.ix_(inner, inner)].sum(1))])
-        count += 1
-    return count
+def _core(close: np.ndarray, usable: np.ndarray, forced: np.ndarray, k: int) -> np.ndarray:
+    """`[N]` bool: tokens that may be among k; empty where a forced one may not."""
+    stays = usable & ~close[forced].any(0)
+    while True:
+        fewer = stays & ((~close)[:, stays].sum(1) >= k)
+        if not fewer[forced].all():
+            return np.zeros_like(stays)
+        if fewer.sum() == stays.sum():
+            return stays
+        stays = fewer
+
+
+def _packing_fits(close: np.ndarray, usable: np.ndarray, forced: np.ndarray, k: int) -> bool:
+    """Whether the linear program leaves room for k tokens; its bound counts whole ones."""
+    stays = _core(close, usable, forced, k)
+    more = k - int(forced.sum())
+    free = np.flatnonzero(stays & ~forced)
+    if len(free) < more or not more:
+        return not more
+    return packing_bound(np.ones(len(free)), close[np.ix_(free, free)], more, goal=more) >= more

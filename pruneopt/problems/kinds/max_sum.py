@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pruneopt.problems.kinds._capped_simplex import CappedSimplex
+from pruneopt.problems.kinds._concave_quadratic import quadratic_bound
 from pruneopt.problems.kinds._kind import Kind
 from pruneopt.problems.kinds._program import Program, choosing, placed
 from pruneopt.problems.kinds._terms import anchor_sum, best_k, distances, pair_mask, unary_or
@@ -32,34 +34,19 @@ class MaxSum(Kind):
         return pairs + (_own(problem) * keep).sum(1)
 
     def bound(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
-        """The smaller of a star bound and a projected spectral bound; protected tokens are not used.
+        """The smaller of a star bound and the concave quadratic one (see `_concave_quadratic`).
 
-        Star: a chosen token adds at most its own score plus half of its k-1 largest distances.  Spectral:
-        write the indicator as `k/n 1 + y` with y orthogonal to 1 and `|y|^2 = k - k^2/n`, and bound the
-        linear part by Cauchy-Schwarz and the quadratic part by the largest eigenvalue of the centred distance
-        matrix, which is at most zero for distances of negative type such as 1 - cosine.
+        Star: a chosen token adds at most its own score plus half of its k-1 largest distances.
         """
-        distance, own = distances(problem, 0.0), _own(problem)
-        real, k = problem.real, problem.k
+        distance, own, simplex = distances(problem, 0.0), _own(problem), CappedSimplex.of(problem)
         other = distance.masked_fill(~pair_mask(problem), -math.inf)
         other.diagonal(dim1=1, dim2=2).fill_(-math.inf)
         batch, tokens = problem.shape
-        stars = best_k(other.flatten(0, 1), (k - 1).repeat_interleave(tokens)).view(batch, tokens)
-        star = best_k((own + stars / 2).masked_fill(~real, -math.inf), k)
-        n = real.sum(1).double()
-        share = k.double() / n
-        radius = (k.double() - k.double() ** 2 / n).clamp_min(0)
-        hot = real.double()
-        linear = (distance @ (hot * share[:, None])[:, :, None]).squeeze(2) + own
-        centre = torch.diag_embed(hot) - hot[:, :, None] * hot[:, None, :] / n[:, None, None]
-        linear_off = (centre @ linear[:, :, None]).squeeze(2)
-        eigen = torch.linalg.eigvalsh(centre @ distance @ centre)
-        # never below zero: the centred matrix has the eigenvector 1, with value 0, which y has no part in
-        top = eigen[:, -1].clamp_min(0) + 1e-15 * tokens * eigen.abs().amax(1)
-        pairs = (hot * (distance @ hot[:, :, None]).squeeze(2)).sum(1) / 2
-        middle = share**2 * pairs + share * (own * hot).sum(1)
-        spectral = middle + linear_off.norm(dim=1) * radius.sqrt() + top * radius / 2
-        return torch.minimum(star, spectral)
+        stars = best_k(other.flatten(0, 1), (problem.k - 1).repeat_interleave(tokens)).view(batch, tokens)
+        best = torch.minimum(simplex.most(own + stars / 2), quadratic_bound(distance, own, simplex))
+        # what sums of so many terms of this size may lose to rounding
+        size = own.abs().amax(1) + problem.k * distance.abs().amax((1, 2))
+        return best + 1e-15 * (tokens + problem.k) * problem.k * size
 
     def swap_gains(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
         distance = distances(problem, 0.0)
