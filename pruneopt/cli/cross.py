@@ -51,7 +51,7 @@ def cross_command(
 
     Exit code 1 when a legal cell fails or misses its budget.
     """
-    from pruneopt.lab.cross.cells import Outcome, cross, run_cells
+    from pruneopt.lab.cross.cells import Outcome, cross, legal_shares, run_cells
 
     if signals is not None and asked.model:
         raise InputError("give either --signals or --model, not both")
@@ -60,13 +60,14 @@ def cross_command(
     budget = budgets(keep)
     if len(budget) > 1:
         raise InputError(f"--keep is one ratio or count, got {keep!r}")
-    terms = split(f"{parts.costs},{parts.scores},{parts.kernels}")
+    named = {"costs": parts.costs, "scores": parts.scores, "kernels": parts.kernels}
+    terms = [f"{group}/{name}" for group, names in named.items() for name in split(names) or []] or None
     tensors = None if signals is None else _signals(signals)
     cells = cross(
         terms,
         split(parts.solvers),
-        split(parts.insertions),
-        split(parts.readouts),
+        insertions=split(parts.insertions),
+        readouts=split(parts.readouts),
         keep=budget[0],
         available=None if tensors is None else [name.partition("@")[0] for name in tensors],
     )
@@ -80,10 +81,10 @@ def cross_command(
     outcomes: dict[int, Outcome] = {}
     if run and select is not None:
         outcomes = {id(outcome.cell): outcome for outcome in run_cells(cells, select)}
-    table = Table("term", "problem", "solver", "readout", "insertion", "kept", "ms", "result")
+    table = Table("term", "via", "problem", "solver", "readout", "insertion", "kept", "ms", "result")
     for cell in cells:
         outcome = outcomes.get(id(cell))
-        row = (cell.term, cell.problem, cell.solver, cell.readout, cell.insertion)
+        row = (cell.term, cell.via, cell.problem, cell.solver, cell.readout, cell.insertion)
         if not cell.legal:
             if illegal:
                 table.add_row(*row, "", "", f"illegal: {cell.reason}")
@@ -97,6 +98,11 @@ def cross_command(
     legal = sum(cell.legal for cell in cells)
     failed = sum(not outcome.ok for outcome in outcomes.values())
     console().print(f"{legal} legal, {len(cells) - legal} illegal, {len(outcomes)} run, {failed} off budget")
+    plain, turned = legal_shares(cells)
+    console().print(
+        f"legal share: {plain:.1%} with terms as they are, "
+        f"{turned:.1%} with the parts that turn one kind into another"
+    )
     if failed:
         raise typer.Exit(1)
 

@@ -7,6 +7,7 @@ them, nothing else.  `needs` says which signals it reads; reading another raises
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from abc import ABC, abstractmethod
@@ -145,6 +146,9 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
+_hints = functools.cache(typing.get_type_hints)
+
+
 @dataclass(frozen=True)
 class Part(ABC):
     """Anything that a spec can name by `kind`.
@@ -161,7 +165,7 @@ class Part(ABC):
     moved: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
+        hints = _hints(type(self))
         for item in fields(self):
             with blame(item.name):
                 self._check(item, getattr(self, item.name), hints[item.name])

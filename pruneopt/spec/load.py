@@ -141,6 +141,10 @@ def _override(config: DictConfig, override: str) -> DictConfig:
     elif _part_path(key) and isinstance(new, str):
         new = {"kind": new}
     try:
+        above = key.rpartition(".")[0]
+        short = OmegaConf.select(config, above) if above else None
+        if isinstance(short, str):  # a part written by its name alone gets its first parameter
+            OmegaConf.update(config, above, {"kind": short}, merge=False)
         old = OmegaConf.select(config, key)
         if isinstance(old, DictConfig) and isinstance(new, dict):
             before: Any = OmegaConf.to_container(old, resolve=False)

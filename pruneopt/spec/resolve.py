@@ -217,6 +217,12 @@ def _symmetric(how: Any, rules: Kind, pairwise: tuple[Weighted, ...], where: str
     if how not in (None, "mean"):
         raise SpecError(f"{where}.symmetric can be mean, got {how!r}", key="symmetric")
     for summand in pairwise:
+        if summand.external:
+            serving = ", ".join(kind.name for kind in all_kinds() if kind.serves)
+            raise SpecError(
+                f"{where}.pairwise.{summand.label}: {summand.part.name} reaches external points, not tokens; "
+                f"write it under {where}.anchors, or under {where}.cost of {serving}"
+            )
         if rules.symmetric and how is None and summand.weight and not summand.part.symmetric:  # type: ignore[attr-defined]
             raise SpecError(
                 f"{where}.pairwise.{summand.label}: {summand.part.name} is not symmetric, and {rules.name} "

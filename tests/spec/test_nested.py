@@ -106,6 +106,16 @@ def test_a_spec_with_nested_parts_writes_itself_and_hashes_every_level() -> None
     assert len(hashes) == len(overrides) and spec.hash not in hashes
 
 
+def test_a_part_written_by_its_name_alone_takes_parameters_at_every_depth() -> None:
+    move = "problem.scores.move"
+    spec = load_spec(SPEC, [f"{move}.marginals.target=token_norm", f"{move}.marginals.target.signal=keys@2"])
+    assert {s.label: s.part.needs for s in spec.stages[0].problem.scores[0].part.marginals}["target"] == {
+        "keys@2"
+    }
+    short = {**SPEC, "problem": {"kind": "top_k", "scores": {"n": "token_norm"}}}
+    assert load_spec(short, ["problem.scores.n.signal=embeddings"]).needs == {"embeddings"}
+
+
 def test_an_override_of_a_kind_keeps_the_weight_at_every_depth() -> None:
     spec = load_spec(SPEC, ["problem.scores.move.cost.near=central_distance"])
     (near,) = [s for s in spec.stages[0].problem.scores[0].part.cost if s.label == "near"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 
 from pruneopt.errors import CostBlindReadoutWarning, PruneoptError, RegistryError, nearest
 from pruneopt.lab.clock import Stopwatch
-from pruneopt.parts import CostTerm, Insertion, Part, Readout, SubsetSolver, TransportSolver
+from pruneopt.parts import CostTerm, Insertion, Kernel, Part, Score, SubsetSolver, TransportSolver
+from pruneopt.parts._nested import build_part
 from pruneopt.problems.kinds import find_kind
 from pruneopt.problems.selection import Selection
 from pruneopt.problems.subset import SubsetProblem
@@ -20,21 +21,28 @@ from pruneopt.problems.transport import TransportProblem
 from pruneopt.pruner import Pruner
 from pruneopt.registry import registry
 from pruneopt.signals import Signals
-from pruneopt.spec.load import load_spec
+from pruneopt.spec.resolve import resolve
 from pruneopt.spec.schema import Spec
 
 DEFAULT_SCORE = "token_norm"
+GROUPS = ("costs", "kernels", "scores")
+_BASES: dict[str, type[Part]] = {"costs": CostTerm, "kernels": Kernel, "scores": Score}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination; `reason` says why it is illegal, and is empty for legal ones."""
+    """One combination; `reason` says why it is illegal, and is empty for legal ones.
+
+    `via` names what makes it legal beyond the term itself: the part that turns the term into what the problem
+    takes, or the problem that takes it in another way; empty where the term fits as it is.
+    """
 
     term: str
     problem: str
     solver: str
     readout: str
     insertion: str
+    via: str = ""
     reason: str = ""
     spec: Spec | None = None
 
@@ -62,6 +70,7 @@ class Outcome:
 def cross(
     terms: Sequence[str] | None = None,
     solvers: Sequence[str] | None = None,
+    *,
     insertions: Sequence[str] | None = None,
     readouts: Sequence[str] | None = None,
     keep: float | int = 0.5,
@@ -70,32 +79,49 @@ def cross(
 ) -> list[Cell]:
     """Every combination of the named parts (all registered ones when None), legal or not.
 
+    A cell is a term, a solver with one of the problems that it solves, a readout (of transport solvers) and
+    an insertion point.  A term of another kind than the problem takes enters through the part that turns it
+    (`costs/from_kernel`, `scores/transport`, ...).  Problems and solvers that need a ranking beside their
+    pairwise term take the norm of the token; a term that is not symmetric enters a problem of unordered pairs
+    with `symmetric: mean`, and a kernel that is not proven to be one enters a log-determinant with a ridge.
+
     Parameters
     ----------
-    terms: costs, kernels and scores.  A cost term meets transport solvers (with every readout) and dispersion
-        problems, a kernel meets the problems over similarities, a score those that rank; problems and
-        solvers that need a ranking beside their pairwise term take the norm of the token.  A term that is not
-        symmetric enters a problem of unordered pairs with `symmetric: mean`, as its spec says.
-    available: base names of the signals at hand; None takes what the insertion point provides.
-    keep, threshold: budget of every cell, conflict bound of the kinds that need one.
+    terms
+        Costs, kernels and scores; `group/name` where several groups have one of that name.
+    available
+        Base names of the signals at hand; None takes what the insertion point provides.
+    keep, threshold
+        Budget of every cell, conflict bound of the kinds that need one.
 
-    Raises RegistryError for an unknown name.
+    Raises
+    ------
+    RegistryError
+        For an unknown name.
     """
-    found = {name: _find(name, ("costs", "kernels", "scores")) for name in terms or _all_terms()}
-    picked = {name: _load("solvers", name) for name in solvers or registry("solvers")}
-    reads = {name: _load("readouts", name) for name in readouts or registry("readouts")}
+    found = [one for name in terms or _all_terms() for one in _find(name)]
+    picked = [_load("solvers", name) for name in solvers or registry("solvers")]
+    reads = [_load("readouts", name) for name in readouts or registry("readouts")]
     cells = []
     for where in insertions or registry("insertions"):
         insertion = _make(_load("insertions", where))
         assert isinstance(insertion, Insertion)
         given = insertion.provides if available is None else insertion.provides & frozenset(available)
-        for solver_name, solver in picked.items():
-            for name, (group, part) in found.items():
-                for kind, readout, reason in _shapes(group, part, solver, reads):
-                    row = (name, kind, solver_name, readout, where)
-                    reason = reason or _missing(part, given, insertion, available is not None)
-                    cells.append(_cell(row, group, reason, keep, threshold))
+        here = Place(insertion, given, available is not None, keep, threshold)
+        for solver in picked:
+            for group, term in found:
+                if issubclass(solver, TransportSolver):
+                    cells += [_transport_cell(here, group, term, solver, readout) for readout in reads]
+                else:
+                    assert issubclass(solver, SubsetSolver)
+                    cells += [_subset_cell(here, group, term, solver, kind) for kind in sorted(solver.kinds)]
     return cells
+
+
+def legal_shares(cells: Sequence[Cell]) -> tuple[float, float]:
+    """Which share of the cells is legal with terms as they are, and with those that are turned as well."""
+    legal = [cell for cell in cells if cell.legal]
+    return sum(not cell.via for cell in legal) / len(cells), len(legal) / len(cells)
 
 
 def run_cells(cells: Iterable[Cell], select: Callable[[Spec], Selection]) -> Iterator[Outcome]:
@@ -122,31 +148,39 @@ def on_signals(signals: Signals) -> Callable[[Spec], Selection]:
 
 
 def _wanted(chosen: Selection, kept: tuple[int, ...]) -> tuple[int, ...]:
+    """What was asked for; kinds whose budget is a maximum may keep fewer."""
     problem = getattr(chosen.solution, "problem", None)
-    k = getattr(problem, "k", None)
-    return tuple(k.tolist()) if k is not None and len(k) == len(kept) else chosen.known_counts
+    if not isinstance(problem, SubsetProblem) or len(problem.k) != len(kept):
+        return chosen.known_counts
+    most = tuple(problem.k.tolist())
+    fewer = problem.rules.at_most and all(n <= k for n, k in zip(kept, most, strict=True))
+    return kept if fewer else most
 
 
 def _all_terms() -> list[str]:
-    return [name for group in ("costs", "kernels", "scores") for name in registry(group)]
+    return [f"{group}/{name}" for group in GROUPS for name in registry(group)]
 
 
-def _find(name: str, groups: Sequence[str]) -> tuple[str, type]:
-    for group in groups:
-        if name in registry(group):
-            return group, registry(group).get(name)
-    known = [n for group in groups for n in registry(group)]
-    raise RegistryError(f"no {', '.join(groups)} is called {name!r}{nearest(name, known)}")
+def _find(name: str) -> list[tuple[str, type[Part]]]:
+    """The groups and classes of a name, or of `group/name`."""
+    group, _, bare = name.rpartition("/")
+    found = [(g, registry(g).get(bare)) for g in GROUPS if bare in registry(g) and group in ("", g)]
+    if not found:
+        known = [n for g in GROUPS for n in registry(g)]
+        raise RegistryError(f"no {', '.join(GROUPS)} is called {name!r}{nearest(bare, known)}")
+    return found
 
 
 def _load(group: str, name: str) -> type:
     return registry(group).get(name)
 
 
+@cache
 def _make(part: type) -> Part:
     return part.from_spec({})  # type: ignore[attr-defined, no-any-return]
 
 
+@cache
 def _lacks(part: type) -> str:
     """Parameters without a default, or the word of a part that needs a file."""
     needed = [f.name for f in fields(part) if f.default is MISSING and f.default_factory is MISSING]
@@ -155,41 +189,129 @@ def _lacks(part: type) -> str:
     return "needs a codebook file" if any(f.name == "codebook" for f in fields(part)) else ""
 
 
-def _shapes(
-    group: str, part: type, solver: type, readouts: dict[str, type]
-) -> Iterator[tuple[str, str, str]]:
-    """`(problem, readout, reason)` of every way that a term could meet a solver."""
-    lacks = _lacks(part) or _lacks(solver)
-    if issubclass(solver, TransportSolver):
-        if group != "costs":
-            yield "transport", "-", "transport takes cost terms; this is a " + group[:-1]
-            return
-        anchor = "an anchor term is no cost between tokens" if _shape(part) == "anchor" else ""
-        for name, readout in readouts.items():
-            assert issubclass(readout, Readout)
-            yield "transport", name, lacks or _lacks(readout) or anchor or _reads(solver, readout)
-        return
-    assert issubclass(solver, SubsetSolver)
-    met = False
-    for kind in sorted(solver.kinds):
-        rules = find_kind(kind)
-        wants, ranks = rules.pairs, "unary" in rules.needs
-        if wants == group and _shape(part) != "pairwise":
-            met = True
-            yield kind, "-", f"{kind} needs distances of pairs; this term is {_shape(part)}"
-        elif wants == group or (group == "scores" and ranks and not wants):
-            met = True
-            groups = group == "scores" and "groups" in part.tags  # type: ignore[attr-defined]
-            yield kind, "-", lacks or ("its values number groups, they rank nothing" if groups else "")
-    if not met:
-        kinds = ", ".join(sorted(solver.kinds))
-        yield "-", "-", f"this solver solves {kinds}, none of which takes a {group[:-1]} alone"
+@dataclass(frozen=True)
+class Place:
+    """An insertion point, the signals at hand there, and what all its cells share."""
+
+    insertion: Insertion
+    given: frozenset[str]
+    saved: bool
+    keep: float | int
+    threshold: float
+
+    def missing(self, part: Part) -> str:
+        """Why the part cannot read its signals here, or empty."""
+        gone = sorted({name.split("@", 1)[0] for name in part.needs} - self.given)
+        if not gone:
+            return ""
+        if self.saved and not set(gone) - self.insertion.provides:
+            return f"signals not at hand: {', '.join(gone)}"
+        return f"not provided at {self.insertion.name}: {', '.join(gone)}"
+
+    def cell(self, row: tuple[str, str, str, str], problem: dict[str, Any], via: str) -> Cell:
+        """The cell of a problem as data; legal unless resolving it is refused."""
+        _, kind, solver, readout = row
+        data = {
+            "name": "+".join(part for part in (*row, self.insertion.name) if part != "-"),
+            "insertion": {"kind": self.insertion.name},
+            "budget": {"keep": self.keep, "scope": "sample"},
+            "problem": {"kind": kind, **problem},
+            "solver": {"kind": solver},
+            **({} if readout == "-" else {"readout": {"kind": readout}}),
+        }
+        try:
+            return Cell(*row, self.insertion.name, via, spec=resolve(data))
+        except PruneoptError as error:
+            return Cell(*row, self.insertion.name, reason=str(error))
+
+
+@dataclass(frozen=True)
+class Form:
+    """A term as a problem takes it: the part, the part as data, and what turned it, if anything did."""
+
+    part: Part
+    data: Mapping[str, Any]
+    via: str = ""
 
 
 @cache
-def _reads(solver: type, readout: type) -> str:
+def _form(group: str, term: type[Part], wanted: str, shapes: tuple[str, ...] = ()) -> Form | str:
+    """The term as a part of the group `wanted` and of one of some shapes; or why there is none."""
+    if "groups" in term.tags:
+        return "its values number groups, they rank nothing"
+    inside = {term.name: {"kind": term.name}}
+    ways: list[tuple[dict[str, Any], str]] = []
+    if group == wanted:
+        ways.append(({"kind": term.name}, ""))
+    bridge = f"from_{group.rstrip('s')}"
+    if bridge in registry(wanted):
+        slot = next(f.name for f in fields(_load(wanted, bridge)) if "slot" in f.metadata)
+        ways.append(({"kind": bridge, slot: inside}, f"{wanted}/{bridge}"))
+    if wanted == "scores" and group != "scores":
+        cost = _form(group, term, "costs")
+        if isinstance(cost, Form):
+            ways.append(({"kind": "transport", "cost": {term.name: cost.data}}, "scores/transport"))
+    reason = f"no part turns a {group.rstrip('s')} into a {wanted.rstrip('s')}"
+    for data, via in ways:
+        try:
+            part = build_part(_BASES[wanted], data, term.name)
+        except PruneoptError as error:
+            reason = str(error)
+            continue
+        shape = getattr(part, "shape", "pairwise")
+        if not shapes or shape in shapes:
+            return Form(part, data, via)
+        reason = f"needs a term of shape {' or '.join(shapes)}; this one is {shape}"
+    return reason
+
+
+def _transport_cell(place: Place, group: str, term: type[Part], solver: type, readout: type) -> Cell:
+    row = (term.name, "transport", solver.name, readout.name)  # type: ignore[attr-defined]
+    reason = _lacks(term) or _lacks(solver) or _lacks(readout)
+    form = reason or _form(group, term, "costs")
+    if isinstance(form, str):
+        return Cell(*row, place.insertion.name, reason=form)
+    outside = getattr(form.part, "shape", "") == "anchor"
+    reason = _reads(solver, readout, 3 if outside else 2) or place.missing(form.part)
+    if reason:
+        return Cell(*row, place.insertion.name, reason=reason)
+    return place.cell(row, {"cost": {term.name: form.data}}, "external targets" if outside else form.via)
+
+
+def _subset_cell(place: Place, group: str, term: type[Part], solver: type, kind: str) -> Cell:
+    row = (term.name, kind, solver.name, "-")  # type: ignore[attr-defined]
+    rules = find_kind(kind)
+    problem: dict[str, Any] = {}
+    reason = _lacks(term) or _lacks(solver)
+    slot, wanted, shapes = (
+        ("pairwise", rules.pairs, ("pairwise",)) if rules.pairs else ("scores", "scores", ())
+    )
+    if rules.serves and group == "costs":
+        slot, wanted, shapes = "cost", "costs", ()
+    if rules.pairs and group == "scores":
+        reason = reason or f"{kind} needs pairs; a score can stand beside them, in problem.scores"
+    form = reason or _form(group, term, wanted, shapes)
+    if isinstance(form, str):
+        return Cell(*row, place.insertion.name, reason=form)
+    reason = place.missing(form.part)
+    if reason:
+        return Cell(*row, place.insertion.name, reason=reason)
+    problem[slot] = {term.name: dict(form.data)}
+    if rules.symmetric and not form.part.symmetric:  # type: ignore[attr-defined]
+        problem["symmetric"] = "mean"
+    if rules.definite and form.via:
+        problem["pairwise"][term.name]["repair"] = "ridge"
+    if slot != "scores" and ("unary" in rules.needs or _needs_scores(solver, kind)):
+        problem["scores"] = {"rank": {"kind": DEFAULT_SCORE}}
+    if "threshold" in rules.needs:
+        problem["threshold"] = place.threshold
+    return place.cell(row, problem, form.via or ("a cost is served" if slot == "cost" else ""))
+
+
+@cache
+def _reads(solver: type, readout: type, targets: int) -> str:
     """Why `readout` cannot read what `solver` returns, asked of both on a problem of two tokens."""
-    problem = TransportProblem.build(torch.tensor([[[0.0, 1.0], [1.0, 0.5]]]))
+    problem = TransportProblem.build(torch.tensor([[[0.0, 1.0, 0.2], [1.0, 0.5, 0.7]]])[:, :, :targets])
     try:
         _make(readout)(problem, _make(solver).solve(problem))  # type: ignore[operator, attr-defined]
     except PruneoptError as error:
@@ -209,52 +331,3 @@ def _needs_scores(solver: type, kind: str) -> bool:
             continue
         return unary is not None
     return False
-
-
-def _shape(part: type) -> str:
-    return part.shape if issubclass(part, CostTerm) else "pairwise"
-
-
-def _missing(part: type, given: frozenset[str], insertion: Insertion, saved: bool) -> str:
-    needs = {name.split("@", 1)[0] for name in _make(part).needs} if not _lacks(part) else set()
-    gone = sorted(needs - given)
-    if not gone:
-        return ""
-    if saved and not set(gone) - insertion.provides:
-        return f"signals not at hand: {', '.join(gone)}"
-    return f"not provided at {insertion.name}: {', '.join(gone)}"
-
-
-def _cell(row: tuple[str, str, str, str, str], group: str, reason: str, keep: Any, threshold: float) -> Cell:
-    if reason:
-        return Cell(*row, reason=reason)
-    term, kind, solver, readout, where = row
-    problem: dict[str, Any] = {"kind": kind}
-    if kind == "transport":
-        problem["cost"] = {term: {"kind": term}}
-    elif group == "scores":
-        problem["scores"] = {term: {"kind": term}}
-    else:
-        problem["pairwise"] = {term: {"kind": term}}
-        if find_kind(kind).symmetric and not _make(_load(group, term)).symmetric:  # type: ignore[attr-defined]
-            problem["symmetric"] = "mean"
-    needs = frozenset() if kind == "transport" else find_kind(kind).needs
-    alone = group != "scores" and kind != "transport"
-    if alone and ("unary" in needs or _needs_scores(_load("solvers", solver), kind)):
-        problem["scores"] = {"rank": {"kind": DEFAULT_SCORE}}
-    if "threshold" in needs:
-        problem["threshold"] = threshold
-    data = {
-        "name": "+".join(part for part in row if part != "-"),
-        "insertion": {"kind": where},
-        "positions": "keep",
-        "budget": {"keep": keep, "scope": "sample"},
-        "problem": problem,
-        "solver": {"kind": solver},
-    }
-    if readout != "-":
-        data["readout"] = {"kind": readout}
-    try:
-        return Cell(*row, spec=load_spec(data))
-    except PruneoptError as error:
-        return Cell(*row, reason=str(error))

@@ -36,6 +36,17 @@ class KernelFromCost(Kernel):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for term in self.cost:
+            if term.external:
+                raise SpecError(
+                    f"from_cost.cost.{term.label}: {term.part.name} reaches external points, and makes no "
+                    "tokens alike; as targets they belong to the score transport or a kind that serves them"
+                )
+        if all(getattr(term.part, "shape", "") == "unary" for term in self.cost):
+            raise SpecError(
+                "from_cost.cost is unary, and a kernel of it has rank one; add a term of pairs, or write the "
+                "cost as a score, {kind: from_cost, cost: {...}} in problem.scores"
+            )
         if isinstance(self.h, str) and self.h != "median":
             raise SpecError(f"from_cost.h must be a number above 0 or median, got {self.h!r}")
 

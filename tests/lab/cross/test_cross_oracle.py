@@ -44,7 +44,9 @@ def gap_to_masking(model, inputs, cell: Cell) -> tuple[float, list[int]]:
 @pytest.mark.filterwarnings("ignore::pruneopt.errors.CostBlindReadoutWarning")
 def test_every_legal_cell_removes_exactly_what_masking_hides(live) -> None:
     model, inputs = live
-    cells = [cell for cell in cross(keep=KEEP) if cell.legal]
+    legal = [cell for cell in cross(keep=KEEP) if cell.legal]
+    turned = {(cell.via, cell.problem): cell for cell in legal if cell.via}  # one for each way and problem
+    cells = [cell for cell in legal if not cell.via] + list(turned.values())
     wrong, refused = [], Counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -65,7 +67,9 @@ def test_every_legal_cell_removes_exactly_what_masking_hides(live) -> None:
 def test_a_token_kept_too_many_is_seen(live) -> None:
     model, inputs = live
     cell = next(
-        cell for cell in cross(["token_norm"], ["stable_top_k"], ["prefill_layer"], keep=KEEP) if cell.legal
+        cell
+        for cell in cross(["token_norm"], ["stable_top_k"], insertions=["prefill_layer"], keep=KEEP)
+        if cell.legal
     )
     with prune(model, cell.spec) as run:
         found = forward(model, inputs).logits[:, -1]
