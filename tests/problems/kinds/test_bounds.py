@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import cache
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 from bound_cases import EVERY, TOKENS, draw, some_keep, values
 from torch import Tensor
 
+from pruneopt.problems.kinds import _packing
 from pruneopt.problems.kinds._capped_simplex import CappedSimplex
 from pruneopt.problems.kinds._concave_quadratic import Quadratic, quadratic_bound, top_on_zero_sums
 from pruneopt.problems.kinds._ddgfact import factorise, factorised_bound
@@ -254,6 +256,23 @@ def test_an_odd_hole_costs_half_a_token_and_its_cliques_are_cliques() -> None:
         apart = ~pairs[np.ix_(inside, inside)]
         assert apart.sum() == len(inside)  # the diagonal alone
         assert not pairs[inside].all(0).any()  # and no other token fits
+
+
+def test_any_prices_certify() -> None:
+    """A solver may answer what it likes: prices only decide how tight the bound is."""
+    g = np.random.default_rng(1)
+
+    def made_up(worth: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, float]:
+        return g.random(len(worth)), g.random(len(rows)) * g.random(), g.random()
+
+    every = EVERY.numpy()
+    for _ in range(50):
+        worth, k = g.standard_normal(TOKENS), int(g.integers(1, TOKENS + 1))
+        pairs = np.triu(g.random((TOKENS, TOKENS)) < 0.4, 1)
+        pairs |= pairs.T
+        fits = (every.sum(1) <= k) & ~(every[:, :, None] & every[:, None, :] & pairs).any((1, 2))
+        with mock.patch.object(_packing, "_prices", made_up):
+            assert packing_bound(worth, pairs, k) >= (every[fits] @ worth).max()
 
 
 def test_max_min_bound_is_the_optimum_of_a_line() -> None:
