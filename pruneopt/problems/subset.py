@@ -90,7 +90,7 @@ class SubsetProblem(Brief):
         for name in (*_FLOATS, "mask", "protected", "group", "quota", "anchor_strength"):
             want_tensor(name, getattr(given, name), error=ProblemError)
         _check_terms(given)
-        _check_shapes(given, *given.shape)
+        _check_shapes(given)
         _check_dtypes(given)
         rounding = 0.0 if given.pairwise is None else torch.finfo(given.pairwise.dtype).eps
         ready: Terms = {name: _promote(getattr(given, name)) for name in _FLOATS}  # type: ignore[assignment]
@@ -189,7 +189,8 @@ def _check_terms(given: SubsetProblem) -> None:
         raise ProblemError(f"anchors have no meaning for {given.kind}; they count as chosen in {takers}")
 
 
-def _check_shapes(given: SubsetProblem, batch: int, tokens: int) -> None:
+def _check_shapes(given: SubsetProblem) -> None:
+    batch, tokens = given.shape
     anchors, quota = given.anchors, given.quota
     for name, shape in (
         ("unary", (batch, tokens)),

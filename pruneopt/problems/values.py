@@ -23,15 +23,15 @@ def check_values(problem: SubsetProblem, rounding: float) -> None:
     """
     rules = problem.rules
     _check_counts(problem)
-    _check_finite("unary", problem.unary, problem.real)
+    _check_finite("unary", problem.unary, real=problem.real)
     if problem.pairwise is not None:
         pairs = problem.real[:, :, None] & problem.real[:, None, :]
-        _check_finite("pairwise", problem.pairwise, pairs)
+        _check_finite("pairwise", problem.pairwise, real=pairs)
         if rules.symmetric:
             clean = problem.pairwise.masked_fill(~pairs, 0)
-            _check_symmetric(clean, problem.kind, max(ASYMMETRY, 4 * rounding))
+            _check_symmetric(clean, problem.kind, tolerance=max(ASYMMETRY, 4 * rounding))
             if rules.definite:
-                _check_psd(clean, problem.kind, max(rounding, torch.finfo(torch.float32).eps))
+                _check_psd(clean, problem.kind, rounding=max(rounding, torch.finfo(torch.float32).eps))
     _check_anchors(problem)
     rules.check(problem)
 
@@ -61,7 +61,7 @@ def _check_counts(problem: SubsetProblem) -> None:
         )
 
 
-def _check_finite(name: str, tensor: Tensor | None, real: Tensor) -> None:
+def _check_finite(name: str, tensor: Tensor | None, *, real: Tensor) -> None:
     if tensor is None:
         return
     bad = (~tensor.isfinite() & real).flatten(1).any(1)
@@ -71,7 +71,7 @@ def _check_finite(name: str, tensor: Tensor | None, real: Tensor) -> None:
         )
 
 
-def _check_symmetric(pairwise: Tensor, kind: str, tolerance: float) -> None:
+def _check_symmetric(pairwise: Tensor, kind: str, *, tolerance: float) -> None:
     off = (pairwise - pairwise.transpose(1, 2)).abs().amax((1, 2))
     largest = pairwise.abs().amax((1, 2))
     bad = off > tolerance * largest
@@ -84,7 +84,7 @@ def _check_symmetric(pairwise: Tensor, kind: str, tolerance: float) -> None:
         )
 
 
-def _check_psd(kernel: Tensor, kind: str, rounding: float) -> None:
+def _check_psd(kernel: Tensor, kind: str, *, rounding: float) -> None:
     """Positive semi-definite up to N times `rounding` of the largest entry, tried by a factorisation."""
     kernel = kernel.double()
     kernel = (kernel + kernel.transpose(1, 2)) / 2

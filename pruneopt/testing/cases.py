@@ -228,7 +228,7 @@ class Drawn:
             twice = place % ((self.tokens + 1) // 2)
             x, unary = x[:, twice], unary[:, twice]
         x = x / x.norm(dim=2, keepdim=True)
-        terms = find_kind(kind).draw(x, unary, self.k)
+        terms = find_kind(kind).draw(x, unary, k=self.k)
         terms["unary"] = unary.to(self.dtype)
         if self.metric:
             terms["pairwise"] = torch.cdist(x[:, :, :2], x[:, :, :2])

@@ -138,7 +138,7 @@ def check_padding(kind: Kind) -> None:
             dirty[name] = None if tensor is None else tensor.masked_fill(~real, 9.0)
         other = replace(problem, **dirty)
         keep = some(problem)
-        for what, one, two in _answers(problem, other, keep, keep):
+        for what, one, two in _answers(problem, other, keep=keep, moved=keep):
             require(torch.equal(one, two), f"{what} reads padding; mask it")
 
 
@@ -147,7 +147,7 @@ def check_token_order(kind: Kind) -> None:
     order = cases.shuffle(TOKENS, 2)
     for problem in problems(kind):
         keep = some(problem)
-        for what, one, two in _answers(problem, tokens_of(problem, order), keep, keep[:, order]):
+        for what, one, two in _answers(problem, tokens_of(problem, order), keep=keep, moved=keep[:, order]):
             if what == "bound":
                 continue
             one = one[:, order][:, :, order] if one.dim() == 3 else one
@@ -157,7 +157,7 @@ def check_token_order(kind: Kind) -> None:
 
 
 def _answers(
-    one: SubsetProblem, two: SubsetProblem, keep: Tensor, moved: Tensor
+    one: SubsetProblem, two: SubsetProblem, *, keep: Tensor, moved: Tensor
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """What a kind says of two problems, side by side; gains only of swaps that exist."""
     yield "value", one.value(keep), two.value(moved)
@@ -237,7 +237,7 @@ def check_problem_pure(kind: Kind) -> None:
         keep = some(problem)
         tensors = {**{n: t for n, t in vars(problem).items() if isinstance(t, Tensor)}, "keep": keep}
         copies = {name: tensor.clone() for name, tensor in tensors.items()}
-        list(_answers(problem, problem, keep, keep))
+        list(_answers(problem, problem, keep=keep, moved=keep))
         problem.magnitude(keep)
         for name, copy in copies.items():
             require(torch.equal(tensors[name], copy), f"{name} was changed in place; clone it first")

@@ -55,7 +55,7 @@ def check_exact_budget(solver: SubsetSolver) -> None:
         for k in (1, 5, n - 1, n):
             problem = cases.subset(kind, tokens=n, k=k)
             solution = solver.solve(problem)
-            count_holds(solver, problem, solution, f"({kind}, k={k}, N={n})")
+            count_holds(solver, problem, solution=solution, where=f"({kind}, k={k}, N={n})")
 
 
 def check_protected(solver: SubsetSolver) -> None:
@@ -63,7 +63,7 @@ def check_protected(solver: SubsetSolver) -> None:
     for kind in sorted(solver.kinds):
         for k in (1, 5):
             problem = cases.subset(kind, tokens=size(solver), k=k, protect=True)
-            count_holds(solver, problem, solver.solve(problem), f"({kind}, protected, k={k})")
+            count_holds(solver, problem, solution=solver.solve(problem), where=f"({kind}, protected, k={k})")
 
 
 def check_fields(solver: SubsetSolver) -> None:

@@ -20,7 +20,9 @@ def size(solver: SubsetSolver) -> int:
     return 12 if "small" in solver.tags or "exact" in solver.tags else LARGE
 
 
-def count_holds(solver: SubsetSolver, problem: SubsetProblem, solution: SubsetSolution, where: str) -> None:
+def count_holds(
+    solver: SubsetSolver, problem: SubsetProblem, *, solution: SubsetSolution, where: str
+) -> None:
     """Fail unless the choice keeps the budget, real tokens only, and all protected ones."""
     keep = solution.keep
     require(

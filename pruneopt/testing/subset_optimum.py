@@ -108,6 +108,6 @@ def check_time_limit(solver: SubsetSolver) -> None:
         require(
             solution.status[0] is Status.TIME_LIMIT, f"{kind}: stopped with status {solution.status[0].name}"
         )
-        count_holds(solver, problem, solution, f"({kind}, time limit)")
+        count_holds(solver, problem, solution=solution, where=f"({kind}, time limit)")
         bounded = solution.upper_bound is not None and bool(solution.upper_bound.isfinite().all())
         require(bounded, f"{kind}: stopped by the limit without a bound")

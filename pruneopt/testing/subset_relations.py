@@ -57,7 +57,7 @@ def check_ties(solver: SubsetSolver) -> None:
         )
 
 
-def _same(solver: SubsetSolver, one: Tensor, two: Tensor, a: SubsetSolution, b: SubsetSolution) -> bool:
+def _same(solver: SubsetSolver, one: Tensor, *, two: Tensor, a: SubsetSolution, b: SubsetSolution) -> bool:
     """Equal choices; for exact solvers, which may pick any optimum, equal values."""
     if "exact" in solver.tags:
         return bool((a.value - b.value).abs().amax() <= 1e-6)
@@ -73,7 +73,7 @@ def check_permutation(solver: SubsetSolver) -> None:
         moved = tokens_of(problem, p)
         one, two = solver.solve(problem), solver.solve(moved)
         require(
-            _same(solver, one.keep[:, p], two.keep, one, two),
+            _same(solver, one.keep[:, p], two=two.keep, a=one, b=two),
             f"{kind}: permuting the tokens changes the choice; tag it `uses_order` if that is the rule",
         )
 
@@ -83,18 +83,18 @@ def check_batch(solver: SubsetSolver) -> None:
     n = size(solver)
     for kind in sorted(solver.kinds):
         for protect in (False, True):
-            _batch_of(solver, kind, n, protect)
+            _batch_of(solver, kind, n=n, protect=protect)
 
 
-def _batch_of(solver: SubsetSolver, kind: str, n: int, protect: bool) -> None:
+def _batch_of(solver: SubsetSolver, kind: str, *, n: int, protect: bool) -> None:
     lengths = (n, n - 3, 7)
     problem = cases.subset(kind, batch=3, tokens=n, lengths=lengths, protect=protect, seed=6)
     together = solver.solve(problem)
-    count_holds(solver, problem, together, f"({kind}, ragged)")
+    count_holds(solver, problem, solution=together, where=f"({kind}, ragged)")
     for b, length in enumerate(lengths):
         alone = solver.solve(replace(tokens_of(problem.sample(b), torch.arange(length)), mask=None))
         require(
-            _same(solver, alone.keep[0], together.keep[b, :length], alone, _value_of(together, b)),
+            _same(solver, alone.keep[0], two=together.keep[b, :length], a=alone, b=_value_of(together, b)),
             f"{kind}: sample {b} of a ragged batch differs from itself alone",
         )
     real = problem.real
@@ -105,7 +105,7 @@ def _batch_of(solver: SubsetSolver, kind: str, n: int, protect: bool) -> None:
         pairwise=None if problem.pairwise is None else problem.pairwise.masked_fill(~pair, 9.0),
     )
     again = solver.solve(dirty)
-    same = _same(solver, again.keep, together.keep, again, together)
+    same = _same(solver, again.keep, two=together.keep, a=again, b=together)
     require(same, f"{kind}: values at padded tokens leak into the choice")
 
 
@@ -148,7 +148,7 @@ def check_dtype(solver: SubsetSolver) -> None:
         scale = reference.value.abs().amax().clamp_min(1)
         require(bool(off <= 1e-3 * scale), f"{kind}: float32 changes the value by {float(off):.2g}")
         half = cases.subset(kind, tokens=size(solver), seed=7, dtype=torch.bfloat16)
-        count_holds(solver, half, solver.solve(half), f"({kind}, bfloat16)")
+        count_holds(solver, half, solution=solver.solve(half), where=f"({kind}, bfloat16)")
 
 
 def check_degenerate(solver: SubsetSolver) -> None:
@@ -160,7 +160,7 @@ def check_degenerate(solver: SubsetSolver) -> None:
             flat = {n: torch.full_like(t, fill) for n, t in values.items() if t is not None}
             problem = changed(problem, **flat)
             solution = solver.solve(problem)
-            count_holds(solver, problem, solution, f"({kind}, all entries {fill:g})")
+            count_holds(solver, problem, solution=solution, where=f"({kind}, all entries {fill:g})")
             require(not bool(solution.value.isnan().any()), f"{kind}: NaN value for entries {fill:g}")
         one = cases.subset(kind, tokens=1, k=1)
-        count_holds(solver, one, solver.solve(one), f"({kind}, one token)")
+        count_holds(solver, one, solution=solver.solve(one), where=f"({kind}, one token)")

@@ -48,8 +48,8 @@ class DrawForgets(Good):
 
     pairs = "costs"
 
-    def draw(self, unit: Tensor, quality: Tensor, k: int) -> Terms:
-        terms = super().draw(unit, quality, k)
+    def draw(self, unit: Tensor, quality: Tensor, *, k: int) -> Terms:
+        terms = super().draw(unit, quality, k=k)
         return {**terms, "pairwise": torch.rand_like(terms["pairwise"])}
 
 

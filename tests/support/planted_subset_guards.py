@@ -133,7 +133,7 @@ def spectral_bound_without_the_last() -> AbstractContextManager[Any]:
 
 
 def symmetry_unchecked() -> AbstractContextManager[Any]:
-    return mock.patch.object(subset_values, "_check_symmetric", lambda *args: None)
+    return mock.patch.object(subset_values, "_check_symmetric", lambda *args, **more: None)
 
 
 def symmetry_of_rounding_asked() -> AbstractContextManager[Any]:
@@ -154,14 +154,14 @@ def symmetrised_in_one_place() -> AbstractContextManager[Any]:
 
 
 def kernels_unchecked() -> AbstractContextManager[Any]:
-    return mock.patch.object(subset_values, "_check_psd", lambda *args: None)
+    return mock.patch.object(subset_values, "_check_psd", lambda *args, **more: None)
 
 
 def exact_zero_asked() -> AbstractContextManager[Any]:
     """Kernels must be definite to the last digit."""
     real = subset_values._check_psd
     return mock.patch.object(
-        subset_values, "_check_psd", lambda kernel, kind, rounding: real(kernel, kind, 0.0)
+        subset_values, "_check_psd", lambda kernel, kind, rounding: real(kernel, kind, rounding=0.0)
     )
 
 

@@ -90,7 +90,7 @@ def instance(kind: str, tokens: int, *, batch: int, seed: int = 0) -> SubsetProb
     unit = torch.nn.functional.normalize(clustered(tokens, batch, gen=gen).double(), dim=2)
     quality = 0.5 + torch.rand(batch, tokens, generator=gen)
     k = max(2, tokens // 4)
-    terms = find_kind(kind).draw(unit, quality, k)
+    terms = find_kind(kind).draw(unit, quality, k=k)
     if "pairwise" in terms:
         terms["pairwise"] = cast(Tensor, terms["pairwise"]).float()
     return SubsetProblem.build(kind, k, **terms)

@@ -117,7 +117,7 @@ class Kind(ABC):
         """Where the value is a log-determinant: the matrix `[B,N,N]` float64 whose block it is of."""
         raise NotImplementedError
 
-    def draw(self, unit: Tensor, quality: Tensor, k: int) -> Terms:
+    def draw(self, unit: Tensor, quality: Tensor, *, k: int) -> Terms:
         """A problem of this kind over unit vectors `[B,N,D]` and scores `[B,N]` above 0, for `build`.
 
         One minus cosine for costs, `(1 + cosine) / 2` for kernels, scores where they are needed.

@@ -59,7 +59,7 @@ class Program:
         self.ceiling = np.concatenate([self.ceiling, np.ones(len(worth))])
         return np.arange(first, len(self.c))
 
-    def add(self, rows: Any, cols: Any, values: Any, low: Any, high: Any) -> None:
+    def add(self, rows: Any, cols: Any, *, values: Any, low: Any, high: Any) -> None:
         """Constraint block: triplets with rows counted from 0 within the block."""
         low, high = np.atleast_1d(np.asarray(low, float)), np.atleast_1d(np.asarray(high, float))
         cols = np.asarray(cols)
@@ -85,11 +85,11 @@ class Program:
                     common &= pairs[j]
             index = np.array(clique)
             left[np.ix_(index, index)] = False
-            self.add(0, index, 1.0, -np.inf, 1)
+            self.add(0, index, values=1.0, low=-np.inf, high=1)
 
 
 def choosing(
-    problem: SubsetProblem, usable: Tensor | np.ndarray | None = None, least: int | None = None
+    problem: SubsetProblem, usable: Tensor | np.ndarray | None = None, *, least: int | None = None
 ) -> Program:
     """Choose `k` (or from `least` to `k`) of the `usable` `[N]` tokens of the only sample.
 
@@ -102,7 +102,7 @@ def choosing(
     if problem.protected is not None:
         floor[problem.protected[0].cpu().numpy()[place]] = 1
     program = Program(place, np.zeros(len(place)), floor, np.ones(len(place)))
-    program.add(0, np.arange(len(place)), 1.0, k if least is None else least, k)
+    program.add(0, np.arange(len(place)), values=1.0, low=k if least is None else least, high=k)
     return program
 
 

@@ -60,7 +60,7 @@ def anchor_sum(problem: SubsetProblem) -> Tensor:
     return rows.masked_fill(rows == math.inf, 0).sum(1).masked_fill(~problem.real, 0)
 
 
-def best_k(values: Tensor, k: Tensor, forced: Tensor | None = None) -> Tensor:
+def best_k(values: Tensor, k: Tensor, *, forced: Tensor | None = None) -> Tensor:
     """`[B]` sum of the `k[b]` largest entries of `values` `[B,N]`, the forced ones first; -inf is absent."""
     rank = values if forced is None else values.masked_fill(forced, math.inf)
     top = values.gather(1, rank.argsort(dim=1, descending=True, stable=True))

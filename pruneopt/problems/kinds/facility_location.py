@@ -87,10 +87,10 @@ class FacilityLocation(Kind):
         y = program.extend(worth.ravel())
         for row in range(targets):
             program.centre(slice(n + row * n, n + (row + 1) * n), 1)
-        program.add(i, y, 1.0, np.ones(targets), np.ones(targets))
+        program.add(i, y, values=1.0, low=np.ones(targets), high=np.ones(targets))
         one = np.ones(targets * n)
         rows, cols = np.concatenate([np.arange(targets * n)] * 2), np.concatenate([y, j])
-        program.add(rows, cols, np.concatenate([one, -one]), -np.inf * one, 0 * one)
+        program.add(rows, cols, values=np.concatenate([one, -one]), low=-np.inf * one, high=0 * one)
         return program
 
 

@@ -56,9 +56,9 @@ class IndependentSet(Kind):
         program.add_conflicts(placed(conflicts(problem), program.place))
         return program
 
-    def draw(self, unit: Tensor, quality: Tensor, k: int) -> Terms:
+    def draw(self, unit: Tensor, quality: Tensor, *, k: int) -> Terms:
         """Conflicts are the most similar tenth of all pairs of the first sample."""
-        terms = super().draw(unit, quality, k)
+        terms = super().draw(unit, quality, k=k)
         return {**terms, "threshold": float(terms["pairwise"][0].double().quantile(0.9))}  # type: ignore[index]
 
 

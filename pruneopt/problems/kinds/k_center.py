@@ -31,7 +31,7 @@ class KCenter(Kind):
     greedy = {"kind": "greedy_k_center"}
 
     def value(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
-        return -_nearest(served(problem), outside(problem), keep).amax(1)
+        return -_nearest(served(problem), outside(problem), keep=keep).amax(1)
 
     def bound(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
         """Tokens that must share a server: of any `free + 1` of them two do, or one is served from outside.
@@ -46,15 +46,15 @@ class KCenter(Kind):
         """
         cost, real = served(problem), problem.real
         forced = torch.zeros_like(real) if problem.protected is None else problem.protected & real
-        near = _nearest(cost, outside(problem), forced)
+        near = _nearest(cost, outside(problem), keep=forced)
         free = problem.k - forced.sum(1)
         alone = cost.clone()
         alone.diagonal(dim1=1, dim2=2).fill_(math.inf)
         far = torch.minimum(alone.amin(2), near).masked_fill(~real | forced, 0)
         low = far.sort(dim=1, descending=True).values.gather(1, free.clamp_max(far.shape[1] - 1)[:, None])
         low = low.squeeze(1).masked_fill(free >= far.shape[1], 0)
-        low = torch.maximum(low, _meeting_walk(cost, near.masked_fill(~real, -1), free))
-        return -torch.maximum(low, _meeting_of(cost, near, keep & real & ~forced, free))
+        low = torch.maximum(low, _meeting_walk(cost, near.masked_fill(~real, -1), free=free))
+        return -torch.maximum(low, _meeting_of(cost, near, keep=keep & real & ~forced, free=free))
 
     def swap_gains(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
         cost, rest = served(problem), outside(problem)[:, :, None]
@@ -82,7 +82,7 @@ class KCenter(Kind):
         needy = (problem.real[0] & (outside(problem)[0] > -level)).cpu().numpy()[program.place]
         close = (served(problem)[0] <= -level).cpu().numpy()[np.ix_(program.place, program.place)]
         rows, cols = np.nonzero(close[needy])
-        program.add(rows, cols, 1.0, np.ones(needy.sum()), np.full(needy.sum(), np.inf))
+        program.add(rows, cols, values=1.0, low=np.ones(needy.sum()), high=np.full(needy.sum(), np.inf))
         return program
 
 
@@ -100,11 +100,11 @@ def outside(problem: SubsetProblem) -> Tensor:
     return anchor_min(problem).clamp_min(0).masked_fill(~problem.real, 0)
 
 
-def _nearest(cost: Tensor, outside: Tensor, keep: Tensor) -> Tensor:
+def _nearest(cost: Tensor, outside: Tensor, *, keep: Tensor) -> Tensor:
     return torch.minimum(cost.masked_fill(~keep[:, None, :], math.inf).amin(2), outside)
 
 
-def _meeting_walk(cost: Tensor, near: Tensor, free: Tensor) -> Tensor:
+def _meeting_walk(cost: Tensor, near: Tensor, *, free: Tensor) -> Tensor:
     """`[B]` least meeting distance within `free + 1` far apart tokens; `near` `[B,N]` is to the outside."""
     row = torch.arange(len(cost), device=cost.device)
     low = torch.zeros_like(near[:, 0])
@@ -115,9 +115,9 @@ def _meeting_walk(cost: Tensor, near: Tensor, free: Tensor) -> Tensor:
     return low.clamp_min(0)
 
 
-def _meeting_of(cost: Tensor, near: Tensor, keep: Tensor, free: Tensor) -> Tensor:
+def _meeting_of(cost: Tensor, near: Tensor, *, keep: Tensor, free: Tensor) -> Tensor:
     """`[B]` the same within `keep` `[B,N]` and the token that it serves worst; 0 where those are too few."""
-    last = _nearest(cost, near, keep).argmax(1, keepdim=True)
+    last = _nearest(cost, near, keep=keep).argmax(1, keepdim=True)
     members = keep.scatter(1, last, True)
     order = (~members).to(torch.int8).argsort(dim=1, stable=True)[:, : int(members.sum(1).max())]
     inside = members.gather(1, order)

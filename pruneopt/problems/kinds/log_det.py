@@ -81,9 +81,9 @@ class LogDet(Kind):
         full = torch.full_like(kernel, -math.inf)
         return full.scatter_(1, inside[:, :, None].expand(-1, -1, kernel.shape[2]), gain)
 
-    def draw(self, unit: Tensor, quality: Tensor, k: int) -> Terms:
+    def draw(self, unit: Tensor, quality: Tensor, *, k: int) -> Terms:
         """With scores as quality."""
-        return {**super().draw(unit, quality, k), "unary": quality}
+        return {**super().draw(unit, quality, k=k), "unary": quality}
 
 
 def _chosen_first(keep: Tensor) -> tuple[Tensor, Tensor]:

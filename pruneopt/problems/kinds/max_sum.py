@@ -65,13 +65,13 @@ class MaxSum(Kind):
             program.centre(slice(n, None), k * (k - 1) / 2)
             for side in (i, j):
                 rows, cols = np.concatenate([pairs, pairs]), np.concatenate([y, side])
-                program.add(rows, cols, np.concatenate([one, -one]), -np.inf * one, 0 * one)
+                program.add(rows, cols, values=np.concatenate([one, -one]), low=-np.inf * one, high=0 * one)
             # y_ij >= x_i + x_j - 1, which negative distances need
             rows, cols = np.concatenate([pairs, pairs, pairs]), np.concatenate([y, i, j])
-            program.add(rows, cols, np.concatenate([one, -one, -one]), -one, np.inf * one)
+            program.add(rows, cols, values=np.concatenate([one, -one, -one]), low=-one, high=np.inf * one)
             rows, cols = np.concatenate([i, j, np.arange(n)]), np.concatenate([y, y, np.arange(n)])
             values = np.concatenate([one, one, np.full(n, -(k - 1.0))])
-            program.add(rows, cols, values, np.zeros(n), np.zeros(n))
+            program.add(rows, cols, values=values, low=np.zeros(n), high=np.zeros(n))
         program.centre(slice(0, n), k)
         return program
 

@@ -41,7 +41,7 @@ class Quota(Kind):
         for g in range(quota.shape[1]):
             member = (group == g) & problem.real
             forced = None if problem.protected is None else problem.protected & member
-            total += best_k(score.masked_fill(~member, -math.inf), quota[:, g], forced)
+            total += best_k(score.masked_fill(~member, -math.inf), quota[:, g], forced=forced)
         return total
 
     def swap_gains(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
@@ -60,11 +60,11 @@ class Quota(Kind):
         )
         program.c = placed(unary_or(problem, 0.0), program.place)
         each = quota[0].cpu().numpy()
-        program.add(placed(group, program.place), range(program.tokens), 1.0, each, each)
+        program.add(placed(group, program.place), range(program.tokens), values=1.0, low=each, high=each)
         program.centre(slice(None), int(problem.k[0]))
         return program
 
-    def draw(self, unit: Tensor, quality: Tensor, k: int) -> Terms:
+    def draw(self, unit: Tensor, quality: Tensor, *, k: int) -> Terms:
         """At most four groups that take turns; the quotas are those of the first k tokens."""
         groups = min(4, k)
         group = (torch.arange(quality.shape[1], device=quality.device) % groups).expand(quality.shape)

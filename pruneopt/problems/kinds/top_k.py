@@ -28,7 +28,7 @@ class TopK(Kind):
     def bound(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
         """The optimum itself: the k largest scores."""
         score = unary_or(problem, 0.0).masked_fill(~problem.real, -math.inf)
-        return best_k(score, problem.k, problem.protected)
+        return best_k(score, problem.k, forced=problem.protected)
 
     def swap_gains(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
         return modular_gains(problem)
