@@ -16,6 +16,7 @@ import pytest
 import torch
 from elsewhere import installed
 from test_apply import MeanOfDropped
+from test_position_policies import told
 from tiny_models import IMAGE, finish, llama, llava, llava_scenarios, precise, precisely, siglip
 from torch import Tensor, nn
 
@@ -160,6 +161,8 @@ def gap(model: Any, spec: Any, inputs: Mapping[str, Any]) -> float:
                 stack.enter_context(blind_tower(model, s.insertion.block, seen))
         if kept:
             stack.enter_context(masked(layers, kept, real))
+            policies = {s.insertion.layer_index: spec.positions_at(s) for s in spec.stages}
+            stack.enter_context(told(model.model.language_model, kept, policies, real))
         stack.enter_context(blind_decoding(layers, held, real))
         _, wanted = generate(model, inputs, forced=tokens)
     return difference(found, wanted)
@@ -172,6 +175,8 @@ COMPOSED = {
     "encoder and layer": (ENCODER, LAYER),
     "layer and cache": (LAYER, CACHE),
     "all": (ENCODER, stage("post_encoder", 0.4), LAYER, CACHE),
+    "numbered afresh": (stage("encoder_block", 0.5, positions="compact", block=1), LAYER, CACHE),
+    "numbered late": (ENCODER, stage("prefill_layer", 0.3, positions="compact", layer=2), CACHE),
 }
 
 
