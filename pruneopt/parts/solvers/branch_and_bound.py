@@ -16,6 +16,8 @@ from pruneopt.parts import SubsetSolver, param
 from pruneopt.parts.solvers._exact import Answer, Decision, bisection, first_answer, solve_samples
 from pruneopt.parts.solvers._walk import check_kind
 from pruneopt.problems.kinds import KindsOffering
+from pruneopt.problems.kinds._capped_simplex import CappedSimplex
+from pruneopt.problems.kinds._ddgfact import factorised_bound
 from pruneopt.problems.kinds.log_det import block_log_det, singular_below
 from pruneopt.problems.solution import Status, SubsetSolution
 from pruneopt.problems.subset import SubsetProblem
@@ -37,15 +39,15 @@ class BranchAndBound(SubsetSolver):
     """Exact optimum at small N, or the best choice and a proved bound when a limit is reached.
 
     Log-determinants (kinds that offer `kernel`): best-first search that decides on the token with the largest
-    conditional variance; a node is bounded by the smaller of the Hadamard and the eigenvalue bound of its
-    conditional kernel (Ko, Lee, Queyranne 1995), and tokens that would make the choice singular are left out
-    of it.  Max-min dispersion (kinds that offer `close`): bisection over levels, each step a clique search
+    conditional variance; a node is bounded by the Hadamard and eigenvalue bounds of its conditional kernel
+    (Ko, Lee, Queyranne 1995), when its turn comes by the factorised bound (Li and Xie 2024), and tokens that
+    would make the choice singular are left out of it.  Max-min dispersion (kinds that offer `close`): bisection over levels, each step a clique search
     with colour bounds (Tomita et al. 2010).  `nodes` and `time_limit` hold per sample; past them the status
-    is TIME_LIMIT.  Some 40 tokens for the first and 100 for the second are practical.  Works on the host.
+    is TIME_LIMIT.  Some 60 tokens for the first and 100 for the second are practical.  Works on the host.
     """
 
     name: ClassVar[str] = "branch_and_bound"
-    source: ClassVar[str] = "Ko, Lee, Queyranne 1995; Tomita et al. 2010"
+    source: ClassVar[str] = "Ko, Lee, Queyranne 1995; Li and Xie 2024; Tomita et al. 2010"
     kinds = KindsOffering("kernel", "close")
     tags: ClassVar[frozenset[str]] = frozenset({"exact", "exact_budget", "host", "time_limit"})
     nodes: int = param(200_000, low=1, doc="most nodes per sample")
@@ -107,6 +109,12 @@ class _Node:
         eigen = np.maximum(eigen[:missing], 0) + 1e-15 * len(eigen) * np.abs(eigen).max()
         return float(self.gained + min(hadamard, np.log(eigen).sum()))
 
+    def tight_bound(self, k: int) -> float:
+        """The same by the factorised bound, which costs many times as much and is far tighter at the root."""
+        real = torch.ones(1, len(self.left), dtype=torch.bool)
+        simplex = CappedSimplex(torch.tensor([k - len(self.chosen)]), real, ~real)
+        return self.gained + float(factorised_bound(torch.from_numpy(self.kernel)[None], simplex, rounds=8))
+
 
 def _log_det(problem: SubsetProblem, limit: _Limit) -> Answer:
     kernel = problem.rules.kernel(problem)[0].cpu().numpy()
@@ -131,22 +139,26 @@ def _log_det(problem: SubsetProblem, limit: _Limit) -> Answer:
     if len(node.chosen) == k:
         return Answer(best, value, Status.OPTIMAL)
     tie = count()
-    heap = [(-node.bound(k), next(tie), node)]
+    heap = [(-node.bound(k), next(tie), node, False)]
     while heap:
-        negative, _, node = heapq.heappop(heap)
+        negative, _, node, tight = heapq.heappop(heap)
         if -negative <= value + slack:
             return Answer(best, max(-negative, value), Status.OPTIMAL)
         if limit.reached():
             return Answer(best, max(-negative, value), Status.TIME_LIMIT)
+        if not tight:  # the dear bound only for nodes whose turn it is
+            if (bound := min(-negative, node.tight_bound(k))) > value:
+                heapq.heappush(heap, (-bound, next(tie), node, True))
+            continue
         at = int(np.argmax(node.kernel.diagonal()))
         inner, outer = node.take(at, least), node.drop(at)
         if len(inner.chosen) == k:
             if (found := worth(inner.chosen)) > value:
                 best, value = inner.chosen, found
-        elif (bound := inner.bound(k)) > value:
-            heapq.heappush(heap, (-bound, next(tie), inner))
-        if (bound := outer.bound(k)) > value:
-            heapq.heappush(heap, (-bound, next(tie), outer))
+        elif (bound := min(-negative, inner.bound(k))) > value:
+            heapq.heappush(heap, (-bound, next(tie), inner, False))
+        if (bound := min(-negative, outer.bound(k))) > value:
+            heapq.heappush(heap, (-bound, next(tie), outer, False))
     return Answer(best, value, Status.OPTIMAL)
 
 
