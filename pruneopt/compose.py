@@ -44,7 +44,7 @@ def subset_problem(
         unary=unary,
         pairwise=pairwise,
         mask=signals.mask if signals.ragged else None,
-        protected=None if spec.protect is None else protected_tokens(spec.protect, signals, k, unary),
+        protected=None if spec.protect is None else protected_tokens(spec.protect, signals, k=k, unary=unary),
         anchors=anchors,
         threshold=spec.threshold,
         group=group,
@@ -65,7 +65,7 @@ def quotas(
     if isinstance(named, Grouping):
         assert unary is not None
         shared = named.shares(group, signals.mask, k=k, importance=unary)
-    return equal_quotas(group, signals.mask, k) if shared is None else shared
+    return equal_quotas(group, signals.mask, k=k) if shared is None else shared
 
 
 def combine_pairs(spec: ProblemSpec, signals: Signals) -> Tensor | None:
@@ -84,7 +84,7 @@ def combine_pairs(spec: ProblemSpec, signals: Signals) -> Tensor | None:
     return pairs
 
 
-def protected_tokens(protect: Protect, signals: Signals, k: Tensor, unary: Tensor | None) -> Tensor:
+def protected_tokens(protect: Protect, signals: Signals, *, k: Tensor, unary: Tensor | None) -> Tensor:
     """`[B,N]` bool: the best tokens by the scores of `protect`, within the budget `k`.
 
     Raises ProblemError where `protect.where` names more tokens than the budget holds.
@@ -113,7 +113,7 @@ def protected_tokens(protect: Protect, signals: Signals, k: Tensor, unary: Tenso
     return keep_top(score, count, mask=signals.mask)
 
 
-def equal_quotas(group: Tensor, mask: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+def equal_quotas(group: Tensor, mask: Tensor, *, k: Tensor) -> tuple[Tensor, Tensor]:
     """Share `k[b]` over groups in proportion to their size: largest remainder, ties to the lower group."""
     hot = torch.nn.functional.one_hot(group.clamp_min(0)) * mask[:, :, None]
     size = hot.sum(1).double()
@@ -129,7 +129,7 @@ def equal_quotas(group: Tensor, mask: Tensor, k: Tensor) -> tuple[Tensor, Tensor
 def transport_problem(spec: ProblemSpec, signals: Signals, *, check: bool = True) -> TransportProblem:
     """The transport problem that a spec states on these signals."""
     assert spec.source is not None and spec.target is not None
-    return state_transport(spec.cost, spec.source, spec.target, signals, check=check)
+    return state_transport(spec.cost, signals, source=spec.source, target=spec.target, check=check)
 
 
 __all__ = [

@@ -27,10 +27,10 @@ def split_groups(signals: Signals) -> tuple[Signals, Tensor]:
     if not places:
         raise SignalError("no visual token is left to choose from")
     place = torch.nn.utils.rnn.pad_sequence(places, batch_first=True, padding_value=-1)
-    return gather_tokens(signals, place, torch.tensor(owners, device=place.device)), place
+    return gather_tokens(signals, place, sample=torch.tensor(owners, device=place.device)), place
 
 
-def gather_tokens(signals: Signals, place: Tensor, sample: Tensor) -> Signals:
+def gather_tokens(signals: Signals, place: Tensor, *, sample: Tensor) -> Signals:
     """Signals at some tokens: `place` `[G,n]` int64 within the samples `sample` `[G]`, -1 at padding."""
     tensors = {}
     for name in signals:
@@ -46,13 +46,13 @@ def gather_tokens(signals: Signals, place: Tensor, sample: Tensor) -> Signals:
     return Signals(tensors, place >= 0, sample=sample)
 
 
-def join_groups(selection: Selection, place: Tensor, sample: Tensor, batch: int, tokens: int) -> Selection:
+def join_groups(selection: Selection, place: Tensor, *, sample: Tensor, batch: int, tokens: int) -> Selection:
     """Undo `split_groups` on a selection."""
     real = place >= 0
     rows = sample[:, None].expand_as(place)[real]
     cols = place[real]
 
-    def scatter(values: Tensor | None, fill: float | bool) -> Tensor | None:
+    def scatter(values: Tensor | None, fill: float) -> Tensor | None:
         if values is None:
             return None
         out = values.new_full((batch, tokens), fill)

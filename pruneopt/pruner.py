@@ -108,11 +108,11 @@ class Pruner:
         else:
             alive = signals.mask.sum(1).tolist() if signals.ragged else [tokens] * batch
             signals_here = signals
-        started = self._started(start, alive, signals_here)
+        started = self._started(start, alive, signals=signals_here)
         book = Ledger(check, clock.lap)
         selection = self._solve(signals_here, started, alive=alive, book=book)
         if place is not None:
-            selection = join_groups(selection, place, signals_here.sample, batch, tokens)
+            selection = join_groups(selection, place, sample=signals_here.sample, batch=batch, tokens=tokens)
         return replace(selection, seconds=dict(clock.seconds))
 
     def _check(self, signals: Signals, needs: frozenset[str]) -> None:
@@ -126,7 +126,7 @@ class Pruner:
                 )
 
     @staticmethod
-    def _started(start: Sequence[int] | None, alive: list[int], signals: Signals) -> list[int]:
+    def _started(start: Sequence[int] | None, alive: list[int], *, signals: Signals) -> list[int]:
         """Share the unpruned count of a sample over its groups in proportion to what is alive."""
         if start is None:
             return alive

@@ -279,7 +279,7 @@ def test_results_stay_on_the_device_of_their_inputs() -> None:
 
 
 def protected(protect: Protect, k: list[int], unary: Tensor) -> list[int]:
-    out = protected_tokens(protect, bare(len(k), 10), torch.tensor(k), unary)
+    out = protected_tokens(protect, bare(len(k), 10), k=torch.tensor(k), unary=unary)
     return out.sum(1).tolist()
 
 
@@ -309,18 +309,18 @@ def test_a_protected_count_never_exceeds_the_budget_and_the_best_are_protected()
     assert protected(Protect(count=4), [3, 8], ranks) == [3, 4]
     mask = torch.ones(2, 10, dtype=torch.bool)
     mask[0, 5] = mask[1, :2] = F
-    out = protected_tokens(Protect(count=2), bare(2, 10, mask), torch.tensor([6, 6]), ranks)
+    out = protected_tokens(Protect(count=2), bare(2, 10, mask), k=torch.tensor([6, 6]), unary=ranks)
     assert [row.nonzero().squeeze(1).tolist() for row in out] == [[4, 7], [2, 3]]
 
 
 def test_protect_ranks_by_its_own_scores_first() -> None:
     own = scored(torch.arange(10.0)[None], 2.0)
     unary = -torch.arange(10.0)[None]
-    out = protected_tokens(Protect(count=1, scores=(own,)), bare(1, 10), torch.tensor([4]), unary)
+    out = protected_tokens(Protect(count=1, scores=(own,)), bare(1, 10), k=torch.tensor([4]), unary=unary)
     assert out.nonzero().tolist() == [[0, 9]]
     with pytest.raises(SpecError) as caught:
         off = scored(torch.ones(1, 10), 0)
-        protected_tokens(Protect(count=1, scores=(off,)), bare(1, 10), torch.tensor([4]), None)
+        protected_tokens(Protect(count=1, scores=(off,)), bare(1, 10), k=torch.tensor([4]), unary=None)
     assert str(caught.value) == "problem.protect ranks by scores, but every score has weight 0"
 
 
@@ -329,10 +329,10 @@ def test_protect_where_takes_the_real_tokens_above_zero_and_refuses_more_than_th
     mask = torch.tensor([[T, T, T, F], [T, T, T, T]])
     part = FixedScore(values)
     signals = bare(2, 4, mask, xy=torch.zeros(2, 4, 2))
-    out = protected_tokens(Protect(where=part), signals, torch.tensor([1, 3]), None)
+    out = protected_tokens(Protect(where=part), signals, k=torch.tensor([1, 3]), unary=None)
     assert out.tolist() == [[T, F, F, F], [T, T, T, F]] and list(part.seen[0]) == ["features"]
     with pytest.raises(ProblemError) as caught:
-        protected_tokens(Protect(where=part), signals, torch.tensor([1, 2]), None)
+        protected_tokens(Protect(where=part), signals, k=torch.tensor([1, 2]), unary=None)
     assert str(caught.value) == (
         "problem.protect.where (fixed_score) keeps 3 tokens of problem 1, but the budget is 2; "
         "keep more, or cut again in a second stage"
@@ -362,10 +362,10 @@ def test_quotas_ignore_padding_and_ties_go_to_the_lower_group() -> None:
     )
     sizes = [[2, 2, 4], [1, 2, 2], [2, 2, 2], [1, 1, 3]]
     for k in range(1, 6):
-        back, quota = equal_quotas(group, mask, torch.tensor([k] * 4))
+        back, quota = equal_quotas(group, mask, k=torch.tensor([k] * 4))
         assert back is group and quota.dtype == torch.int64
         assert quota.tolist() == [largest_remainder(s, k) for s in sizes]
-    _, tie = equal_quotas(group[2:3], mask[2:3], torch.tensor([4]))
+    _, tie = equal_quotas(group[2:3], mask[2:3], k=torch.tensor([4]))
     assert tie.tolist() == [[2, 1, 1]]
 
 

@@ -64,7 +64,7 @@ def test_a_sample_without_real_tokens_has_no_problem_and_none_at_all_is_refused(
 
 def test_tokens_gathered_by_hand_may_repeat_samples_and_reverse_their_order() -> None:
     place = torch.tensor([[6, 0], [3, -1], [1, 2]])
-    out = gather_tokens(numbered(), place, torch.tensor([1, 0, 1]))
+    out = gather_tokens(numbered(), place, sample=torch.tensor([1, 0, 1]))
     assert out["features"][:, :, 0].tolist() == [[106, 100], [3, 0], [101, 102]]
     assert out["encoder_attention"][0, 1].tolist() == [[3 * 166, 3 * 160], [3 * 106, 3 * 100]]
     assert out.mask.tolist() == [[True, True], [True, False], [True, True]]
@@ -74,7 +74,7 @@ def test_tokens_gathered_by_hand_may_repeat_samples_and_reverse_their_order() ->
 def joined(selection: Selection) -> Selection:
     _, place = split_groups(numbered())
     owners = torch.tensor([owner for owner, _ in PLACES])
-    return join_groups(selection, place, owners, 2, 7)
+    return join_groups(selection, place, sample=owners, batch=2, tokens=7)
 
 
 def pad(rows: list[list[float]]) -> torch.Tensor:

@@ -85,7 +85,9 @@ def test_split_and_join_are_inverse_even_with_padding_and_merges() -> None:
     keep = grouped.mask.clone()
     identity = torch.eye(grouped.tokens).expand(grouped.batch, -1, -1)
     size = grouped["features"].sum(2)
-    back = join_groups(Selection(keep, merge=identity, size=size), place, grouped.sample, 2, 9)
+    back = join_groups(
+        Selection(keep, merge=identity, size=size), place, sample=grouped.sample, batch=2, tokens=9
+    )
     assert torch.equal(back.keep, mask)
     real = mask[:, :, None] & mask[:, None, :]
     assert torch.equal(back.merge[real], torch.eye(9).expand(2, -1, -1)[real])
@@ -130,7 +132,7 @@ def test_normalising_ignores_scale_and_padding(how: str) -> None:
 
 def test_quotas_are_proportional_with_largest_remainders() -> None:
     group = torch.tensor([[0] * 5 + [1] * 3 + [2] * 2])
-    _, quota = equal_quotas(group, torch.ones(1, 10, dtype=torch.bool), torch.tensor([4]))
+    _, quota = equal_quotas(group, torch.ones(1, 10, dtype=torch.bool), k=torch.tensor([4]))
     assert quota.tolist() == [[2, 1, 1]]
 
 

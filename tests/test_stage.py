@@ -144,10 +144,10 @@ def test_the_start_is_shared_over_groups_in_proportion_and_rounded() -> None:
     group = torch.tensor([[0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]])
     signals = bare(2, 6, group=group)
     shares = Pruner._started(
-        [10, 9], [2, 4, 6], Signals({"xy": torch.zeros(3, 1, 2)}, sample=torch.tensor([0, 0, 1]))
+        [10, 9], [2, 4, 6], signals=Signals({"xy": torch.zeros(3, 1, 2)}, sample=torch.tensor([0, 0, 1]))
     )
     assert shares == [3, 7, 9]
-    assert Pruner._started(None, [2, 4], signals) == [2, 4]
+    assert Pruner._started(None, [2, 4], signals=signals) == [2, 4]
     split = FixedScore(torch.ones(3, 6))
     half = Pruner(stage(ProblemSpec("top_k", scores=(Weighted("s", split),)), budget=Budget(0.5, "ceil")))
     assert half.select(signals, start=[10, 9]).counts == (2 + 4, 5)

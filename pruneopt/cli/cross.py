@@ -74,8 +74,8 @@ def cross_command(
     if asked.model:
         from pruneopt.lab.cross.live import live_select
 
-        question = asked.read()
-        select = live_select(*machine.load(asked.model), *question) if run else None
+        picture, prompt = asked.read()
+        select = live_select(*machine.load(asked.model), picture=picture, prompt=prompt) if run else None
     else:
         select = _on(tensors)
     outcomes: dict[int, Outcome] = {}

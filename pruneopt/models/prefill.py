@@ -221,7 +221,9 @@ class Prefill:
             bad = given.bad_values(sorted(stage.needs)).any()
             self.bad = bad if self.bad is None else self.bad | bad
         if place is not None:
-            selection = join_groups(selection, place, given.sample, signals.batch, signals.tokens)
+            selection = join_groups(
+                selection, place, sample=given.sample, batch=signals.batch, tokens=signals.tokens
+            )
         return selection
 
     def _with_crops(

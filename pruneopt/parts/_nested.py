@@ -80,7 +80,7 @@ class One(Slot):
     """One part."""
 
     def build(self, data: Any, where: str) -> Any:
-        return data if isinstance(data, self.base) else build_part(self.base, data, where)
+        return data if isinstance(data, self.base) else build_part(self.base, data, where=where)
 
     def plain(self, value: Any) -> Any:
         return value.to_spec()
@@ -94,7 +94,7 @@ class Sum(Slot):
     """A mapping from labels to weighted parts, kept in the order of the labels."""
 
     def build(self, data: Any, where: str) -> Any:
-        return data if _built(data) else build_sum(self.base, data, where)
+        return data if _built(data) else build_sum(self.base, data, where=where)
 
     def plain(self, value: Any) -> Any:
         return {s.label: s.to_spec() for s in value}
@@ -112,9 +112,9 @@ class Each(Sum):
     def build(self, data: Any, where: str) -> Any:
         if _built(data):
             return data
-        known_keys(data, self.defaults, f"{where}.")
+        known_keys(data, self.defaults, where=f"{where}.")
         said = {**self.defaults, **data}
-        return tuple(Weighted(k, build_part(self.base, said[k], f"{where}.{k}")) for k in self.defaults)
+        return tuple(Weighted(k, build_part(self.base, said[k], where=f"{where}.{k}")) for k in self.defaults)
 
     def plain(self, value: Any) -> Any:
         return {s.label: s.part.to_spec() for s in value}
@@ -124,7 +124,7 @@ def _built(value: Any) -> bool:
     return isinstance(value, tuple) and all(isinstance(s, Weighted) for s in value)
 
 
-def known_keys(data: Any, known: Iterable[str], where: str) -> None:
+def known_keys(data: Any, known: Iterable[str], *, where: str) -> None:
     """Raise SpecError unless `data` is a mapping whose keys are all known; `where` ends in a dot."""
     if not isinstance(data, Mapping):
         key = where.rstrip(".")
@@ -134,7 +134,7 @@ def known_keys(data: Any, known: Iterable[str], where: str) -> None:
             raise SpecError(f"unknown key {where}{key}{nearest(str(key), known)}", key=f"{where}{key}")
 
 
-def build_part(base: type[Part], data: Any, where: str) -> Any:
+def build_part(base: type[Part], data: Any, *, where: str) -> Any:
     """The part of kind `base` that `data` names: a name, or a mapping of `kind` and parameters.
 
     Raises SpecError or RegistryError, with the dotted key in front of the words.
@@ -148,7 +148,7 @@ def build_part(base: type[Part], data: Any, where: str) -> Any:
         try:
             found = registry(base.group).get(name)
         except RegistryError as error:
-            raise _with_cure(error, base.group, name) from error
+            raise _with_cure(error, base.group, name=name) from error
         if not issubclass(found, base):
             raise SpecError(f"{where}: {name!r} is not a {base.__name__}")
         # nested parts first and under their own keys: their refusals are located already
@@ -159,7 +159,7 @@ def build_part(base: type[Part], data: Any, where: str) -> Any:
             raise located(error, where) from error
 
 
-def _with_cure(error: PruneoptError, group: str, name: str) -> PruneoptError:
+def _with_cure(error: PruneoptError, group: str, *, name: str) -> PruneoptError:
     """The refusal of an unknown name, with the part that turns it into what is wanted, where there is one."""
     for other in PACKAGES:
         bridge = f"from_{other.rstrip('s')}"
@@ -174,7 +174,7 @@ def _with_cure(error: PruneoptError, group: str, name: str) -> PruneoptError:
     return error
 
 
-def build_sum(base: type[Part], data: Any, where: str) -> tuple[Weighted, ...]:
+def build_sum(base: type[Part], data: Any, *, where: str) -> tuple[Weighted, ...]:
     """The summands of a mapping from labels to parts, by label; an entry of None is no summand."""
     if not data:
         return ()
@@ -186,11 +186,11 @@ def build_sum(base: type[Part], data: Any, where: str) -> tuple[Weighted, ...]:
     for label, entry in data.items():
         if entry is not None:  # an override of null removes a summand
             with blame(f"{where}.{label}"):
-                out.append(_summand(base, str(label), entry, f"{where}.{label}"))
+                out.append(_summand(base, str(label), entry=entry, where=f"{where}.{label}"))
     return tuple(sorted(out, key=lambda s: s.label))
 
 
-def _summand(base: type[Part], label: str, entry: Any, where: str) -> Weighted:
+def _summand(base: type[Part], label: str, *, entry: Any, where: str) -> Weighted:
     if not isinstance(entry, (str, Mapping)):
         raise SpecError(f"{where} must name a part by `kind`, got {entry!r}")
     entry = {"kind": entry} if isinstance(entry, str) else dict(entry)
@@ -200,4 +200,4 @@ def _summand(base: type[Part], label: str, entry: Any, where: str) -> Weighted:
     if normalize not in NORMALIZATIONS:
         known = ", ".join(NORMALIZATIONS)
         raise SpecError(f"{where}.normalize must be one of {known}, got {normalize!r}", key="normalize")
-    return Weighted(label, build_part(base, entry, where), float(weight), normalize)
+    return Weighted(label, build_part(base, entry, where=where), float(weight), normalize)

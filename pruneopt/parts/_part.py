@@ -87,7 +87,7 @@ def part_param(base: type[Part], default: Any, *, doc: str = "") -> Any:
     dataclasses.Field
         For the body of the part's class.
     """
-    return _slot_param(One(base), default, doc)
+    return _slot_param(One(base), default, doc=doc)
 
 
 def sum_param(base: type[Part], default: Any, *, doc: str = "") -> Any:
@@ -103,7 +103,7 @@ def sum_param(base: type[Part], default: Any, *, doc: str = "") -> Any:
     dataclasses.Field
         For the body of the part's class.
     """
-    return _slot_param(Sum(base), default, doc)
+    return _slot_param(Sum(base), default, doc=doc)
 
 
 def each_param(base: type[Part], defaults: Mapping[str, Any], *, doc: str = "") -> Any:
@@ -123,10 +123,10 @@ def each_param(base: type[Part], defaults: Mapping[str, Any], *, doc: str = "") 
     dataclasses.Field
         For the body of the part's class.
     """
-    return _slot_param(Each(base, defaults), {}, doc)
+    return _slot_param(Each(base, defaults), {}, doc=doc)
 
 
-def _slot_param(slot: Slot, default: Any, doc: str) -> Any:
+def _slot_param(slot: Slot, default: Any, *, doc: str) -> Any:
     metadata = {"slot": slot, "doc": doc}
     return field(default_factory=lambda: slot.build(default, "the default"), metadata=metadata)
 
@@ -168,9 +168,9 @@ class Part(ABC):
         hints = _hints(type(self))
         for item in fields(self):
             with blame(item.name):
-                self._check(item, getattr(self, item.name), hints[item.name])
+                self._check(item, getattr(self, item.name), hint=hints[item.name])
 
-    def _check(self, item: dataclasses.Field[Any], value: Any, hint: Any) -> None:
+    def _check(self, item: dataclasses.Field[Any], value: Any, *, hint: Any) -> None:
         where = f"{self.name}.{item.name}"
         if not _fits(value, hint):
             wanted = getattr(hint, "__name__", str(hint))

@@ -58,10 +58,10 @@ _PAIRS: dict[str, tuple[type[Part], str]] = {"costs": (CostTerm, "cost term"), "
 
 def resolve(data: Mapping[str, Any]) -> Spec:
     """Turn plain data into a Spec. Raises SpecError for anything unknown or out of range."""
-    known_keys(data, _TOP_KEYS, "")
+    known_keys(data, _TOP_KEYS, where="")
     positions = _positions(data, "")
     meta = data.get("meta") or {}
-    known_keys(meta, _META_KEYS, "meta.")
+    known_keys(meta, _META_KEYS, where="meta.")
     _deviations(meta.get("deviations"))
     base = {key: data[key] for key in STAGE_KEYS if key in data}
     raw = data.get("stages") or [{}]
@@ -71,7 +71,7 @@ def resolve(data: Mapping[str, Any]) -> Spec:
     for i, part in enumerate(raw):
         where = f"stages.{i}." if data.get("stages") else ""
         with blame(where.rstrip(".")):
-            known_keys(part, STAGE_KEYS, where)
+            known_keys(part, STAGE_KEYS, where=where)
             stages += [_stage(each, where) for each in _spread(mixed(base, part), where)]
     depth = [stage.insertion.depth for stage in stages]
     if depth != sorted(depth):
@@ -144,7 +144,7 @@ def _spread(data: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
 
 
 def _problem(data: Any, where: str) -> ProblemSpec:
-    known_keys(data, _PROBLEM_KEYS, where + ".")
+    known_keys(data, _PROBLEM_KEYS, where=where + ".")
     kind = data.get("kind")
     if kind == "transport":
         for key in ("scores", "pairwise", "anchors", "threshold", "quota", "protect", "symmetric", "ridge"):
@@ -154,15 +154,15 @@ def _problem(data: Any, where: str) -> ProblemSpec:
                     f"{where}.kind, and {_AS_SCORE}",
                     key=key,
                 )
-        cost = build_sum(CostTerm, data.get("cost"), f"{where}.cost")
+        cost = build_sum(CostTerm, data.get("cost"), where=f"{where}.cost")
         if not cost:
             raise SpecError(
                 f"{where}.cost is empty; a transport problem needs at least one cost term", key="cost"
             )
         marginals = data.get("marginals") or {}
-        known_keys(marginals, ("source", "target"), f"{where}.marginals.")
+        known_keys(marginals, ("source", "target"), where=f"{where}.marginals.")
         source, target = (
-            build_part(Marginal, marginals.get(side, "uniform"), f"{where}.marginals.{side}")
+            build_part(Marginal, marginals.get(side, "uniform"), where=f"{where}.marginals.{side}")
             for side in ("source", "target")
         )
         return ProblemSpec(kind, cost, source=source, target=target)
@@ -177,13 +177,13 @@ def _problem(data: Any, where: str) -> ProblemSpec:
             words = f"{', '.join(takers)} take{'s' * (len(takers) == 1)} it"
             words += f", also as a score: {_AS_SCORE}" if "transport" in takers else ""
             raise SpecError(f"{where}.{key} has no meaning for {kind}; {words}", key=key)
-    scores = build_sum(Score, data.get("scores"), f"{where}.scores")
+    scores = build_sum(Score, data.get("scores"), where=f"{where}.scores")
     base, wanted = _PAIRS[rules.pairs or "costs"]
-    pairwise = build_sum(base, data.get("pairwise"), f"{where}.pairwise")
-    anchors = build_sum(base, data.get("anchors"), f"{where}.anchors")
+    pairwise = build_sum(base, data.get("pairwise"), where=f"{where}.pairwise")
+    anchors = build_sum(base, data.get("anchors"), where=f"{where}.anchors")
     if "unary" in rules.needs and not scores:
         raise SpecError(f"{where}.scores is empty; {kind} needs at least one score")
-    cost = build_sum(CostTerm, data.get("cost"), f"{where}.cost")
+    cost = build_sum(CostTerm, data.get("cost"), where=f"{where}.cost")
     if rules.pairs and not pairwise and not cost:
         also = f", or a cost in {where}.cost" if rules.serves else ""
         raise SpecError(f"{where}.pairwise is empty; {kind} needs at least one {wanted}{also}")
@@ -196,14 +196,14 @@ def _problem(data: Any, where: str) -> ProblemSpec:
         raise SpecError(f"{where}.threshold must be a number for {kind}, got {threshold!r}", key="threshold")
     quota = data.get("quota") or None
     if isinstance(quota, Mapping):
-        quota = build_part(Score, quota, f"{where}.quota")
-    protect = _protect(data.get("protect"), bool(scores), f"{where}.protect")
+        quota = build_part(Score, quota, where=f"{where}.quota")
+    protect = _protect(data.get("protect"), scored=bool(scores), where=f"{where}.protect")
     ridge = data.get("ridge")
     if ridge is not None and (isinstance(ridge, bool) or not _above_zero(ridge)):
         raise SpecError(f"{where}.ridge must be a number above 0, got {ridge!r}", key="ridge")
     return ProblemSpec(
         kind, cost, scores, pairwise, anchors, threshold=threshold, quota=quota, protect=protect,
-        symmetric=_symmetric(data.get("symmetric"), rules, pairwise, where),
+        symmetric=_symmetric(data.get("symmetric"), rules, pairwise=pairwise, where=where),
         ridge=None if ridge is None else float(ridge),
     )  # fmt: skip
 
@@ -212,7 +212,7 @@ def _above_zero(value: Any) -> bool:
     return isinstance(value, (int, float)) and 0 < value < float("inf")
 
 
-def _symmetric(how: Any, rules: Kind, pairwise: tuple[Weighted, ...], where: str) -> str | None:
+def _symmetric(how: Any, rules: Kind, *, pairwise: tuple[Weighted, ...], where: str) -> str | None:
     """How the two directions of a pair become one; refuses terms that need it where nothing is said."""
     if how not in (None, "mean"):
         raise SpecError(f"{where}.symmetric can be mean, got {how!r}", key="symmetric")
@@ -231,15 +231,15 @@ def _symmetric(how: Any, rules: Kind, pairwise: tuple[Weighted, ...], where: str
     return str(how) if how else None
 
 
-def _protect(data: Any, scored: bool, where: str) -> Protect | None:
+def _protect(data: Any, *, scored: bool, where: str) -> Protect | None:
     if not data:
         return None
-    known_keys(data, tuple(Protect.__dataclass_fields__), f"{where}.")
+    known_keys(data, tuple(Protect.__dataclass_fields__), where=f"{where}.")
     if data.get("where") is not None:
         extra = [key for key in data if key != "where" and data[key] is not None]
         if extra:
             raise SpecError(f"{where}.where names the tokens by itself; remove {', '.join(extra)}")
-        return Protect(where=build_part(Score, data["where"], f"{where}.where"))
+        return Protect(where=build_part(Score, data["where"], where=f"{where}.where"))
     share, count, rounding = data.get("share"), data.get("count"), data.get("rounding", "floor")
     if (share is None) == (count is None):
         raise SpecError(f"{where} needs either share (of the budget) or count, not both and not neither")
@@ -250,7 +250,7 @@ def _protect(data: Any, scored: bool, where: str) -> Protect | None:
         raise SpecError(f"{where}.count must be a whole number from 1, got {count!r}")
     if rounding not in ("round", "floor", "ceil"):
         raise SpecError(f"{where}.rounding must be one of round, floor, ceil, got {rounding!r}")
-    scores = build_sum(Score, data.get("scores"), f"{where}.scores")
+    scores = build_sum(Score, data.get("scores"), where=f"{where}.scores")
     if not scores and not scored:
         raise SpecError(f"{where}.scores is empty and the problem has no scores either")
     return Protect(None if share is None else float(share), count, rounding, scores)
@@ -260,17 +260,17 @@ def _stage(data: Mapping[str, Any], where: str) -> StageSpec:
     for key in ("insertion", "problem", "solver"):
         if not data.get(key):
             raise SpecError(f"{where}{key} is missing", key=f"{where}{key}")
-    insertion = build_part(Insertion, data["insertion"], f"{where}insertion")
+    insertion = build_part(Insertion, data["insertion"], where=f"{where}insertion")
     budget_data = data.get("budget") or {}
-    known_keys(budget_data, (*Budget.__dataclass_fields__, "rule"), f"{where}budget.")
+    known_keys(budget_data, (*Budget.__dataclass_fields__, "rule"), where=f"{where}budget.")
     rule_data = budget_data.get("rule")
     with blame(f"{where}budget"):
         budget = Budget(**{key: value for key, value in budget_data.items() if key != "rule"})
-    rule = None if rule_data is None else build_part(BudgetRule, rule_data, f"{where}budget.rule")
+    rule = None if rule_data is None else build_part(BudgetRule, rule_data, where=f"{where}budget.rule")
     with blame(f"{where}problem"):
         problem = _problem(data["problem"], f"{where}problem")
     transport = problem.kind == "transport"
-    solver = build_part(Solver, data["solver"], f"{where}solver")
+    solver = build_part(Solver, data["solver"], where=f"{where}solver")
     if not isinstance(solver, TransportSolver if transport else SubsetSolver):
         raise SpecError(
             f"{where}solver {solver.name!r} does not solve {problem.kind} problems", key=f"{where}solver"
@@ -298,8 +298,8 @@ def _stage(data: Mapping[str, Any], where: str) -> StageSpec:
         rule,
         problem,
         solver,
-        build_part(Readout, readout, f"{where}readout") if readout else None,
-        tuple(build_part(Step, step, f"{where}steps.{i}") for i, step in enumerate(steps)),
+        build_part(Readout, readout, where=f"{where}readout") if readout else None,
+        tuple(build_part(Step, step, where=f"{where}steps.{i}") for i, step in enumerate(steps)),
         _positions(data, where),
     )
     for key, part in stage.keyed.items():

@@ -86,7 +86,7 @@ def spread(signals: Signals, fill: str, *, seed: int = 3) -> tuple[Signals, Tens
     for row, real in zip(old, signals.mask, strict=True):
         tokens = real.nonzero().squeeze(1)
         row[torch.randperm(len(row), generator=g)[: len(tokens)].sort().values] = tokens
-    moved = gather_tokens(signals, old, torch.arange(signals.batch))
+    moved = gather_tokens(signals, old, sample=torch.arange(signals.batch))
     return with_tensors(moved, {name: filled(name, moved, fill=fill) for name in floating(moved)}), old
 
 

@@ -111,10 +111,16 @@ def cross(
         for solver in picked:
             for group, term in found:
                 if issubclass(solver, TransportSolver):
-                    cells += [_transport_cell(here, group, term, solver, readout) for readout in reads]
+                    cells += [
+                        _transport_cell(here, group, term=term, solver=solver, readout=readout)
+                        for readout in reads
+                    ]
                 else:
                     assert issubclass(solver, SubsetSolver)
-                    cells += [_subset_cell(here, group, term, solver, kind) for kind in sorted(solver.kinds)]
+                    cells += [
+                        _subset_cell(here, group, term=term, solver=solver, kind=kind)
+                        for kind in sorted(solver.kinds)
+                    ]
     return cells
 
 
@@ -208,7 +214,7 @@ class Place:
             return f"signals not at hand: {', '.join(gone)}"
         return f"not provided at {self.insertion.name}: {', '.join(gone)}"
 
-    def cell(self, row: tuple[str, str, str, str], problem: dict[str, Any], via: str) -> Cell:
+    def cell(self, row: tuple[str, str, str, str], problem: dict[str, Any], *, via: str) -> Cell:
         """The cell of a problem as data; legal unless resolving it is refused."""
         _, kind, solver, readout = row
         data = {
@@ -235,7 +241,7 @@ class Form:
 
 
 @cache
-def _form(group: str, term: type[Part], wanted: str, shapes: tuple[str, ...] = ()) -> Form | str:
+def _form(group: str, term: type[Part], *, wanted: str, shapes: tuple[str, ...] = ()) -> Form | str:
     """The term as a part of the group `wanted` and of one of some shapes; or why there is none."""
     if "groups" in term.tags:
         return "its values number groups, they rank nothing"
@@ -248,13 +254,13 @@ def _form(group: str, term: type[Part], wanted: str, shapes: tuple[str, ...] = (
         slot = next(f.name for f in fields(_load(wanted, bridge)) if "slot" in f.metadata)
         ways.append(({"kind": bridge, slot: inside}, f"{wanted}/{bridge}"))
     if wanted == "scores" and group != "scores":
-        cost = _form(group, term, "costs")
+        cost = _form(group, term, wanted="costs")
         if isinstance(cost, Form):
             ways.append(({"kind": "transport", "cost": {term.name: cost.data}}, "scores/transport"))
     reason = f"no part turns a {group.rstrip('s')} into a {wanted.rstrip('s')}"
     for data, via in ways:
         try:
-            part = build_part(_BASES[wanted], data, term.name)
+            part = build_part(_BASES[wanted], data, where=term.name)
         except PruneoptError as error:
             reason = str(error)
             continue
@@ -265,20 +271,20 @@ def _form(group: str, term: type[Part], wanted: str, shapes: tuple[str, ...] = (
     return reason
 
 
-def _transport_cell(place: Place, group: str, term: type[Part], solver: type, readout: type) -> Cell:
+def _transport_cell(place: Place, group: str, *, term: type[Part], solver: type, readout: type) -> Cell:
     row = (term.name, "transport", solver.name, readout.name)  # type: ignore[attr-defined]
     reason = _lacks(term) or _lacks(solver) or _lacks(readout)
-    form = reason or _form(group, term, "costs")
+    form = reason or _form(group, term, wanted="costs")
     if isinstance(form, str):
         return Cell(*row, place.insertion.name, reason=form)
     outside = getattr(form.part, "shape", "") == "anchor"
-    reason = _reads(solver, readout, 3 if outside else 2) or place.missing(form.part)
+    reason = _reads(solver, readout, targets=3 if outside else 2) or place.missing(form.part)
     if reason:
         return Cell(*row, place.insertion.name, reason=reason)
-    return place.cell(row, {"cost": {term.name: form.data}}, "external targets" if outside else form.via)
+    return place.cell(row, {"cost": {term.name: form.data}}, via="external targets" if outside else form.via)
 
 
-def _subset_cell(place: Place, group: str, term: type[Part], solver: type, kind: str) -> Cell:
+def _subset_cell(place: Place, group: str, *, term: type[Part], solver: type, kind: str) -> Cell:
     row = (term.name, kind, solver.name, "-")  # type: ignore[attr-defined]
     rules = find_kind(kind)
     problem: dict[str, Any] = {}
@@ -290,7 +296,7 @@ def _subset_cell(place: Place, group: str, term: type[Part], solver: type, kind:
         slot, wanted, shapes = "cost", "costs", ()
     if rules.pairs and group == "scores":
         reason = reason or f"{kind} needs pairs; a score can stand beside them, in problem.scores"
-    form = reason or _form(group, term, wanted, shapes)
+    form = reason or _form(group, term, wanted=wanted, shapes=shapes)
     if isinstance(form, str):
         return Cell(*row, place.insertion.name, reason=form)
     reason = place.missing(form.part)
@@ -305,11 +311,11 @@ def _subset_cell(place: Place, group: str, term: type[Part], solver: type, kind:
         problem["scores"] = {"rank": {"kind": DEFAULT_SCORE}}
     if "threshold" in rules.needs:
         problem["threshold"] = place.threshold
-    return place.cell(row, problem, form.via or ("a cost is served" if slot == "cost" else ""))
+    return place.cell(row, problem, via=form.via or ("a cost is served" if slot == "cost" else ""))
 
 
 @cache
-def _reads(solver: type, readout: type, targets: int) -> str:
+def _reads(solver: type, readout: type, *, targets: int) -> str:
     """Why `readout` cannot read what `solver` returns, asked of both on a problem of two tokens."""
     problem = TransportProblem.build(torch.tensor([[[0.0, 1.0, 0.2], [1.0, 0.5, 0.7]]])[:, :, :targets])
     try:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def live_select(model: Any, processor: Any, picture: Image, prompt: str) -> Callable[[Spec], Selection]:
+def live_select(model: Any, processor: Any, *, picture: Image, prompt: str) -> Callable[[Spec], Selection]:
     """A function that prefills one prompt under a spec and returns the selection of its first cut."""
     from pruneopt.models.load import build_inputs
 

@@ -74,7 +74,7 @@ def measure(plan: Plan, out: Path, *, console: Console) -> None:
     with progress(console, "methods", total=len(GREEDY)) as step:
         for greedy in GREEDY:
             signals = _signals(model, inputs, greedy=greedy)
-            near = gather_tokens(signals, window(signals, greedy.small[0]), signals.sample)
+            near = gather_tokens(signals, window(signals, greedy.small[0]), sample=signals.sample)
             rows.append(_gaps(greedy, near, keep=greedy.small[1], exact=_exact(greedy, plan.time_limit)))
             rows.append(_gaps(greedy, signals, keep=count // 4, exact=None))
             step(1, f"{greedy.label}: {greedy.problem}")

@@ -66,7 +66,7 @@ class Transport(Score):
     def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         book = ledger()
         source, target = (s.part for s in self.marginals)
-        problem = transport_problem(self.cost, source, target, signals, check=book.check)
+        problem = transport_problem(self.cost, signals, source=source, target=target, check=book.check)
         book.lap("cost")
         solution = self.solver.solve(problem)
         book.solved.append((self, solution))
@@ -81,7 +81,7 @@ class Transport(Score):
 
 
 def transport_problem(
-    cost: Sequence[Weighted], source: Part, target: Part, signals: Signals, *, check: bool = True
+    cost: Sequence[Weighted], signals: Signals, *, source: Part, target: Part, check: bool = True
 ) -> TransportProblem:
     """The transport problem of some cost terms and two marginals on these signals."""
     mask = signals.mask if signals.ragged else None
