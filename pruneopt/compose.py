@@ -35,7 +35,7 @@ def subset_problem(
     outside = (*spec.anchors, *(s for s in spec.cost if s.external))
     anchors = combine_anchors(outside, signals)
     if rule is not None:
-        k, counts = rule(signals.view(rule.needs), k, unary), None
+        k, counts = rule(signals.view(rule.needs), k, importance=unary), None
     group, quota = quotas(spec, signals, k=k, unary=unary)
     return SubsetProblem.build(
         spec.kind,

@@ -29,7 +29,7 @@ class _Recorder(BudgetRule):
     def to_spec(self) -> dict[str, Any]:
         return {"kind": self.name, "names": list(self.names)}
 
-    def __call__(self, signals: Signals, k: Tensor, importance: Tensor | None) -> Tensor:  # noqa: PLR0917
+    def __call__(self, signals: Signals, k: Tensor, *, importance: Tensor | None) -> Tensor:
         tensors = {name: signals[name].detach().clone() for name in self.names}
         self.seen.append(Signals(tensors, signals.mask.clone() if signals.ragged else None))
         return k

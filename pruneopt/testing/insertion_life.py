@@ -127,7 +127,7 @@ class _Boom(RuntimeError):
 class _FailingRule(BudgetRule):
     name: ClassVar[str] = "failing"
 
-    def __call__(self, signals: Signals, k: Tensor, importance: Tensor | None) -> Tensor:
+    def __call__(self, signals: Signals, k: Tensor, *, importance: Tensor | None) -> Tensor:
         raise _Boom
 
 

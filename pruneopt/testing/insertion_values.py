@@ -219,7 +219,7 @@ class _RaggedRule(BudgetRule):
 
     name: ClassVar[str] = "ragged"
 
-    def __call__(self, signals: Signals, k: Tensor, importance: Tensor | None) -> Tensor:
+    def __call__(self, signals: Signals, k: Tensor, *, importance: Tensor | None) -> Tensor:
         return (k - signals.sample.to(k.dtype)).clamp_min(1)
 
 

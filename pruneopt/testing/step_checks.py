@@ -226,7 +226,7 @@ def check_counts_in_range(rule: BudgetRule) -> None:
             for k in (1, 3, 6):
                 signals = cases.make_signals(rule.needs, lengths=lengths)
                 try:
-                    out = rule(signals.view(rule.needs), torch.tensor([k, k]), importance)
+                    out = rule(signals.view(rule.needs), torch.tensor([k, k]), importance=importance)
                 except Exception:
                     if importance is None:
                         continue  # a rule may need scores
@@ -250,10 +250,12 @@ def check_rule_batch(rule: BudgetRule) -> None:
     for fill in cases.FILLS:
         moved, old = cases.spread(signals, fill)
         score = cases.fill_out(importance.gather(1, old.clamp_min(0)), moved.mask, fill=fill)
-        out = rule(moved.view(rule.needs), k, score)
+        out = rule(moved.view(rule.needs), k, importance=score)
         for b in range(2):
             single = cases.sample_alone(signals, b)
-            alone = rule(single.view(rule.needs), k[b : b + 1], importance[b : b + 1, : single.tokens])
+            alone = rule(
+                single.view(rule.needs), k[b : b + 1], importance=importance[b : b + 1, : single.tokens]
+            )
             require(
                 out[b].tolist() == alone[0].tolist(),
                 f"sample {b} gets {int(out[b])} tokens in a batch with padding {fill} its values, and "
@@ -266,7 +268,7 @@ def check_rule_pure(rule: BudgetRule) -> None:
     signals = cases.make_signals(rule.needs)
     importance = torch.rand(2, 12, generator=torch.Generator().manual_seed(0))
     k, kept = torch.tensor([4, 4]), importance.clone()
-    one, two = torch_rng_untouched(lambda: rule(signals.view(rule.needs), k, importance).clone())
+    one, two = torch_rng_untouched(lambda: rule(signals.view(rule.needs), k, importance=importance).clone())
     require(torch.equal(one, two), "two calls differ")
     require(k.tolist() == [4, 4] and torch.equal(kept, importance), "an argument was changed in place")
 

@@ -124,7 +124,9 @@ def clusters_of(rows: Tensor, clusters: int) -> Tensor:
     count = min(clusters, len(rows))
     valid = torch.ones(1, len(rows), dtype=torch.bool)
     noise = 1e-6 * density_noise(0, len(rows))
-    _, home = density_peaks(rows[None].float(), valid, torch.tensor([count]), noise, False)
+    _, home = density_peaks(
+        rows[None].float(), valid, clusters=torch.tensor([count]), noise=noise, cosine=False
+    )
     return home[0]
 
 

@@ -87,7 +87,9 @@ def test_transprune(case: GoldenCase) -> None:
             real = torch.ones(1, len(places), dtype=torch.bool)
             for layer in layers:
                 a, b, c, d = (trans[layer, i, places][None] for i in range(4))
-                whole = sublayer_transition(a, b, real, False) + sublayer_transition(c, d, real, False)
+                whole = sublayer_transition(a, b, mask=real, absolute=False) + sublayer_transition(
+                    c, d, mask=real, absolute=False
+                )
                 book.close(variant, f"s{s}_ttv_layer{layer}", whole)
                 stored[layer] = whole
             hidden = tensor(case["in.hidden"])[:, places]

@@ -284,7 +284,7 @@ def check_trace(book: Ledger, variant: str, options: dict, features: torch.Tenso
     for t in range(len(trace) - 1):
         length, after = ((trace[s] >= 0).sum(1) for s in (t, t + 1))
         start = trace[t, :, : int(length.max())].clamp_min(0)
-        got, left = BipartiteElimination().round(start, length, goal, product)
+        got, left = BipartiteElimination().round(start, length, goal=goal, pairwise=product)
         assert left.tolist() == after.tolist()
         for b in range(len(got)):
             where = f"{book.case.name} {variant} iteration {t} sample {b}"

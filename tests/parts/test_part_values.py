@@ -418,7 +418,7 @@ def test_rules_are_their_formulas(name: str, params: dict, formula: Callable, as
     for fill in cases.FILLS:
         moved, old = cases.spread(signals, fill)
         given = cases.fill_out(score.gather(1, old.clamp_min(0)), moved.mask, fill=fill)
-        got = rule(moved.view(rule.needs), torch.tensor(asked), given).tolist()
+        got = rule(moved.view(rule.needs), torch.tensor(asked), importance=given).tolist()
         want = [
             formula(arrays(cases.sample_alone(signals, b)), asked[b], score[b, :n].double().numpy())
             for b, n in enumerate(LENGTHS)
@@ -430,10 +430,10 @@ def test_a_score_at_the_fence_is_no_outlier() -> None:
     rule = registry("budgets").get("iqr_outliers")()
     signals = cases.make_signals({"features"}, batch=2, tokens=6)
     score = torch.tensor([[1.0] * 6, [1.0] * 5 + [1.5]])
-    assert rule(signals, torch.tensor([3, 3]), score).tolist() == [1, 1]
-    assert rule(signals, torch.tensor([3, 3]), score.flip(0)).tolist() == [1, 1]
+    assert rule(signals, torch.tensor([3, 3]), importance=score).tolist() == [1, 1]
+    assert rule(signals, torch.tensor([3, 3]), importance=score.flip(0)).tolist() == [1, 1]
     two = torch.tensor([[1.0] * 10 + [2.0, 3.0]])
-    assert rule(cases.make_signals({"features"}, batch=1), torch.tensor([3]), two).tolist() == [2]
+    assert rule(cases.make_signals({"features"}, batch=1), torch.tensor([3]), importance=two).tolist() == [2]
 
 
 def test_a_pooled_vote_is_the_mean_over_the_crops_of_a_sample() -> None:
@@ -444,7 +444,7 @@ def test_a_pooled_vote_is_the_mean_over_the_crops_of_a_sample() -> None:
     signals = cases.make_signals({"features"}, batch=4, tokens=12, width=3, seed=8)
     crops = Signals({"features": signals["features"]}, sample=torch.tensor([0, 0, 1, 0]))
     k = torch.full((4,), 6)
-    votes = 12 - single(crops, k, None)
+    votes = 12 - single(crops, k, importance=None)
     assert len(set(votes.tolist())) > 1
     mean = int(votes[[0, 1, 3]].sum()) // 3
-    assert rule(crops, k, None).tolist() == [12 - mean, 12 - mean, 12 - int(votes[2]), 12 - mean]
+    assert rule(crops, k, importance=None).tolist() == [12 - mean, 12 - mean, 12 - int(votes[2]), 12 - mean]

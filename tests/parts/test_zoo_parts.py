@@ -40,13 +40,13 @@ def test_quantiles_are_numpys() -> None:
     mask = torch.arange(41) < torch.tensor([41, 17, 2])[:, None]
     for q in (0.25, 0.75):
         wanted = [np.quantile(values[b, mask[b]].numpy(), q) for b in range(3)]
-        np.testing.assert_allclose(masked_quantile(values, mask, q), wanted, rtol=1e-5)
+        np.testing.assert_allclose(masked_quantile(values, mask, q=q), wanted, rtol=1e-5)
 
 
 def test_outliers_are_counted_above_the_fence_only() -> None:
     values = torch.tensor([[0.0, 1, 2, 3, 4, 100, -100]])
     signals = Signals({"features": torch.zeros(1, 7, 1)})
-    count = IQROutliers()(signals, torch.tensor([3]), values)
+    count = IQROutliers()(signals, torch.tensor([3]), importance=values)
     assert count.tolist() == [1]  # -100 is far below, not above
 
 

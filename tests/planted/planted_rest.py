@@ -225,7 +225,7 @@ class GoodRule(BudgetRule):
 
     name: ClassVar[str] = "good_rule"
 
-    def __call__(self, signals, k, importance):
+    def __call__(self, signals, k, *, importance):
         return (k // 2).clamp_min(1)
 
 
@@ -235,7 +235,7 @@ class KeepsNothing(GoodRule):
 
     name = "keeps_nothing"
 
-    def __call__(self, signals, k, importance):
+    def __call__(self, signals, k, *, importance):
         return k // 2
 
 
@@ -245,7 +245,7 @@ class BatchRule(GoodRule):
 
     name = "batch_rule"
 
-    def __call__(self, signals, k, importance):
+    def __call__(self, signals, k, *, importance):
         return k.amax().expand_as(k).minimum(signals.mask.sum(1))
 
 
@@ -255,5 +255,5 @@ class MutatesCounts(GoodRule):
 
     name = "mutates_counts"
 
-    def __call__(self, signals, k, importance):
+    def __call__(self, signals, k, *, importance):
         return k.floor_divide_(2).clamp_min_(1)

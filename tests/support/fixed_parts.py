@@ -121,7 +121,7 @@ class FixedRule(BudgetRule):
     def needs(self) -> frozenset[str]:
         return frozenset({"features"})
 
-    def __call__(self, signals: Signals, k: Tensor, importance: Tensor | None) -> Tensor:
+    def __call__(self, signals: Signals, k: Tensor, *, importance: Tensor | None) -> Tensor:
         self.seen.append((signals, k, importance))
         return self.counts
 

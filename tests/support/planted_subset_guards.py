@@ -215,7 +215,7 @@ def seed_reads_padding() -> AbstractContextManager[Any]:
     """The first token is looked for among what padding holds."""
 
     def seed(rule: str, part: Any, problem: Any, pairwise: torch.Tensor) -> torch.Tensor:
-        return walk.seed_score(rule, part, problem, problem.pairwise)
+        return walk.seed_score(rule, part, problem=problem, pairwise=problem.pairwise)
 
     return mock.patch.object(farthest_point, "seed_score", seed)
 

@@ -32,7 +32,7 @@ def unscaled_libraries() -> AbstractContextManager[Any]:
         def __init__(self, cost: Any, a: Any, b: Any, index: int, unit: float) -> None:
             super().__init__(cost * unit, a, b, index, unit)
 
-    def as_is(solve: Any, atoms: Any, first: Any) -> Any:
+    def as_is(solve: Any, atoms: Any, *, first: Any) -> Any:
         return common.replace(first, f=first.f / atoms.unit, g=first.g / atoms.unit)
 
     return _both(patch(common, "Atoms", Raw), patch(common, "_finer", as_is))
@@ -40,7 +40,7 @@ def unscaled_libraries() -> AbstractContextManager[Any]:
 
 def one_scale_for_all() -> AbstractContextManager[Any]:
     """No second look where one cost dwarfs the others."""
-    return patch(common, "_finer", lambda solve, atoms, first: first)
+    return patch(common, "_finer", lambda solve, atoms, *, first: first)
 
 
 def cut_costs_are_paid() -> AbstractContextManager[Any]:
@@ -107,9 +107,9 @@ def empty_reaches_the_library() -> AbstractContextManager[Any]:
     """Nobody looks whether there is anything to move."""
     real, none = common._atoms, np.zeros(0)
 
-    def any_atoms(cost: Any, a: Any, b: Any, index: int) -> Any:
+    def any_atoms(cost: Any, a: Any, *, b: Any, index: int) -> Any:
         empty = common.Atoms(np.zeros((0, 0)), none, none, index, 1.0)
-        return real(cost, a, b, index) or (empty, 0.0)
+        return real(cost, a, b=b, index=index) or (empty, 0.0)
 
     return patch(common, "_atoms", any_atoms)
 
@@ -158,9 +158,9 @@ def massless_hosts() -> AbstractContextManager[Any]:
     """Host solvers leave 0 as the potential of an atom without mass."""
     real = common._put_back
 
-    def put(answer: Any, cost: Any, seen: Any, plan: Any, f: Any, g: Any) -> None:
-        real(answer, cost, seen, plan, f, g)
-        f[~seen[0]] = 0
+    def put(answer: Any, cost: Any, **places: Any) -> None:
+        real(answer, cost, **places)
+        places["f"][~places["seen"][0]] = 0
 
     return patch(common, "_put_back", put)
 
@@ -191,8 +191,9 @@ def constant_epsilon() -> AbstractContextManager[Any]:
     """The cost range behind a relative epsilon is taken for a constant."""
     real = unrolled.repeat
 
-    def cut(problem: Any, start: Any, stages: Any) -> Any:
-        return real(problem, start, [unrolled.Stage(s.eps.detach(), s.rounds, s.taken) for s in stages])
+    def cut(problem: Any, start: Any, *, stages: Any) -> Any:
+        held = [unrolled.Stage(s.eps.detach(), s.rounds, s.taken) for s in stages]
+        return real(problem, start, stages=held)
 
     return patch(unrolled, "repeat", cut)
 
@@ -211,9 +212,9 @@ def everybody_takes_all_rounds() -> AbstractContextManager[Any]:
     """A problem that stopped is carried on with the slowest of its batch."""
     real = unrolled.repeat
 
-    def most(problem: Any, start: Any, stages: Any) -> Any:
+    def most(problem: Any, start: Any, *, stages: Any) -> Any:
         full = [unrolled.Stage(s.eps, s.rounds, torch.full_like(s.taken, s.rounds)) for s in stages]
-        return real(problem, start, full)
+        return real(problem, start, stages=full)
 
     return patch(unrolled, "repeat", most)
 

@@ -200,6 +200,6 @@ def check_bounds_of_samples_are_kept() -> None:
         "top_k", 1, unary=torch.tensor([[3.0, 2.0], [3.0, 2.0]], dtype=torch.float64)
     )
     bounds = iter((2.5, 3.0))
-    found = solve_samples(solver("milp"), problem, lambda _: Answer([0], next(bounds), Status.OPTIMAL))
+    found = solve_samples(solver("milp"), problem, one=lambda _: Answer([0], next(bounds), Status.OPTIMAL))
     assert found.upper_bound.tolist() == [2.5, 3.0]
     assert found.status == (Status.INVALID, Status.OPTIMAL)

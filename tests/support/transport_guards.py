@@ -254,8 +254,8 @@ def check_one_kernel_lasts_to_its_limit() -> None:
             start = torch.zeros_like(a)
             state = scaling.Potentials(start, torch.zeros_like(b), torch.zeros(2), torch.zeros(2).double())
             eps = problem.cost_range() / ratio
-            scaling.iterate(problem, eps, state, 40, None, 1.0, True, True)
-            want = scaling.gibbs(problem, state.f, state.g, eps)
+            scaling.iterate_blindly(problem, eps, state=state, rounds=40, omega=1.0)
+            want = scaling.gibbs(problem, state.f, g=state.g, eps=eps)
             torch.testing.assert_close(found.plan.double(), want, rtol=0, atol=3e-5)
 
 

@@ -146,8 +146,10 @@ class Layer:
     def transition(self, *, absolute: bool) -> Tensor:
         """`[B',N]` float32, both sublayers summed."""
         valid, raw = self.columns.valid, self.raw
-        attention = sublayer_transition(raw["norm1"], raw["self_attn"], valid, absolute)
-        return self.columns.visual(attention + sublayer_transition(raw["norm2"], raw["mlp"], valid, absolute))
+        attention = sublayer_transition(raw["norm1"], raw["self_attn"], mask=valid, absolute=absolute)
+        return self.columns.visual(
+            attention + sublayer_transition(raw["norm2"], raw["mlp"], mask=valid, absolute=absolute)
+        )
 
     @cached_property
     def following(self) -> Layer:

@@ -34,7 +34,7 @@ class AttentionRank(BudgetRule):
         return RaterAttention().needs
 
     def __call__(
-        self, signals: Signals, k: Int[Tensor, " B"], importance: Float[Tensor, "B N"] | None
+        self, signals: Signals, k: Int[Tensor, " B"], *, importance: Float[Tensor, "B N"] | None
     ) -> Int[Tensor, " B"]:
         raters, _ = RaterAttention(strict=self.strict).raters(signals)
         rows = signals["attention_text"].float().mean(1) * raters[:, :, None] * signals.mask[:, None, :]

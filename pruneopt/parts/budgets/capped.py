@@ -24,6 +24,6 @@ class Capped(BudgetRule):
     spare: int = param(1, low=0, doc="tokens that are always dropped")
 
     def __call__(
-        self, signals: Signals, k: Int[Tensor, " B"], importance: Float[Tensor, "B N"] | None
+        self, signals: Signals, k: Int[Tensor, " B"], *, importance: Float[Tensor, "B N"] | None
     ) -> Int[Tensor, " B"]:
         return k.minimum(signals.mask.sum(1) - self.spare).clamp_min(1)

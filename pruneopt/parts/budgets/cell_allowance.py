@@ -38,7 +38,7 @@ class CellAllowance(BudgetRule):
         return None
 
     def __call__(
-        self, signals: Signals, k: Int[Tensor, " B"], importance: Float[Tensor, "B N"] | None
+        self, signals: Signals, k: Int[Tensor, " B"], *, importance: Float[Tensor, "B N"] | None
     ) -> Int[Tensor, " B"]:
         room = (signals.mask.sum(1).double() / self.cell**2).long()
         return (k - room).clamp_min(1)

@@ -59,7 +59,7 @@ class CropAllocation(BudgetRule):
         return self.inner.needs | {"tile", "xy", "grid"}
 
     def __call__(
-        self, signals: Signals, k: Int[Tensor, " B"], importance: Float[Tensor, "B N"] | None
+        self, signals: Signals, k: Int[Tensor, " B"], *, importance: Float[Tensor, "B N"] | None
     ) -> Int[Tensor, " B"]:
         values = self.inner(signals)
         tile = signals["tile"][:, 0].long()
@@ -69,7 +69,9 @@ class CropAllocation(BudgetRule):
             crops = [i for i in range(signals.batch) if i != problem and int(signals.sample[i]) == owner]
             if not crops:
                 continue
-            ratio = self.retention * (1 + self.shares(score_map(values, signals, problem), tile[crops]))
+            ratio = self.retention * (
+                1 + self.shares(score_map(values, signals, problem=problem), tile[crops])
+            )
             count = (tokens[crops].double() * ratio.clamp_max(1).double()).long()
             out[crops] = count.clamp_min(1).minimum(tokens[crops])
         return out

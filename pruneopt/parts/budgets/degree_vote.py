@@ -53,7 +53,7 @@ class DegreeVote(BudgetRule):
         return None
 
     def __call__(
-        self, signals: Signals, k: Int[Tensor, " B"], importance: Float[Tensor, "B N"] | None
+        self, signals: Signals, k: Int[Tensor, " B"], *, importance: Float[Tensor, "B N"] | None
     ) -> Int[Tensor, " B"]:
         cosine, odd = odd_cosines(signals[self.signal], signals.mask)
         degree = ((cosine >= self.threshold) & odd).sum(2)

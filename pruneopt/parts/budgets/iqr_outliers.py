@@ -29,19 +29,19 @@ class IQROutliers(BudgetRule):
     cap: float = param(1.0, above=0, high=1, doc="largest share that may stay")
 
     def __call__(
-        self, signals: Signals, k: Int[Tensor, " B"], importance: Float[Tensor, "B N"] | None
+        self, signals: Signals, k: Int[Tensor, " B"], *, importance: Float[Tensor, "B N"] | None
     ) -> Int[Tensor, " B"]:
         if importance is None:
             raise SpecError("budget.rule iqr_outliers counts outliers of the scores; give the problem scores")
-        low = masked_quantile(importance, signals.mask, 0.25)
-        high = masked_quantile(importance, signals.mask, 0.75)
+        low = masked_quantile(importance, signals.mask, q=0.25)
+        high = masked_quantile(importance, signals.mask, q=0.75)
         bound = high + self.factor * (high - low)
         count = ((importance > bound[:, None]) & signals.mask).sum(1)
         most = (signals.mask.sum(1) * self.cap).long()
         return count.minimum(most).clamp_min(1)
 
 
-def masked_quantile(values: Tensor, mask: Tensor, q: float) -> Tensor:
+def masked_quantile(values: Tensor, mask: Tensor, *, q: float) -> Tensor:
     """Linearly interpolated quantile `[B]` of the real entries of each row."""
     ranked = values.masked_fill(~mask, torch.inf).sort(dim=1).values
     place = (mask.sum(1) - 1).clamp_min(0).to(torch.float64) * q

@@ -38,7 +38,7 @@ class PivotQuota(BudgetRule):
         return None
 
     def __call__(
-        self, signals: Signals, k: Int[Tensor, " B"], importance: Float[Tensor, "B N"] | None
+        self, signals: Signals, k: Int[Tensor, " B"], *, importance: Float[Tensor, "B N"] | None
     ) -> Int[Tensor, " B"]:
         total = self.pivots + self.text_pivots
         return (self.pivots + total * (k // total)).minimum(signals.mask.sum(1))

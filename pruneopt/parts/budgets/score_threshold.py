@@ -25,7 +25,7 @@ class ScoreThreshold(BudgetRule):
     bound: float = param(doc="score above which a token stays")
 
     def __call__(
-        self, signals: Signals, k: Int[Tensor, " B"], importance: Float[Tensor, "B N"] | None
+        self, signals: Signals, k: Int[Tensor, " B"], *, importance: Float[Tensor, "B N"] | None
     ) -> Int[Tensor, " B"]:
         if importance is None:
             raise SpecError("budget.rule score_threshold needs scores; give the problem scores")

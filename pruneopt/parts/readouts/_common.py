@@ -22,7 +22,7 @@ def epsilon_of(solution: TransportSolution, readout: str) -> Tensor:
     return eps
 
 
-def one_sided_mass(problem: TransportProblem, f: Tensor | None, eps: Tensor) -> Tensor:
+def one_sided_mass(problem: TransportProblem, f: Tensor | None, *, eps: Tensor) -> Tensor:
     """`[B,N]` row sums of `b_j softmax_i((f_i - C_ij) / eps)`, the plan after an exact target update."""
     score = -problem.cost
     if f is not None:
@@ -32,7 +32,7 @@ def one_sided_mass(problem: TransportProblem, f: Tensor | None, eps: Tensor) -> 
     return torch.bmm(score.softmax(1), problem.b[:, :, None])[:, :, 0]
 
 
-def source_dual(problem: TransportProblem, solution: TransportSolution, readout: str) -> Tensor:
+def source_dual(problem: TransportProblem, solution: TransportSolution, *, readout: str) -> Tensor:
     """`[B,N]` float64 source potential; tokens without mass get the c-transform of the target side."""
     if solution.f is None or solution.g is None:
         raise ProblemError(

@@ -29,7 +29,7 @@ class DualSource(Readout):
     name: ClassVar[str] = "dual_source"
 
     def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Float[Tensor, "B N"]:
-        f, a = source_dual(problem, solution, self.name), problem.a.double()
+        f, a = source_dual(problem, solution, readout=self.name), problem.a.double()
         return (a * f).sum(1, keepdim=True) / a.sum(1, keepdim=True) - f
 
     def ignores_cost(self, solver: Part) -> str | None:

@@ -29,4 +29,4 @@ class OneSidedMass(Readout):
     def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Float[Tensor, "B N"]:
         if solution.solver == "one_sided":
             return solution.plan.sum(2)
-        return one_sided_mass(problem, None, epsilon_of(solution, self.name))
+        return one_sided_mass(problem, None, eps=epsilon_of(solution, self.name))

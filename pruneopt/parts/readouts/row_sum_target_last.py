@@ -29,4 +29,4 @@ class RowSumTargetLast(Readout):
 
     def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Float[Tensor, "B N"]:
         eps = epsilon_of(solution, self.name)
-        return one_sided_mass(problem, source_dual(problem, solution, self.name), eps)
+        return one_sided_mass(problem, source_dual(problem, solution, readout=self.name), eps=eps)

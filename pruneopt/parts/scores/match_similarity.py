@@ -43,7 +43,7 @@ class MatchSimilarity(Score):
 
     def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         rows = metric_rows(signals[self.signal])
-        return -best_destination(rows, signals.mask, self.stride)[0]
+        return -best_destination(rows, signals.mask, stride=self.stride)[0]
 
 
 def metric_rows(metric: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def metric_rows(metric: Tensor) -> Tensor:
     return unit_rows(metric.float().mean(1) if metric.dim() == 4 else metric)
 
 
-def best_destination(rows: Tensor, mask: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+def best_destination(rows: Tensor, mask: Tensor, *, stride: int) -> tuple[Tensor, Tensor]:
     """Largest cosine of each token to a destination other than itself and its index, `[B,N]` each.
 
     Ties to the lower index.  Without any such destination the cosine is -1.

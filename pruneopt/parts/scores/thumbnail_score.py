@@ -53,7 +53,7 @@ class ThumbnailScore(Score):
             canvas, real = canvas_places(signals, crops), signals.mask[crops]
             low = canvas[real].amin(0)
             extent = canvas[real].amax(0) - low + 1
-            image = score_map(own, signals, problem)
+            image = score_map(own, signals, problem=problem)
             size = torch.tensor(image.shape[::-1], device=image.device)
             where = (canvas - low + 0.5) * (size / extent) - 0.5
             out[crops] = torch.where(real, bilinear(image, where), out[crops])
@@ -72,7 +72,7 @@ def canvas_places(signals: Signals, problems: list[int]) -> Tensor:
     return signals["tile"][problems].float() * grid[problems] + signals["xy"][problems].float()
 
 
-def score_map(values: Tensor, signals: Signals, problem: int) -> Tensor:
+def score_map(values: Tensor, signals: Signals, *, problem: int) -> Tensor:
     """`[rows,columns]` float32 map of one problem's scores on its own grid; zero where there is no token."""
     columns, rows = (int(v) for v in signals["grid"][problem, 0])
     real = signals.mask[problem]

@@ -35,7 +35,7 @@ class Transition(Score):
         return torch.stack([signals[name].float() for name in sorted(self.needs)]).sum(0)
 
 
-def sublayer_transition(before: Tensor, after: Tensor, mask: Tensor, absolute: bool) -> Tensor:
+def sublayer_transition(before: Tensor, after: Tensor, *, mask: Tensor, absolute: bool) -> Tensor:
     """Variation of one sublayer, `[B,L]` float32, from its normed input and its output before the residual.
 
     `|out| / |in|` times a softmax of `1 - cos(in, out)` over all `L` tokens of the sequence that `mask`

@@ -32,7 +32,7 @@ class UniformGridScore(Score):
     def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         unit = (signals["xy"].double() + 0.5) / signals["grid"].double().clamp_min(1)
         tokens = signals.tokens
-        points = torch.stack([_radical_inverse(tokens, base, signals.device) for base in (2, 3)], 1)
+        points = torch.stack([_radical_inverse(tokens, base, device=signals.device) for base in (2, 3)], 1)
         reading = unit[:, :, 1] * signals["grid"][:, :, 0] + unit[:, :, 0]
         distance = torch.cdist(
             points.expand(signals.batch, -1, -1), unit, compute_mode="donot_use_mm_for_euclid_dist"
@@ -52,7 +52,7 @@ class UniformGridScore(Score):
         return score
 
 
-def _radical_inverse(count: int, base: int, device: torch.device) -> Tensor:
+def _radical_inverse(count: int, base: int, *, device: torch.device) -> Tensor:
     """1..count, their digits in `base` mirrored at the point: `[count]` float64 in (0,1)."""
     left = torch.arange(1, count + 1, device=device)
     out, scale = torch.zeros(count, dtype=torch.float64, device=device), 1.0 / base

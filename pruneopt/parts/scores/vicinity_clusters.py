@@ -80,13 +80,13 @@ class VicinityClusters(Grouping):
             size = group[b, real].bincount().tolist()
             weight = torch.zeros(len(size), device=group.device)
             weight = weight.scatter_add(0, group[b, real], importance[b, real].float().abs())
-            number, quota = share_budget(size, weight.argsort(stable=True).tolist(), int(k[b]))
+            number, quota = share_budget(size, weight.argsort(stable=True).tolist(), budget=int(k[b]))
             joined[b, real] = torch.tensor(number, device=group.device)[group[b, real]]
             quotas.append(torch.tensor(quota, device=group.device))
         return joined, torch.nn.utils.rnn.pad_sequence(quotas, batch_first=True)
 
 
-def share_budget(size: list[int], order: list[int], budget: int) -> tuple[list[int], list[int]]:
+def share_budget(size: list[int], order: list[int], *, budget: int) -> tuple[list[int], list[int]]:
     """Group number of every cluster, and the quota of every group; quotas sum to `budget`.
 
     `size` of the clusters; `order`: cluster numbers from the lightest to the heaviest.

@@ -71,9 +71,9 @@ def spoil(problem: TransportProblem, plan: Tensor) -> Tensor:
 def each(
     problem: TransportProblem,
     solve_one: SolveOne,
+    *,
     solver: str,
     threads: int = 1,
-    *,
     exact: bool = True,
 ) -> TransportSolution:
     """Run a host solver on every problem of the batch, scaled, in float64, and put the answers back.
@@ -88,12 +88,12 @@ def each(
     rows, cols = a > 0, b > 0
 
     def run(i: int) -> Answer:
-        found = _atoms(cost[i], a[i], b[i], i)
+        found = _atoms(cost[i], a[i], b=b[i], index=i)
         if found is None:
             nothing = np.full(cost[i].shape, np.nan)
             return Answer(nothing, nothing[:, 0], nothing[0], 0, Status.NON_FINITE, {})
         atoms, low = found
-        answer = _finer(solve_one, atoms, solve_one(atoms)) if exact else solve_one(atoms)
+        answer = _finer(solve_one, atoms, first=solve_one(atoms)) if exact else solve_one(atoms)
         if answer.f is None or answer.g is None:
             return answer
         return replace(answer, f=answer.f * atoms.unit + low, g=answer.g * atoms.unit)
@@ -106,7 +106,7 @@ def each(
         answers = [run(i) for i in batch]
     plan, f, g = np.zeros_like(cost), np.zeros_like(a), np.zeros_like(b)
     for i, answer in enumerate(answers):
-        _put_back(answer, cost[i], (rows[i], cols[i]), plan[i], f[i], g[i])
+        _put_back(answer, cost[i], seen=(rows[i], cols[i]), plan=plan[i], f=f[i], g=g[i])
     device = problem.cost.device
     put: Callable[[np.ndarray], Tensor] = lambda x: torch.from_numpy(x).to(device)  # noqa: E731
     potentials = any(x.f is not None for x in answers)
@@ -124,14 +124,14 @@ def each(
     )
 
 
-def _solvable(cost: np.ndarray, a: np.ndarray, b: np.ndarray) -> bool:
+def _solvable(cost: np.ndarray, a: np.ndarray, *, b: np.ndarray) -> bool:
     """Whether a library may see it: some of them crash on an empty problem, or on NaN."""
     return bool(a.any() and b.any() and np.isfinite(cost).all() and np.isfinite(a.sum() + b.sum()))
 
 
-def _atoms(cost: np.ndarray, a: np.ndarray, b: np.ndarray, index: int) -> tuple[Atoms, float] | None:
+def _atoms(cost: np.ndarray, a: np.ndarray, *, b: np.ndarray, index: int) -> tuple[Atoms, float] | None:
     """What a host solver sees of one problem, and the cost that its 0 stands for; None to keep it away."""
-    if not _solvable(cost, a, b):
+    if not _solvable(cost, a, b=b):
         return None
     rows, cols = a > 0, b > 0
     seen = cost if rows.all() and cols.all() else cost[np.ix_(rows, cols)]
@@ -141,7 +141,7 @@ def _atoms(cost: np.ndarray, a: np.ndarray, b: np.ndarray, index: int) -> tuple[
     return (Atoms(scaled, p / p.sum(), q / q.sum(), index, unit), low) if np.isfinite(unit) else None
 
 
-def _finer(solve_one: SolveOne, atoms: Atoms, first: Answer) -> Answer:
+def _finer(solve_one: SolveOne, atoms: Atoms, *, first: Answer) -> Answer:
     """`first`, or an answer to the same problem with the costs that dwarf what it pays cut off.
 
     Libraries see no difference between costs of 1 and 2 beside one of 1e15.  Cutting costs off only lowers
@@ -167,6 +167,7 @@ def _dearest(atoms: Atoms, answer: Answer) -> float:
 def _put_back(
     answer: Answer,
     cost: np.ndarray,
+    *,
     seen: tuple[np.ndarray, np.ndarray],
     plan: np.ndarray,
     f: np.ndarray,

@@ -47,8 +47,8 @@ def generic_bound(problem: SubsetProblem, chosen: list[int]) -> float:
 def solve_samples(
     solver: SubsetSolver,
     problem: SubsetProblem,
-    one: Callable[[SubsetProblem], Answer],
     *,
+    one: Callable[[SubsetProblem], Answer],
     tolerance: float = 1e-9,
     **stats: object,
 ) -> SubsetSolution:

@@ -45,14 +45,20 @@ def lp_bound(problem: SubsetProblem, time_limit: float = 60.0) -> Tensor:
     pairs has O(N^2) variables.
     """
     outcomes = [
-        run(problem.rules.linear(problem.sample(b)), "highs", "HIGHS", time_limit, relaxed=True)
+        run(
+            problem.rules.linear(problem.sample(b)),
+            "highs",
+            solver="HIGHS",
+            time_limit=time_limit,
+            relaxed=True,
+        )
         for b in range(problem.shape[0])
     ]
     bounds = [o.bound if o.status is Status.OPTIMAL else np.inf for o in outcomes]
     return torch.tensor(bounds, dtype=torch.float64, device=problem.k.device)
 
 
-def run(program: Program, backend: str, solver: str, time_limit: float, relaxed: bool = False) -> Outcome:
+def run(program: Program, backend: str, *, solver: str, time_limit: float, relaxed: bool = False) -> Outcome:
     """Solve with HiGHS directly (`highs`) or through cvxpy with any solver it has (`cvxpy`).
 
     Solvers work with absolute tolerances, so they get the objective divided by its largest coefficient.  The
@@ -61,12 +67,13 @@ def run(program: Program, backend: str, solver: str, time_limit: float, relaxed:
     """
     unit = program.unit
     scaled = replace(program, c=program.c / (unit or 1.0))
-    outcome = (_run_highs if backend == "highs" else _run_cvxpy)(scaled, solver, time_limit, relaxed)
+    route = _run_highs if backend == "highs" else _run_cvxpy
+    outcome = route(scaled, solver=solver, time_limit=time_limit, relaxed=relaxed)
     spread = unit * (outcome.bound + ROUNDING) if unit else 0.0
     return replace(outcome, bound=spread + program.constant)
 
 
-def _run_highs(program: Program, solver: str, time_limit: float, relaxed: bool) -> Outcome:
+def _run_highs(program: Program, *, solver: str, time_limit: float, relaxed: bool) -> Outcome:
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     integral = np.zeros(len(program.c))
@@ -86,7 +93,7 @@ def _run_highs(program: Program, solver: str, time_limit: float, relaxed: bool) 
     return Outcome(status, None if result.x is None else result.x[: program.tokens], bound, result.message)
 
 
-def _run_cvxpy(program: Program, solver: str, time_limit: float, relaxed: bool) -> Outcome:
+def _run_cvxpy(program: Program, *, solver: str, time_limit: float, relaxed: bool) -> Outcome:
     try:
         import cvxpy as cp
     except ImportError as error:

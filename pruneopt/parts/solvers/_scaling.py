@@ -61,14 +61,14 @@ def products(kernel: Tensor) -> tuple[Product, Product]:
     return partial(times, kernel.numpy()), partial(times, turned.numpy())
 
 
-def gibbs(problem: TransportProblem, f: Tensor, g: Tensor, eps: Tensor) -> Tensor:
+def gibbs(problem: TransportProblem, f: Tensor, *, g: Tensor, eps: Tensor) -> Tensor:
     """`exp((f_i + g_j - C_ij) / eps)` in the dtype of the cost, the exponent in float64."""
     z = problem.cost.double().neg()
     z.add_(f[:, :, None]).add_(g[:, None, :]).div_(eps[:, None, None])
     return z.exp_().to(problem.cost.dtype)
 
 
-def soft_min(problem: TransportProblem, potential: Tensor, eps: Tensor, rows: bool) -> Tensor:
+def soft_min(problem: TransportProblem, potential: Tensor, *, eps: Tensor, rows: bool) -> Tensor:
     """`-eps LSE((potential - C) / eps)` over columns (`rows=True`, `[B,N]`) or over rows (`[B,M]`)."""
     z = problem.cost.double().neg()
     z.add_(potential[:, None, :] if rows else potential[:, :, None]).div_(eps[:, None, None])
@@ -76,16 +76,16 @@ def soft_min(problem: TransportProblem, potential: Tensor, eps: Tensor, rows: bo
 
 
 def log_update(
-    problem: TransportProblem, potential: Tensor, eps: Tensor, rows: bool, old: Tensor, omega: Tensor
+    problem: TransportProblem, potential: Tensor, *, eps: Tensor, rows: bool, old: Tensor, omega: Tensor
 ) -> Tensor:
     """The exact update of one side in the log domain, relaxed by `omega [B]` (1 is plain)."""
     mass = (problem.a if rows else problem.b).double()
-    new = eps[:, None] * mass.log() + soft_min(problem, potential, eps, rows)
+    new = eps[:, None] * mass.log() + soft_min(problem, potential, eps=eps, rows=rows)
     mixed = torch.where(omega[:, None] == 1, new, old + omega[:, None] * (new - old))
     return torch.where(mass > 0, mixed, torch.full_like(mixed, -torch.inf))
 
 
-def _scale(mass: Tensor, total: Tensor, old: Tensor, omega: Tensor | None) -> Tensor:
+def _scale(mass: Tensor, total: Tensor, *, old: Tensor, omega: Tensor | None) -> Tensor:
     new = mass / total.clamp_min(torch.finfo(total.dtype).tiny)
     if omega is None:
         return new
@@ -94,19 +94,26 @@ def _scale(mass: Tensor, total: Tensor, old: Tensor, omega: Tensor | None) -> Te
 
 
 def _run(
-    product: tuple[Product, Product], a: Tensor, b: Tensor, u: Tensor, v: Tensor, n: int, omega: Tensor | None
+    product: tuple[Product, Product],
+    a: Tensor,
+    *,
+    b: Tensor,
+    u: Tensor,
+    v: Tensor,
+    n: int,
+    omega: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """`n` rounds, columns first and rows last; only the last is plain when `omega` is given."""
     right, left = product
     for i in range(n):
         mix = None if i == n - 1 else omega
-        v = _scale(b, left(u), v, mix)
-        u = _scale(a, right(v), u, mix)
+        v = _scale(b, left(u), old=v, omega=mix)
+        u = _scale(a, right(v), old=u, omega=mix)
     return u, v
 
 
 def plain(
-    problem: TransportProblem, eps: Tensor, span: tuple[Tensor, Tensor], rounds: int
+    problem: TransportProblem, eps: Tensor, *, span: tuple[Tensor, Tensor], rounds: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fixed rounds with one kernel and no look at the device; returns `f`, `g` and the plan.
 
@@ -119,7 +126,7 @@ def plain(
     if problem.pair_mask is not None:
         kernel = kernel.masked_fill_(~problem.pair_mask, 0)
     kernel = kernel.div_(eps[:, None, None].to(cost.dtype)).exp_()
-    u, v = _run(products(kernel), a, b, (a > 0).to(a.dtype), torch.ones_like(b), rounds, None)
+    u, v = _run(products(kernel), a, b=b, u=(a > 0).to(a.dtype), v=torch.ones_like(b), n=rounds, omega=None)
     f = (
         eps[:, None] * u.double().log()
     )  # from 0, as `iterate` begins, so that all roads agree on the constant
@@ -135,25 +142,18 @@ def plain_limit(dtype: torch.dtype) -> float:
 def iterate(
     problem: TransportProblem,
     eps: Tensor,
+    *,
     state: Potentials,
     rounds: int,
     tolerance: float | None,
     omega: float,
     first: bool,
-    blind: bool = False,
 ) -> None:
     """Up to `rounds` rounds at one `eps`, columns first and rows last; updates `state` in place.
 
     A problem whose columns violate `b` by less than `tolerance` in L1 stops there and leaves the batch.
-    `first`: the potentials say nothing yet, so start with a round in the log domain.  `blind`: stay there,
-    which never waits for the device.
+    `first`: the potentials say nothing yet, so start with a round in the log domain.
     """
-    if blind:
-        plain_mix = torch.full_like(eps, omega)
-        state.f, state.g = _log_rounds(problem, eps, state.f, state.g, rounds, plain_mix)
-        state.rounds += rounds
-        state.log_rounds += rounds
-        return
     live = torch.arange(eps.shape[0], device=eps.device)
     here = problem
     e, f, g = eps, state.f.clone(), state.g.clone()  # the kernel's base must not follow `state`
@@ -164,15 +164,15 @@ def iterate(
     while done < rounds and live.numel():
         n = min(rounds - done, CHECK if done else 1 if first else 2)  # a warm start may be the answer
         if first and done == 0:
-            f, g = _log_rounds(here, e, f, g, n, relax)
+            f, g = _log_rounds(here, e, f=f, g=g, n=n, omega=relax)
             state.log_rounds += n
         else:
             if kernel is None:
-                kernel = gibbs(here, f, g, e)
+                kernel = gibbs(here, f, g=g, eps=e)
                 product = products(kernel)
                 u, v = (f > -torch.inf).to(here.a.dtype), (g > -torch.inf).to(here.b.dtype)
                 state.rebuilds += 1
-            u2, v2 = _run(product, here.a, here.b, u, v, n, relax if omega != 1 else None)
+            u2, v2 = _run(product, here.a, b=here.b, u=u, v=v, n=n, omega=relax if omega != 1 else None)
             drift = torch.maximum(_drift(u2, here.a), _drift(v2, here.b))  # NaN where either is
             bad = ~(drift <= DRIFT)
             f2, g2 = f + e[:, None] * u2.double().log(), g + e[:, None] * v2.double().log()
@@ -181,7 +181,9 @@ def iterate(
                 where = bad.nonzero().squeeze(1)
                 start = f[where] + e[where, None] * u[where].double().log()
                 other = g[where] + e[where, None] * v[where].double().log()
-                f2[where], g2[where] = _log_rounds(rows(here, where), e[where], start, other, n, relax[where])
+                f2[where], g2[where] = _log_rounds(
+                    rows(here, where), e[where], f=start, g=other, n=n, omega=relax[where]
+                )
                 state.log_rounds += n
             if again or rebuild:
                 f, g, kernel = f2, g2, None
@@ -198,7 +200,7 @@ def iterate(
         if tolerance is None and omega == 1:
             continue
         if kernel is None:
-            kernel, f, g = gibbs(here, now_f, now_g, e), now_f, now_g
+            kernel, f, g = gibbs(here, now_f, g=now_g, eps=e), now_f, now_g
             product = products(kernel)
             u, v = (f > -torch.inf).to(here.a.dtype), (g > -torch.inf).to(here.b.dtype)
             state.rebuilds += 1
@@ -217,14 +219,24 @@ def iterate(
                 here = rows(here, stay.nonzero().squeeze(1))
 
 
+def iterate_blindly(
+    problem: TransportProblem, eps: Tensor, *, state: Potentials, rounds: int, omega: float
+) -> None:
+    """All of `rounds` in the log domain, which never waits for the device; updates `state` in place."""
+    relax = torch.full_like(eps, omega)
+    state.f, state.g = _log_rounds(problem, eps, f=state.f, g=state.g, n=rounds, omega=relax)
+    state.rounds += rounds
+    state.log_rounds += rounds
+
+
 def _log_rounds(
-    problem: TransportProblem, eps: Tensor, f: Tensor, g: Tensor, n: int, omega: Tensor
+    problem: TransportProblem, eps: Tensor, *, f: Tensor, g: Tensor, n: int, omega: Tensor
 ) -> tuple[Tensor, Tensor]:
     one = torch.ones_like(omega)
     for i in range(n):
         mix = one if i == n - 1 else omega
-        g = log_update(problem, f, eps, False, g, mix)
-        f = log_update(problem, g, eps, True, f, mix)
+        g = log_update(problem, f, eps=eps, rows=False, old=g, omega=mix)
+        f = log_update(problem, g, eps=eps, rows=True, old=f, omega=mix)
     return f, g
 
 

@@ -26,7 +26,7 @@ class Stage:
     taken: Tensor
 
 
-def repeat(problem: TransportProblem, start: Tensor, stages: list[Stage]) -> tuple[Tensor, Tensor, Tensor]:
+def repeat(problem: TransportProblem, start: Tensor, *, stages: list[Stage]) -> tuple[Tensor, Tensor, Tensor]:
     """Potentials `f [B,N]`, `g [B,M]` and plan after the rounds of all stages, columns first and rows last.
 
     `start [B,N]`: source potential to begin from.  The marginals enter as weights, never as logarithms, so
@@ -52,12 +52,14 @@ def repeat(problem: TransportProblem, start: Tensor, stages: list[Stage]) -> tup
     return potential, g, plan.to(problem.cost.dtype)
 
 
-def _round(cost: Tensor, h: Tensor, weight: Tensor, b: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-    k = _soft(cost - h[:, :, None], weight[:, :, None], eps, 1)
-    return _soft(cost - k[:, None, :], b[:, None, :], eps, 2), k
+def _round(  # noqa: PLR0917 - checkpoint gives them by position
+    cost: Tensor, h: Tensor, weight: Tensor, b: Tensor, eps: Tensor
+) -> tuple[Tensor, Tensor]:
+    k = _soft(cost - h[:, :, None], weight[:, :, None], eps=eps, over=1)
+    return _soft(cost - k[:, None, :], b[:, None, :], eps=eps, over=2), k
 
 
-def _soft(reduced: Tensor, weight: Tensor, eps: Tensor, over: int) -> Tensor:
+def _soft(reduced: Tensor, weight: Tensor, *, eps: Tensor, over: int) -> Tensor:
     """`-eps log sum weight exp(-reduced / eps)` over an axis; atoms without weight add nothing."""
     z = -reduced / eps[:, None, None]
     top = z.detach().masked_fill(weight == 0, -torch.inf).amax(over, keepdim=True)

@@ -32,21 +32,21 @@ def clean_pairwise(problem: SubsetProblem) -> Tensor:
     return problem.pairwise.masked_fill(~(problem.mask[:, :, None] & problem.mask[:, None, :]), 0)
 
 
-def needed_unary(solver: SubsetSolver, problem: SubsetProblem, why: str) -> Tensor:
+def needed_unary(solver: SubsetSolver, problem: SubsetProblem, *, why: str) -> Tensor:
     """`unary` with -inf at padding; ProblemError when the problem has none."""
     if problem.unary is None:
         raise ProblemError(f"{solver.name} needs scores (unary) for {why}; give the problem a score")
     return problem.unary.masked_fill(~problem.real, -math.inf)
 
 
-def seed_score(rule: str, solver: SubsetSolver, problem: SubsetProblem, pairwise: Tensor) -> Tensor:
+def seed_score(rule: str, solver: SubsetSolver, *, problem: SubsetProblem, pairwise: Tensor) -> Tensor:
     """`[B,N]` whose largest real entry is the first token of a walk over distances.
 
     `max_nn_distance`: distance to the nearest other token (DivPrune); `max_mean_distance`: mean distance to
     the others (TrimTokenator, ZSPAPrune ports); `unary`: the scores; `first`: the lowest index.
     """
     if rule == "unary":
-        return needed_unary(solver, problem, "its seed")
+        return needed_unary(solver, problem, why="its seed")
     if rule == "first":
         score = torch.zeros(problem.shape, device=pairwise.device)
     elif rule == "max_mean_distance":
@@ -98,7 +98,9 @@ class Walk:
     def solution(
         self, solver: SubsetSolver, status: Status = Status.HEURISTIC, **stats: object
     ) -> SubsetSolution:
-        return ordered_solution(self.problem, self.order, solver, self.started, status, **stats)
+        return ordered_solution(
+            self.problem, self.order, solver=solver, started=self.started, status=status, **stats
+        )
 
 
 def greedy_answer(problem: SubsetProblem, solver: SubsetSolver) -> SubsetSolution:
@@ -116,6 +118,7 @@ def greedy_answer(problem: SubsetProblem, solver: SubsetSolver) -> SubsetSolutio
 def ordered_solution(
     problem: SubsetProblem,
     order: Tensor,
+    *,
     solver: SubsetSolver,
     started: float,
     status: Status = Status.HEURISTIC,

@@ -88,4 +88,4 @@ class Assignment(TransportSolver):
                 )
             return shortest_augmenting_path(atoms)
 
-        return each(problem, one, self.name, self.threads or os.cpu_count() or 1)
+        return each(problem, one, solver=self.name, threads=self.threads or os.cpu_count() or 1)

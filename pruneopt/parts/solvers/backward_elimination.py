@@ -56,7 +56,7 @@ class BackwardElimination(SubsetSolver):
             total = total - (pairwise[number, worst] * gone[:, :, None]).sum(1)
         first = (~alive).to(torch.int8).argsort(dim=1, stable=True)[:, : problem.most]
         order = torch.where(alive.gather(1, first), first, -1)
-        return ordered_solution(problem, order, self, started, elimination_rounds=rounds)
+        return ordered_solution(problem, order, solver=self, started=started, elimination_rounds=rounds)
 
     def plan(self, tokens: int, k: int) -> list[int]:
         """How many tokens each round drops to come from `tokens` to `k`."""

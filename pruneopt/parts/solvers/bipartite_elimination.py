@@ -53,7 +53,7 @@ class BipartiteElimination(SubsetSolver):
         listed = listed[:, : max(1, int(length.max()))]
         rounds = 0
         while bool((length > goal).any()):
-            listed, length = self.round(listed, length, goal, pairwise)
+            listed, length = self.round(listed, length, goal=goal, pairwise=pairwise)
             listed = listed[:, : max(1, int(length.max()))]
             rounds += 1
         slots = torch.arange(listed.shape[1], device=listed.device)
@@ -62,9 +62,13 @@ class BipartiteElimination(SubsetSolver):
         core = core.masked_fill(slots.new_tensor(range(core.shape[1])) >= forced.sum(1, keepdim=True), -1)
         order = torch.cat([core, rest], 1)
         order = order.gather(1, (order < 0).to(torch.int8).argsort(dim=1, stable=True))
-        return ordered_solution(problem, order[:, : problem.most], self, started, elimination_rounds=rounds)
+        return ordered_solution(
+            problem, order[:, : problem.most], solver=self, started=started, elimination_rounds=rounds
+        )
 
-    def round(self, listed: Tensor, length: Tensor, goal: Tensor, pairwise: Tensor) -> tuple[Tensor, Tensor]:
+    def round(
+        self, listed: Tensor, length: Tensor, *, goal: Tensor, pairwise: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """One round on the lists `[B,R]`, valid up to `length` `[B]`: the new lists and lengths."""
         width = listed.shape[1]
         slot = torch.arange(width, device=listed.device)

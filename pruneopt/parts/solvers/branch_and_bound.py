@@ -41,9 +41,10 @@ class BranchAndBound(SubsetSolver):
     Log-determinants (kinds that offer `kernel`): best-first search that decides on the token with the largest
     conditional variance; a node is bounded by the Hadamard and eigenvalue bounds of its conditional kernel
     (Ko, Lee, Queyranne 1995), when its turn comes by the factorised bound (Li and Xie 2024), and tokens that
-    would make the choice singular are left out of it.  Max-min dispersion (kinds that offer `close`): bisection over levels, each step a clique search
-    with colour bounds (Tomita et al. 2010).  `nodes` and `time_limit` hold per sample; past them the status
-    is TIME_LIMIT.  Some 60 tokens for the first and 100 for the second are practical.  Works on the host.
+    would make the choice singular are left out of it.  Max-min dispersion (kinds that offer `close`):
+    bisection over levels, each step a clique search with colour bounds (Tomita et al. 2010).  `nodes` and
+    `time_limit` hold per sample; past them the status is TIME_LIMIT.  Some 60 tokens for the first and 100
+    for the second are practical.  Works on the host.
     """
 
     name: ClassVar[str] = "branch_and_bound"
@@ -63,7 +64,7 @@ class BranchAndBound(SubsetSolver):
             used.append(limit.used)
             return answer
 
-        return solve_samples(self, problem, one, nodes=used)
+        return solve_samples(self, problem, one=one, nodes=used)
 
 
 def _forced(problem: SubsetProblem) -> list[int]:
@@ -175,13 +176,13 @@ def _apart(problem: SubsetProblem, limit: _Limit) -> Answer:
         places = [int(i) for i in np.flatnonzero(usable) if apart[i, forced].all() and i not in forced]
         places.sort(key=lambda i: -int(apart[i, places].sum()))
         bits = [sum(1 << j for j, q in enumerate(places) if apart[p, q]) for p in places]
-        found = _clique(bits, (1 << len(places)) - 1, k - len(forced), limit)
+        found = _clique(bits, (1 << len(places)) - 1, size=k - len(forced), limit=limit)
         return found if found is None or isinstance(found, str) else forced + [places[i] for i in found]
 
     return bisection(problem, decide)
 
 
-def _clique(adjacent: list[int], candidates: int, size: int, limit: _Limit) -> Decision:
+def _clique(adjacent: list[int], candidates: int, *, size: int, limit: _Limit) -> Decision:
     """A clique of `size` among `candidates` (a bit set), None if there is none, "unknown" at a limit."""
     if size == 0:
         return []
@@ -202,7 +203,7 @@ def _clique(adjacent: list[int], candidates: int, size: int, limit: _Limit) -> D
     for v, bound in zip(reversed(coloured), reversed(colours), strict=True):
         if bound < size:
             return None
-        inner = _clique(adjacent, candidates & adjacent[v], size - 1, limit)
+        inner = _clique(adjacent, candidates & adjacent[v], size=size - 1, limit=limit)
         if inner is not None:
             return inner if isinstance(inner, str) else [v, *inner]
         candidates &= ~(1 << v)

@@ -40,7 +40,7 @@ class BruteForce(SubsetSolver):
                 f"brute_force tries every subset and stops at {LARGEST} tokens; sample {sample} has "
                 f"{int(most[sample])}. Use milp or branch_and_bound"
             )
-        return solve_samples(self, problem, self._one)
+        return solve_samples(self, problem, one=self._one)
 
     def _one(self, problem: SubsetProblem) -> Answer:
         k = int(problem.k[0])

@@ -38,4 +38,4 @@ class Exact(TransportSolver):
 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="numItermax reached")
-            return each(problem, one, self.name, self.threads or os.cpu_count() or 1)
+            return each(problem, one, solver=self.name, threads=self.threads or os.cpu_count() or 1)

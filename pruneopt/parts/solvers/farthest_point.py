@@ -41,14 +41,14 @@ class FarthestPoint(SubsetSolver):
         near = torch.full(problem.shape, math.inf, dtype=pairwise.dtype, device=pairwise.device)
         if problem.anchors is not None and problem.anchors.shape[1]:
             near = problem.anchors.to(near.dtype).amin(1).masked_fill(~problem.real, math.inf)
-        unary = needed_unary(self, problem, "its core") if self.core > 0 else None
+        unary = needed_unary(self, problem, why="its core") if self.core > 0 else None
         core = (problem.k.double() * self.core).long().clamp_min(1)[:, None]
         for t in range(walk.rounds):
             score = near
             if unary is not None:
                 score = torch.where(t < core, unary.to(near.dtype), near)
             elif t == 0:
-                seed = seed_score(self.seed, self, problem, pairwise).to(near.dtype)
+                seed = seed_score(self.seed, self, problem=problem, pairwise=pairwise).to(near.dtype)
                 score = torch.where((near == math.inf).all(1, keepdim=True), seed, near)
             pick = walk.take(score)
             near = torch.minimum(near, pairwise[walk.rows, pick])

@@ -34,7 +34,7 @@ class GreedyConflict(SubsetSolver):
         check_kind(self, problem)
         walk = Walk(problem)
         pairs = conflicts(problem)
-        score = needed_unary(self, problem, "its order")
+        score = needed_unary(self, problem, why="its order")
         blocked = torch.zeros(problem.shape, dtype=torch.bool, device=pairs.device)
         filled = torch.zeros_like(problem.k)
         for t in range(walk.rounds):

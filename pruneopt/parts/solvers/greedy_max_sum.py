@@ -48,14 +48,14 @@ class GreedyMaxSum(SubsetSolver):
             rows = problem.anchors.masked_fill(absent, 0).to(total.dtype)
             total = total + rows.sum(1).masked_fill(~problem.real, 0)
             seeded = absent.all(2).all(1, keepdim=True)
-        unary = needed_unary(self, problem, "its core") if self.core > 0 else None
+        unary = needed_unary(self, problem, why="its core") if self.core > 0 else None
         core = (problem.k.double() * self.core).long().clamp_min(1)[:, None]
         for t in range(walk.rounds):
             score = total
             if unary is not None:
                 score = torch.where(t < core, unary.to(total.dtype), total)
             elif t == 0:
-                seed = seed_score(self.seed, self, problem, pairwise).to(total.dtype)
+                seed = seed_score(self.seed, self, problem=problem, pairwise=pairwise).to(total.dtype)
                 score = torch.where(seeded, seed, total)
             pick = walk.take(score)
             total = total + pairwise[walk.rows, pick]

@@ -57,13 +57,15 @@ class LinearProgram(TransportSolver):
 
         def one(atoms: Atoms) -> Answer:
             scale = float(max(atoms.cost.shape))
-            plan, f, g, rounds, status, words = run(atoms.cost, atoms.a * scale, atoms.b * scale)
+            plan, f, g, rounds, status, words = run(atoms.cost, (atoms.a * scale, atoms.b * scale))
             if plan is None:
                 words["says"] = f"{words['says']}; no plan came back, this one is the independent coupling"
                 return Answer(atoms.a[:, None] * atoms.b[None, :], None, None, rounds, status, words)
             return Answer(np.maximum(plan, 0) / scale, f, g, rounds, status, words)
 
-        return each(problem, one, self.name, (self.threads or os.cpu_count() or 1) if direct else 1)
+        return each(
+            problem, one, solver=self.name, threads=(self.threads or os.cpu_count() or 1) if direct else 1
+        )
 
 
 def _missing(what: str, error: ImportError) -> SpecError:
@@ -79,7 +81,8 @@ def _cvxpy(solver: str, time_limit: float | None) -> Any:
     if solver not in installed:
         raise SpecError(f"lp.solver: cvxpy has no {solver!r} here{nearest(solver, installed)}")
 
-    def run(cost: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[Any, ...]:
+    def run(cost: np.ndarray, masses: tuple[np.ndarray, np.ndarray]) -> tuple[Any, ...]:
+        a, b = masses
         plan = cvxpy.Variable(cost.shape, nonneg=True)
         rows, cols = cvxpy.sum(plan, axis=1) == a, cvxpy.sum(plan, axis=0) == b
         model = cvxpy.Problem(cvxpy.Minimize(cvxpy.sum(cvxpy.multiply(cost, plan))), [rows, cols])
@@ -111,13 +114,13 @@ def _highs(time_limit: float | None) -> Any:
         highspy.HighsModelStatus.kInfeasible: Status.INFEASIBLE,
     }
 
-    def run(cost: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[Any, ...]:
+    def run(cost: np.ndarray, masses: tuple[np.ndarray, np.ndarray]) -> tuple[Any, ...]:
         n, m = cost.shape
         model = highspy.HighsLp()
         model.num_col_, model.num_row_ = n * m, n + m
         model.col_cost_ = cost.ravel()
         model.col_lower_, model.col_upper_ = np.zeros(n * m), np.full(n * m, highspy.kHighsInf)
-        model.row_lower_ = model.row_upper_ = np.concatenate([a, b])
+        model.row_lower_ = model.row_upper_ = np.concatenate(masses)
         model.a_matrix_.format_ = highspy.MatrixFormat.kColwise
         model.a_matrix_.start_ = np.arange(0, 2 * n * m + 1, 2, dtype=np.int32)
         pairs = np.stack([np.repeat(np.arange(n), m), n + np.tile(np.arange(m), n)], 1)

@@ -64,7 +64,7 @@ class Milp(SubsetSolver):
             if not single.rules.offers("linear"):
                 return bisection(single, self._decider(single, time.perf_counter()))
             program = single.rules.linear(single)
-            outcome = run(program, self.backend, self.solver, self.time_limit)
+            outcome = run(program, self.backend, solver=self.solver, time_limit=self.time_limit)
             words.append(outcome.words)
             first.append(outcome.chosen is None and outcome.status is Status.TIME_LIMIT)
             if outcome.status is Status.INFEASIBLE or outcome.status is Status.FAILED:
@@ -72,7 +72,7 @@ class Milp(SubsetSolver):
             chosen = first_answer(single)[0] if outcome.chosen is None else _picked(outcome.chosen, program)
             return Answer(chosen, min(outcome.bound, generic_bound(single, chosen)), outcome.status)
 
-        return solve_samples(self, problem, one, tolerance=TOLERANCE, words=words, first=first)
+        return solve_samples(self, problem, one=one, tolerance=TOLERANCE, words=words, first=first)
 
     def _decider(self, problem: SubsetProblem, started: float) -> Callable[[float], Decision]:
         def decide(level: float) -> Decision:
@@ -82,7 +82,7 @@ class Milp(SubsetSolver):
             program = problem.rules.reaching(problem, level)
             if program is None:
                 return None
-            outcome = run(program, self.backend, self.solver, left)
+            outcome = run(program, self.backend, solver=self.solver, time_limit=left)
             if outcome.status is Status.INFEASIBLE:
                 return None
             return "unknown" if outcome.chosen is None else _picked(outcome.chosen, program)

@@ -46,7 +46,7 @@ class Pivot(SubsetSolver):
         pairwise = clean_pairwise(problem)
         if problem.anchors is None and self.pivots == 0:
             raise ProblemError("pivot has no pivots: set `pivots` above 0 or give the problem anchors")
-        score = needed_unary(self, problem, "its visual pivots") if self.pivots else None
+        score = needed_unary(self, problem, why="its visual pivots") if self.pivots else None
         count = min(self.pivots, problem.shape[1])
         visual = torch.zeros(problem.shape[0], 0, dtype=torch.int64, device=pairwise.device)
         if score is not None:
@@ -55,7 +55,7 @@ class Pivot(SubsetSolver):
             visual = score.argsort(dim=1, descending=True, stable=True)[:, :count]
         kept_pivots = torch.minimum(problem.k, torch.full_like(problem.k, count))
         valid = torch.arange(count, device=pairwise.device) < kept_pivots[:, None]
-        rows, usable, place = self._rows(problem, pairwise, visual, valid)
+        rows, usable, place = self._rows(problem, pairwise, visual=visual, valid=valid)
         free = problem.real.clone()
         free.scatter_(1, visual, free.gather(1, visual) & ~valid)
         left = problem.k - kept_pivots
@@ -64,16 +64,16 @@ class Pivot(SubsetSolver):
             left = left - rest.sum(1)
             free = free & ~rest
         visits = self._visits(place, usable)
-        keep = walk_pivots(rows, visits, usable, free, left)
+        keep = walk_pivots(rows, visits, usable=usable, free=free, left=left)
         keep.scatter_(1, visual, valid | keep.gather(1, visual))
         if problem.protected is not None:
             keep |= problem.protected & problem.real
         first = (~keep).to(torch.int8).argsort(dim=1, stable=True)[:, : problem.most]
         order = torch.where(keep.gather(1, first), first, -1)
-        return ordered_solution(problem, order, self, started, pivots=visual)
+        return ordered_solution(problem, order, solver=self, started=started, pivots=visual)
 
     def _rows(
-        self, problem: SubsetProblem, pairwise: Tensor, visual: Tensor, valid: Tensor
+        self, problem: SubsetProblem, pairwise: Tensor, *, visual: Tensor, valid: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Distances `[B,P,N]` from every pivot, which of them exist `[B,P]`, and their place `[B,P]`."""
         batch = torch.arange(problem.shape[0], device=pairwise.device)[:, None]
@@ -101,7 +101,7 @@ class Pivot(SubsetSolver):
         return place.masked_fill(~usable, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)
 
 
-def walk_pivots(rows: Tensor, visits: Tensor, usable: Tensor, free: Tensor, left: Tensor) -> Tensor:
+def walk_pivots(rows: Tensor, visits: Tensor, *, usable: Tensor, free: Tensor, left: Tensor) -> Tensor:
     """Let pivots pick in turn, without replacement: `[B,N]` bool picks.
 
     Parameters

@@ -57,7 +57,7 @@ class Proximal(TransportSolver):
             kernel = (here.cost.double() - floor[:, None, None]).clamp_min_(0)
             kernel = kernel.div_(-state.beta[:, None, None]).exp_()
             for _ in range(min(CHECK, self.rounds - done) if self.tolerance is not None else self.rounds):
-                state.step(here, kernel, self.inner)
+                state.step(here, kernel, inner=self.inner)
                 done += 1
             plan[live], rounds[live] = state.plan, done
             f[live], g[live] = state.f / done + floor[:, None], state.g / done
@@ -102,7 +102,7 @@ class _State:
         f, g = beta[:, None] * a.log(), beta[:, None] * b.log()
         return cls(a[:, :, None] * b[:, None, :], f, g, (a > 0).double(), beta)
 
-    def step(self, problem: TransportProblem, kernel: Tensor, inner: int) -> None:
+    def step(self, problem: TransportProblem, kernel: Tensor, *, inner: int) -> None:
         self.plan = self.plan * kernel
         a, b = problem.a.double(), problem.b.double()
         right, left = products(self.plan)

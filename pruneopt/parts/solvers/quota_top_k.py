@@ -32,7 +32,7 @@ class QuotaTopK(SubsetSolver):
         check_kind(self, problem)
         started = time.perf_counter()
         assert problem.group is not None and problem.quota is not None
-        score = needed_unary(self, problem, "its ranking")
+        score = needed_unary(self, problem, why="its ranking")
         if problem.protected is not None:
             score = score.masked_fill(problem.protected & problem.real, math.inf)
         ranked = score.argsort(dim=1, descending=True, stable=True)
@@ -45,4 +45,4 @@ class QuotaTopK(SubsetSolver):
         taken = real & (place <= problem.quota.gather(1, group))
         first = (~taken).to(torch.int8).argsort(dim=1, stable=True)[:, : problem.most]
         order = torch.where(taken.gather(1, first), ranked.gather(1, first), -1)
-        return ordered_solution(problem, order, self, started, Status.OPTIMAL)
+        return ordered_solution(problem, order, solver=self, started=started, status=Status.OPTIMAL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -80,7 +80,7 @@ class Sinkhorn(TransportSolver):
         width = torch.where(high > low, high - low, torch.ones_like(low)).double()
         eps = width * self.epsilon if self.epsilon_scale == "range" else torch.full_like(width, self.epsilon)
         if self.omega == 1 and torch.is_grad_enabled() and _traced(problem, start):
-            return self._followed(problem, start, eps, begin)
+            return self._followed(problem, start, eps=eps, begin=begin)
         problem_in, problem = problem, problem.detached()
         low, high, width, eps = low.detach(), high.detach(), width.detach(), eps.detach()
         oriented = transposed(problem) if flip else problem
@@ -88,28 +88,31 @@ class Sinkhorn(TransportSolver):
         stats: dict[str, object] = {"epsilon": eps}
         f: Tensor
         g: Tensor
-        if start is None and not stages and self._plain(problem, width, eps):
-            f, g, plan = scaling.plain(oriented, eps, (low, high), self.rounds)
+        if start is None and not stages and self._plain(problem, width, eps=eps):
+            f, g, plan = scaling.plain(oriented, eps, span=(low, high), rounds=self.rounds)
             rounds = torch.full(eps.shape, self.rounds, dtype=torch.int64, device=eps.device)
             ended = (Status.ROUNDS_DONE,) * len(eps)
         else:
-            state = self._begin(oriented, start, flip)
+            state = self._begin(oriented, start, flip=flip)
             for i, stage in enumerate(stages):
                 first = start is None and i == 0
-                scaling.iterate(oriented, eps * stage, state, self.anneal_rounds, None, self.omega, first)
-            few = self.tolerance is None and self.rounds <= FEW and problem.cost.is_cuda
-            scaling.iterate(
-                oriented,
-                eps,
-                state,
-                self.rounds,
-                self.tolerance,
-                self.omega,
-                start is None and not stages,
-                few,
-            )
+                scaling.iterate(
+                    oriented,
+                    eps * stage,
+                    state=state,
+                    rounds=self.anneal_rounds,
+                    tolerance=None,
+                    omega=self.omega,
+                    first=first,
+                )
+            final: dict[str, Any] = {"state": state, "rounds": self.rounds, "omega": self.omega}
+            if self.tolerance is None and self.rounds <= FEW and problem.cost.is_cuda:
+                scaling.iterate_blindly(oriented, eps, **final)
+            else:
+                first = start is None and not stages
+                scaling.iterate(oriented, eps, tolerance=self.tolerance, first=first, **final)
             f, g, rounds = state.f, state.g, state.rounds
-            plan = scaling.gibbs(oriented, f, g, eps)
+            plan = scaling.gibbs(oriented, f, g=g, eps=eps)
             ended = self._ended(state)
             stats |= {"kernel_builds": state.rebuilds, "log_rounds": state.log_rounds}
         if flip:
@@ -128,7 +131,7 @@ class Sinkhorn(TransportSolver):
         )
 
     def _followed(
-        self, problem: TransportProblem, start: Start | None, eps: Tensor, begin: float
+        self, problem: TransportProblem, start: Start | None, *, eps: Tensor, begin: float
     ) -> TransportSolution:
         """The fast rounds, then the same once more where autograd sees them."""
         with torch.no_grad():
@@ -142,7 +145,7 @@ class Sinkhorn(TransportSolver):
         taken = fast.rounds - few * len(stages)
         most = self.rounds if self.tolerance is None else int(taken.max())
         stages.append(unrolled.Stage(eps, most, taken))
-        f, g, plan = unrolled.repeat(oriented, first, stages)
+        f, g, plan = unrolled.repeat(oriented, first, stages=stages)
         if flip:
             f, g, plan = g, f, plan.transpose(1, 2)
         return replace(
@@ -164,7 +167,7 @@ class Sinkhorn(TransportSolver):
             scale *= self.anneal_decay
         return stages
 
-    def _plain(self, problem: TransportProblem, width: Tensor, eps: Tensor) -> bool:
+    def _plain(self, problem: TransportProblem, width: Tensor, *, eps: Tensor) -> bool:
         """Whether one kernel lasts for all rounds; on a GPU only if that is known without asking it."""
         if self.tolerance is not None or self.omega != 1:
             return False
@@ -174,7 +177,7 @@ class Sinkhorn(TransportSolver):
         return not problem.cost.is_cuda and bool((width <= limit * eps).all())
 
     @staticmethod
-    def _begin(problem: TransportProblem, start: Start | None, flip: bool) -> scaling.Potentials:
+    def _begin(problem: TransportProblem, start: Start | None, *, flip: bool) -> scaling.Potentials:
         a, b = problem.a.double(), problem.b.double()
         count = torch.zeros(len(a), dtype=torch.int64, device=a.device)
         error = torch.full((len(a),), torch.inf, dtype=torch.float64, device=a.device)

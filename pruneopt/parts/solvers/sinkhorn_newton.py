@@ -62,82 +62,93 @@ class SinkhornNewton(TransportSolver):
             last = float(eps[i]) / atoms.unit
             g, taken, scale = start[i][real[i]] / atoms.unit, 0, first / self.epsilon
             while scale > 1:
-                near = self._newton(cost, a, b, g, last * scale, LOOSE)
-                g, taken, scale = near[2], taken + near[3], scale * DECAY
-            plan, f, g, steps, error, share = self._newton(cost, a, b, g, last, self.tolerance)
-            status = Status.CONVERGED if error < self.tolerance else Status.MAX_ROUNDS
-            words = {"method": self.name, "newton_steps": taken + steps, "hessian_density": share}
-            return Answer(plan, f, g, self.warmup + taken + steps, status, words)
+                near = self._newton(SemiDual(cost, a, b, last * scale), g, tolerance=LOOSE)
+                g, taken, scale = near.at.g, taken + near.steps, scale * DECAY
+            found = self._newton(SemiDual(cost, a, b, last), g, tolerance=self.tolerance)
+            status = Status.CONVERGED if found.error < self.tolerance else Status.MAX_ROUNDS
+            taken += found.steps
+            words = {"method": self.name, "newton_steps": taken, "hessian_density": found.share}
+            return Answer(found.at.plan, found.at.f, found.at.g, self.warmup + taken, status, words)
 
-        found = each(problem, one, self.name, self.threads or os.cpu_count() or 1, exact=False)
+        found = each(problem, one, solver=self.name, threads=self.threads or os.cpu_count() or 1, exact=False)
         stats = {**found.stats, "epsilon": torch.from_numpy(eps).to(problem.cost.device)}
         return replace(found, stats=stats, seconds=time.perf_counter() - begin)
 
-    def _newton(
-        self, cost: np.ndarray, a: np.ndarray, b: np.ndarray, g: np.ndarray, eps: float, tolerance: float
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, float, float]:
-        """Newton from `g` at one epsilon: plan, f, g, steps taken, marginal error, share of the Hessian."""
+    def _newton(self, dual: SemiDual, g: np.ndarray, *, tolerance: float) -> Ascent:
+        """Newton from `g` until the marginal error is below `tolerance`, or out of steps."""
         from scipy.sparse import csr_matrix, diags_array
         from scipy.sparse.linalg import LinearOperator, cg
 
-        plan, f, value = _semi_dual(cost, a, b, g, eps)
+        at, a, b = dual.at(g), dual.a, dual.b
         error, taken, share, n = np.inf, 0, 1.0, len(b)
         for taken in range(self.steps + 1):
-            columns = plan.sum(0)
+            columns = at.plan.sum(0)
             slope = b - columns
             error = float(np.abs(slope).sum())
             if not error >= tolerance or taken == self.steps:
                 break
-            kept = csr_matrix(np.where(plan * n >= self.drop * a[:, None], plan, 0.0))
-            share = kept.nnz / plan.size
+            # entries that weigh nothing beside their row leave the Hessian, which is what makes it sparse
+            kept = csr_matrix(np.where(at.plan * n >= self.drop * a[:, None], at.plan, 0.0))
+            share = kept.nnz / at.plan.size
             across, back = diags_array(1 / a) @ kept, kept.T.tocsr()
             damped = columns * (1 + min(error, 1e-2)) + 1e-300
             hessian = LinearOperator((n, n), matvec=lambda x, A=across, B=back, c=damped: c * x - B @ (A @ x))
             move, _ = cg(hessian, slope, rtol=min(0.1, error), maxiter=10 * n, M=diags_array(1 / damped))
-            g, plan, f, value = _search(cost, a, b, g, eps * (move - move @ b), eps, slope, plan, f, value)
-        return plan, f, g, taken, error, share
+            at = dual.search(at, dual.eps * (move - move @ b))
+        return Ascent(at, taken, error, share)
 
 
-State = tuple[np.ndarray, np.ndarray, np.ndarray, float]
+@dataclass(frozen=True)
+class Point:
+    """The semi-dual at `g`: the row-exact plan, its source potential and the value."""
+
+    g: np.ndarray
+    plan: np.ndarray
+    f: np.ndarray
+    value: float
 
 
-def _semi_dual(
-    cost: np.ndarray, a: np.ndarray, b: np.ndarray, g: np.ndarray, eps: float
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Row-exact plan, its source potential, and the semi-dual value at `g`."""
-    z = (g - cost) / eps
-    top = z.max(1, keepdims=True)
-    z = np.exp(z - top)
-    total = z.sum(1, keepdims=True)
-    f = eps * (np.log(a) - np.log(total[:, 0]) - top[:, 0])
-    return z * (a[:, None] / total), f, float(a @ f + b @ g)
+@dataclass(frozen=True)
+class Ascent:
+    """Where Newton ended: after how many steps, with which marginal error and share of the Hessian."""
+
+    at: Point
+    steps: int
+    error: float
+    share: float
 
 
-def _search(
-    cost: np.ndarray,
-    a: np.ndarray,
-    b: np.ndarray,
-    g: np.ndarray,
-    move: np.ndarray,
-    eps: float,
-    slope: np.ndarray,
-    plan: np.ndarray,
-    f: np.ndarray,
-    value: float,
-) -> State:
-    """The longest of the steps 1, 1/2, 1/4, ... with enough ascent; a Sinkhorn round if there is none.
+@dataclass(frozen=True)
+class SemiDual:
+    """One problem at one epsilon as a concave function of the target potential alone."""
 
-    Near the optimum the value is flat to rounding, so a step that lowers the marginal error counts too.
-    """
-    gain, error = float(slope @ move), float(np.abs(slope).sum())
-    step = 1.0
-    while step > 1e-4 and gain > 0:
-        new = g + step * move
-        plan_new, f_new, value_new = _semi_dual(cost, a, b, new, eps)
-        flat = abs(value_new - value) <= 1e-12 * (1 + abs(value))
-        better = float(np.abs(b - plan_new.sum(0)).sum()) < error
-        if value_new >= value + 1e-4 * step * gain or (flat and better):
-            return new, plan_new, f_new, value_new
-        step /= 2
-    new = g + eps * (np.log(b) - np.log(np.maximum(plan.sum(0), 1e-300)))
-    return (new, *_semi_dual(cost, a, b, new, eps))
+    cost: np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+    eps: float
+
+    def at(self, g: np.ndarray) -> Point:
+        z = (g - self.cost) / self.eps
+        top = z.max(1, keepdims=True)
+        z = np.exp(z - top)
+        total = z.sum(1, keepdims=True)
+        f = self.eps * (np.log(self.a) - np.log(total[:, 0]) - top[:, 0])
+        return Point(g, z * (self.a[:, None] / total), f, float(self.a @ f + self.b @ g))
+
+    def search(self, here: Point, move: np.ndarray) -> Point:
+        """The longest of the steps 1, 1/2, 1/4, ... with enough ascent; a Sinkhorn round if there is none.
+
+        Near the optimum the value is flat to rounding, so a step that lowers the marginal error counts too.
+        """
+        columns = here.plan.sum(0)
+        slope = self.b - columns
+        gain, error = float(slope @ move), float(np.abs(slope).sum())
+        step = 1.0
+        while step > 1e-4 and gain > 0:
+            new = self.at(here.g + step * move)
+            flat = abs(new.value - here.value) <= 1e-12 * (1 + abs(here.value))
+            better = float(np.abs(self.b - new.plan.sum(0)).sum()) < error
+            if new.value >= here.value + 1e-4 * step * gain or (flat and better):
+                return new
+            step /= 2
+        return self.at(here.g + self.eps * (np.log(self.b) - np.log(np.maximum(columns, 1e-300))))

@@ -30,10 +30,10 @@ class StableTopK(SubsetSolver):
     def solve(self, problem: SubsetProblem) -> SubsetSolution:
         check_kind(self, problem)
         started = time.perf_counter()
-        score = needed_unary(self, problem, "its ranking")
+        score = needed_unary(self, problem, why="its ranking")
         if problem.protected is not None:
             score = score.masked_fill(problem.protected & problem.real, math.inf)
         order = score.argsort(dim=1, descending=True, stable=True)[:, : problem.most]
         place = torch.arange(order.shape[1], device=order.device)
         order = torch.where(place < problem.k[:, None], order, -1)
-        return ordered_solution(problem, order, self, started, Status.OPTIMAL)
+        return ordered_solution(problem, order, solver=self, started=started, status=Status.OPTIMAL)

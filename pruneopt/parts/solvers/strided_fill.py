@@ -42,4 +42,6 @@ class StridedFill(SubsetSolver):
         first = torch.where(forced, 0, torch.where(taken, 1, 2)).argsort(dim=1, stable=True)
         order = first[:, : problem.most]
         slot = torch.arange(order.shape[1], device=order.device)
-        return ordered_solution(problem, order.masked_fill(slot >= problem.k[:, None], -1), self, started)
+        return ordered_solution(
+            problem, order.masked_fill(slot >= problem.k[:, None], -1), solver=self, started=started
+        )

@@ -50,7 +50,7 @@ class MergeNearest(Step):
         rows = metric_rows(signals[self.signal])
         target = self._targets(selection)
         moves = ~keep & signals.mask & target.any(1, keepdim=True)
-        home = nearest_target(rows, target, moves, max(selection.known_counts))
+        home = nearest_target(rows, target, moves=moves, most=max(selection.known_counts))
         gather = assigned_rows(home, moves)
         size = signals["size"].float() if self.carry else torch.ones_like(keep, dtype=torch.float32)
         if self.combine == "add_mean":
@@ -79,7 +79,7 @@ class MergeNearest(Step):
         return selection.rank
 
 
-def nearest_target(rows: Tensor, target: Tensor, moves: Tensor, most: int) -> Tensor:
+def nearest_target(rows: Tensor, target: Tensor, *, moves: Tensor, most: int) -> Tensor:
     """`[B,N]` index of the target most like each token of `moves`, ties to the lower index.
 
     There are at most `most` targets per problem; entries outside `moves` are 0.

@@ -66,11 +66,20 @@ class RecycleClusters(Step):
         rows = rows.gather(1, pool[:, :, None].expand(-1, -1, rows.shape[2]))
         valid = torch.arange(most, device=keep.device) < number[:, :1]
         noise = density_noise(self.seed, most).to(rows)
-        order, home = density_peaks(rows, valid, number[:, 1], self.noise * noise, self.assign == "cosine")
-        return self._emit(selection, pool, valid, order, home, number[:, 1])
+        order, home = density_peaks(
+            rows, valid, clusters=number[:, 1], noise=self.noise * noise, cosine=self.assign == "cosine"
+        )
+        return self._emit(selection, pool, valid=valid, order=order, home=home, clusters=number[:, 1])
 
     def _emit(
-        self, selection: Selection, pool: Tensor, valid: Tensor, order: Tensor, home: Tensor, clusters: Tensor
+        self,
+        selection: Selection,
+        pool: Tensor,
+        *,
+        valid: Tensor,
+        order: Tensor,
+        home: Tensor,
+        clusters: Tensor,
     ) -> Selection:
         batch, most = pool.shape
         slot = torch.arange(most, device=pool.device)
@@ -98,7 +107,7 @@ def density_noise(seed: int, count: int) -> Tensor:
 
 
 def density_peaks(
-    rows: Tensor, valid: Tensor, clusters: Tensor, noise: Tensor, cosine: bool
+    rows: Tensor, valid: Tensor, *, clusters: Tensor, noise: Tensor, cosine: bool
 ) -> tuple[Tensor, Tensor]:
     """Centres and assignment of density-peak clustering.
 

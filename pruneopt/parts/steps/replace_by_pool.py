@@ -51,7 +51,7 @@ class ReplaceByPool(Step):
                     f"{len(real)}; "
                     "use it as the only cut, with budget.scope=group"
                 )
-            weights = self.weights(columns, rows, k).to(keep.device)
+            weights = self.weights(columns, rows, k=k).to(keep.device)
             xy = signals["xy"][b, real].long()
             weights = weights[:, xy[:, 1], xy[:, 0]]
             place = carriers(weights)
@@ -59,20 +59,20 @@ class ReplaceByPool(Step):
             merge[b, real[place][:, None], real[None, :]] = weights / weights.sum(1, keepdim=True)
         return merged(selection, merge, keep=keep, importance=None, rank=None)
 
-    def weights(self, columns: int, rows: int, k: int) -> Tensor:
+    def weights(self, columns: int, rows: int, *, k: int) -> Tensor:
         """`[k,rows,columns]` share of each grid cell in each pooled token."""
         strips = min(rows, max(1, -(-k // columns), round((k * rows / columns) ** 0.5)))
         strips = min(strips, k)
         across = [k // strips + (i < k % strips) for i in range(strips)]
-        down = overlap(rows, strips, self.mode)
+        down = overlap(rows, strips, mode=self.mode)
         out = []
         for strip, parts in enumerate(across):
-            side = overlap(columns, parts, self.mode)
+            side = overlap(columns, parts, mode=self.mode)
             out.append(down[strip][None, :, None] * side[:, None, :])
         return torch.cat(out)
 
 
-def overlap(cells: int, parts: int, mode: str) -> Tensor:
+def overlap(cells: int, parts: int, *, mode: str) -> Tensor:
     """`[parts,cells]` length of cell i inside part p when `parts` equal parts cover `cells` cells.
 
     `average` counts whole cells only: cell i belongs to part `i * parts // cells`.

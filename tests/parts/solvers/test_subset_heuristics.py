@@ -81,11 +81,13 @@ def test_pivot_shares_the_budget_and_respects_the_order_of_visits():
     rows = torch.tensor([[[5.0, 4, 3, 2, 1, 0], [6, 5, 4, 3, 2, 1], [0, 1, 2, 3, 4, 5]]])
     free, usable = torch.ones(1, 6, dtype=torch.bool), torch.ones(1, 3, dtype=torch.bool)
     visits = torch.tensor([[2, 0, 1]])
-    picked = walk_pivots(rows, visits, usable, free, torch.tensor([4]))
+    picked = walk_pivots(rows, visits, usable=usable, free=free, left=torch.tensor([4]))
     assert picked[0].nonzero()[:, 0].tolist() == [0, 1, 4, 5]  # 2 for pivot 2, then one each
-    other = walk_pivots(rows, torch.tensor([[0, 1, 2]]), usable, free, torch.tensor([4]))
+    other = walk_pivots(rows, torch.tensor([[0, 1, 2]]), usable=usable, free=free, left=torch.tensor([4]))
     assert other[0].nonzero()[:, 0].tolist() == [0, 1, 2, 5]
-    without = walk_pivots(rows, visits, torch.tensor([[True, True, False]]), free, torch.tensor([2]))
+    without = walk_pivots(
+        rows, visits, usable=torch.tensor([[True, True, False]]), free=free, left=torch.tensor([2])
+    )
     assert without[0].nonzero()[:, 0].tolist() == [0, 1]
 
 

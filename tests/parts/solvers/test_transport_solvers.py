@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -114,10 +115,10 @@ def test_rounds_that_stay_in_the_log_domain_are_the_same(eps: float) -> None:
     cost, a, b = random_problem(7, n=14, m=10)
     problem = TransportProblem.build(cost, a, b)
     roads = []
-    for blind in (False, True):
-        state = Sinkhorn._begin(problem, None, False)
+    for road in (partial(scaling.iterate, tolerance=None, first=True), scaling.iterate_blindly):
+        state = Sinkhorn._begin(problem, None, flip=False)
         scale = torch.full((2,), eps, dtype=torch.float64)
-        scaling.iterate(problem, scale, state, 4, None, 1.0, True, blind)
+        road(problem, scale, state=state, rounds=4, omega=1.0)
         roads.append((state.f, state.g, state.rounds))
     for fast, safe in zip(*roads, strict=True):
         torch.testing.assert_close(fast, safe, rtol=1e-10, atol=1e-12)
