@@ -17,20 +17,25 @@ from typing import Any
 
 import pytest
 import test_compose
+import test_crossings
 import test_grouping
 import test_hash
+import test_nested
 import test_prefill
 import test_problems
 import test_resolve
+import test_served_targets
 import test_signals
 import test_solution
 import test_stage
 
-from pruneopt import compose, grouping, pruner, signals, tensors
+from pruneopt import compose, grouping, parts, pruner, signals, tensors
 from pruneopt.models import columns, prefill, store
+from pruneopt.parts.scores.transport import Transport
+from pruneopt.parts.steps.merge_by_plan import MergeByPlan
 from pruneopt.problems import selection, solution, subset, transport
 from pruneopt.problems import values as subset_values
-from pruneopt.problems.kinds import quota
+from pruneopt.problems.kinds import facility_location, quota
 from pruneopt.spec import load as spec
 from pruneopt.spec import resolve, schema
 
@@ -237,4 +242,25 @@ BUGS = [
         "}", test_hash.test_needs_are_those_of_all_parts_and_of_the_quota),
     Bug("a method needs its first stage only", schema.Spec, "needs", "for stage in self.stages)",
         "for stage in self.stages[:1])", test_hash.test_needs_are_those_of_all_parts_and_of_the_quota),
+    # parts inside parts, and transport as one of them
+    Bug("signals of parts inside not needed", parts.Part, "needs", "self.nested.values()", "()",
+        test_nested.test_needs_and_attention_are_those_of_every_level),
+    Bug("tags of parts inside forgotten", parts.Part, "all_tags", "self.nested.values()", "()",
+        test_nested.test_needs_and_attention_are_those_of_every_level),
+    Bug("evidence by the name of its part", pruner.Pruner, "_evidence", "keys.get(id(part), part.name)",
+        "part.name", test_crossings.test_attention_and_transport_in_one_top_k),
+    Bug("evidence of the ranking lost", pruner.Pruner, "_evidence", '"problem" in found', "False",
+        test_crossings.test_a_score_as_a_marginal),
+    Bug("source and target mass swapped", Transport, "__call__", "source, target = (", "target, source = (",
+        test_crossings.test_a_score_as_a_marginal),
+    Bug("counts of the plain budget beside a rule", compose, "subset_problem", "k, unary), None",
+        "k, unary), counts",
+        test_crossings.test_a_negative_weight_keeps_what_transport_would_drop_under_a_rule_that_counts),
+    Bug("a cost served the other way round", compose, "combine_pairs", "-cost.transpose(1, 2)", "-cost",
+        partial(test_crossings.test_facility_location_over_topvs_cost, False)),
+    Bug("external points served at a gain", facility_location, "served", "-problem.anchors",
+        "problem.anchors",
+        partial(test_served_targets.test_value_and_bound_are_those_of_the_loops, "points", 0)),
+    Bug("mass sent to dropped tokens lost", MergeByPlan, "__call__", " * keep[:, None, :]", "",
+        partial(test_crossings.test_merging_by_the_plan, True)),
 ]  # fmt: skip

@@ -77,6 +77,7 @@ def test_needs_and_attention_are_those_of_every_level() -> None:
     stage = load_spec(SPEC).stages[0]
     assert stage.needs == {"keys@3", "xy", "attention_last", "features"}
     assert stage.attention is Attention.ROW
+    assert stage.problem.scores[0].part.needs == {"keys@3", "xy", "attention_last"}
     assert "uses_positions" in stage.problem.scores[0].part.all_tags
     assert not stage.problem.scores[0].part.tags
 
