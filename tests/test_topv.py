@@ -124,7 +124,7 @@ def test_a_cost_per_target_changes_no_preset() -> None:
         shift = torch.randn(2, 1, signals.tokens, generator=torch.Generator().manual_seed(5))
         stage = spec.stages[0]
         solve, read = stage.solver.solve, stage.readout
-        moved = type(problem).build(problem.cost + shift, problem.a, problem.b)
+        moved = type(problem).build(problem.cost + shift, a=problem.a, b=problem.b)
         before, after = read(problem, solve(problem)), read(moved, solve(moved))
         assert torch.allclose(before, after, atol=1e-4), name
 

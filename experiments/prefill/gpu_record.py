@@ -64,7 +64,9 @@ def oracle(model: Any, preset: str, device: str) -> list[dict[str, Any]]:
                 found = steps(model, inputs, tokens, fused)
                 kept = run.kept
             with ExitStack() as stack:
-                stack.enter_context(masked(model.model.language_model.layers, kept, real_columns(inputs)))
+                stack.enter_context(
+                    masked(model.model.language_model.layers, kept, real=real_columns(inputs))
+                )
                 wanted = steps(model, inputs, tokens, other)
             gap = (found - wanted).abs()
             rows.append(

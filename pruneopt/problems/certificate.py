@@ -57,7 +57,7 @@ class Certificate(Brief):
         return met & (self.gap <= self.tolerance)
 
 
-def round_to_polytope(plan: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def round_to_polytope(plan: Tensor, a: Tensor, *, b: Tensor) -> Tensor:
     """Nearest-by-scaling feasible plan `[B,N,M]`: rows sum to `a`, columns to `b`, to float64 rounding.
 
     Mass at the level of rounding is dropped and not put elsewhere: next to a cost of 1e15 it would decide.
@@ -79,7 +79,7 @@ def _left(mass: Tensor, sent: Tensor) -> Tensor:
     return left.masked_fill(left <= 64 * NOISE * mass, 0)
 
 
-def c_transform(cost: Tensor, g: Tensor, real: Tensor | None, rows: bool) -> Tensor:
+def c_transform(cost: Tensor, g: Tensor, *, real: Tensor | None, rows: bool) -> Tensor:
     """`f_i = min_j cost_ij - g_j` over real pairs (`rows=True`), or its mirror image for columns.
 
     Minus infinity in `g` is an atom that is not there; 0 where no atom is.  NaN stays NaN.
@@ -91,7 +91,7 @@ def c_transform(cost: Tensor, g: Tensor, real: Tensor | None, rows: bool) -> Ten
     return out.masked_fill(out == math.inf, 0)
 
 
-def certify(problem: TransportProblem, plan: Tensor, g: Tensor | None) -> Certificate:
+def certify(problem: TransportProblem, plan: Tensor, *, g: Tensor | None) -> Certificate:
     """Certificate of any plan `[B,N,M]` and any target potential `[B,M]` (zeros when None).
 
     Computed in float64 on the problem's device.  A non-finite plan or potential gives a NaN value or an
@@ -105,14 +105,14 @@ def certify(problem: TransportProblem, plan: Tensor, g: Tensor | None) -> Certif
     cost = cost if real is None else cost.masked_fill(~real, 0)
     plan = plan.double()
     row_error, col_error = (plan.sum(2) - a).abs().sum(1), (plan.sum(1) - b).abs().sum(1)
-    paid = (round_to_polytope(plan, a, b) * cost).sum((1, 2))
+    paid = (round_to_polytope(plan, a, b=b) * cost).sum((1, 2))
     paid = torch.where(plan.isfinite().flatten(1).all(1), paid, torch.full_like(paid, math.nan))
     start = torch.zeros_like(b) if g is None else g.double()
     broken = ~(start < math.inf).all(1)
     start = start.masked_fill(broken[:, None], 0)
-    f = c_transform(cost, start, real, rows=True)
+    f = c_transform(cost, start, real=real, rows=True)
     f = f - (a * f).sum(1, keepdim=True)  # potentials far from zero would cancel below
-    tight = c_transform(cost, f, real, rows=False)
+    tight = c_transform(cost, f, real=real, rows=False)
     bound = ((a * f).sum(1) + (b * tight).sum(1)).clamp_min(0)  # nothing is below the cheapest pair
     bound = bound.masked_fill(broken, -math.inf)
     return Certificate(

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from pruneopt.errors import ProblemError
 
 
-def refuse_gradient(tensor: Tensor, inputs: tuple[Tensor, ...], words: str) -> Tensor:
+def refuse_gradient(tensor: Tensor, inputs: tuple[Tensor, ...], *, words: str) -> Tensor:
     """The same values, tied to those `inputs` that require a gradient; backward raises ProblemError(words).
 
     A plain detached tensor would give a silent zero as soon as a loss has another term.
@@ -27,6 +27,7 @@ def refuses(tensor: Tensor) -> bool:
 def envelope(
     value: Tensor,
     problem: tuple[Tensor, Tensor, Tensor],
+    *,
     optimum: tuple[Tensor, Tensor, Tensor],
     proved: Tensor,
     words: str,
@@ -43,7 +44,9 @@ def envelope(
 
 class _Refusal(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, words: str, *inputs: Tensor) -> Tensor:
+    def forward(  # noqa: PLR0917 - called by torch
+        ctx: Any, tensor: Tensor, words: str, *inputs: Tensor
+    ) -> Tensor:
         ctx.words = words
         return tensor.view_as(tensor)
 

@@ -46,7 +46,7 @@ class Status(Enum):
         return self is Status.OPTIMAL
 
 
-def settled(ended: Status, gap: float, slack: float) -> Status:
+def settled(ended: Status, gap: float, *, slack: float) -> Status:
     """What a solver's word is worth beside the gap of its answer: the one place where a claim may stand.
 
     `gap` is the distance between value and bound, negative where they contradict each other; `slack` is what
@@ -117,7 +117,7 @@ class TransportSolution(Solution):
         for name in ("plan", "f", "g"):
             tensor = getattr(self, name)
             if tensor is not None and not tensor.requires_grad:
-                object.__setattr__(self, name, refuse_gradient(tensor, inputs, self._refusal(name)))
+                object.__setattr__(self, name, refuse_gradient(tensor, inputs, words=self._refusal(name)))
 
     def _refusal(self, name: str) -> str:
         return (
@@ -134,15 +134,17 @@ class TransportSolution(Solution):
     def certificate(self) -> Certificate:
         with torch.set_grad_enabled(self.plan.requires_grad):  # whoever reads it first, and wherever
             if not refuses(self.plan):
-                return certify(self.problem, self.plan, self.g)
+                return certify(self.problem, self.plan, g=self.g)
             found = certify(
-                self.problem.detached(), self.plan.detach(), None if self.g is None else self.g.detach()
+                self.problem.detached(), self.plan.detach(), g=None if self.g is None else self.g.detach()
             )
             optimum = (self.plan.detach().double(), found.f, found.g)
             inputs = self.problem.inputs
-            value = envelope(found.value, inputs, optimum, found.proved, self._refusal("value"))
+            value = envelope(
+                found.value, inputs, optimum=optimum, proved=found.proved, words=self._refusal("value")
+            )
             others = {
-                name: refuse_gradient(getattr(found, name), inputs, self._refusal(name))
+                name: refuse_gradient(getattr(found, name), inputs, words=self._refusal(name))
                 for name in ("lower_bound", "gap", "row_error", "col_error", "f", "g")
             }
             return replace(found, value=value, **others)
@@ -185,7 +187,7 @@ class TransportSolution(Solution):
         claims = Status.OPTIMAL in self.ended
         proved = self.certificate.proved.tolist() if claims else [False] * len(self.ended)
         return tuple(
-            Status.NON_FINITE if b else settled(e, 0.0 if p else math.inf, 0.0)
+            Status.NON_FINITE if b else settled(e, 0.0 if p else math.inf, slack=0.0)
             for b, e, p in zip(bad.tolist(), self.ended, proved, strict=True)
         )
 
@@ -257,6 +259,6 @@ class SubsetSolution(Solution):
         gap = torch.full_like(self.value, math.inf) if self.gap is None else self.gap
         slack = self.tolerance * self.problem.magnitude(self.keep)
         return tuple(
-            settled(e, g, s) if e.ok else e
+            settled(e, g, slack=s) if e.ok else e
             for e, g, s in zip(ended, gap.tolist(), slack.tolist(), strict=True)
         )

@@ -36,6 +36,7 @@ class TransportProblem(Brief):
     @staticmethod
     def build(
         cost: Float[Tensor, "B N M"],
+        *,
         a: Float[Tensor, "B N"] | None = None,
         b: Float[Tensor, "B M"] | None = None,
         row_mask: Bool[Tensor, "B N"] | None = None,
@@ -75,13 +76,13 @@ class TransportProblem(Brief):
         if cost.dtype in (torch.float16, torch.bfloat16):
             cost = cost.float()
         batch, rows, cols = cost.shape
-        row_mask = _mask("row_mask", row_mask, (batch, rows), cost)
-        col_mask = _mask("col_mask", col_mask, (batch, cols), cost)
+        row_mask = _mask("row_mask", row_mask, shape=(batch, rows), cost=cost)
+        col_mask = _mask("col_mask", col_mask, shape=(batch, cols), cost=cost)
         if check:
             _some_real(row_mask, "row")
             _some_real(col_mask, "col")
-        a = _mass("a", a, row_mask, (batch, rows), cost, check)
-        b = _mass("b", b, col_mask, (batch, cols), cost, check)
+        a = _mass("a", a, mask=row_mask, shape=(batch, rows), cost=cost, check=check)
+        b = _mass("b", b, mask=col_mask, shape=(batch, cols), cost=cost, check=check)
         if row_mask is not None or col_mask is not None:
             real = torch.ones(batch, rows, cols, dtype=torch.bool, device=cost.device)
             real = real if row_mask is None else real & row_mask[:, :, None]
@@ -153,7 +154,7 @@ def _first(bad: Tensor) -> int:
     return int(bad.nonzero()[0, 0])
 
 
-def _mask(name: str, mask: Tensor | None, shape: tuple[int, int], cost: Tensor) -> Tensor | None:
+def _mask(name: str, mask: Tensor | None, *, shape: tuple[int, int], cost: Tensor) -> Tensor | None:
     if mask is None:
         return None
     if tuple(mask.shape) != shape or mask.dtype != torch.bool:
@@ -162,7 +163,7 @@ def _mask(name: str, mask: Tensor | None, shape: tuple[int, int], cost: Tensor) 
 
 
 def _mass(
-    name: str, mass: Tensor | None, mask: Tensor | None, shape: tuple[int, int], cost: Tensor, check: bool
+    name: str, mass: Tensor | None, *, mask: Tensor | None, shape: tuple[int, int], cost: Tensor, check: bool
 ) -> Tensor:
     if mass is None:
         mass = torch.ones(shape, dtype=torch.float64, device=cost.device)

@@ -37,12 +37,12 @@ def token_axes(part: Part) -> tuple[int, ...]:
     return {"[B,N]": (1,), "[B,N,N]": (1, 2), "[B,A,N]": (2,)}[layout(part)]
 
 
-def real_entries(part: Part, signals: Signals, out: Tensor) -> Tensor:
+def real_entries(part: Part, signals: Signals, *, out: Tensor) -> Tensor:
     """Bool of the output's shape, True where every token involved is real."""
     return across(signals.mask, token_axes(part), rank=out.dim()).expand(out.shape)
 
 
-def alone(part: Part, out: Tensor, b: int, n: int) -> Tensor:
+def alone(part: Part, out: Tensor, *, b: int, n: int) -> Tensor:
     """Output of sample b at its first n tokens."""
     out = out[b : b + 1]
     for axis in token_axes(part):
@@ -50,7 +50,7 @@ def alone(part: Part, out: Tensor, b: int, n: int) -> Tensor:
     return out
 
 
-def agree(one: Tensor, two: Tensor, tolerance: float = 1e-4) -> float:
+def agree(one: Tensor, two: Tensor, *, tolerance: float = 1e-4) -> float:
     """Largest difference in units of the spread of `two`; equal infinities agree."""
     require(one.shape == two.shape, f"shapes differ: {list(one.shape)} and {list(two.shape)}")
     one, two = one.double(), two.double()

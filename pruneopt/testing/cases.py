@@ -156,7 +156,7 @@ def transport(
     elif family == "zero_mass":
         a[:, 1], b[:, -1] = 0, 0
         a, b = a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True)
-    return TransportProblem.build(cost.to(dtype), a.to(dtype), b.to(dtype))
+    return TransportProblem.build(cost.to(dtype), a=a.to(dtype), b=b.to(dtype))
 
 
 def transport_optimum(problem: TransportProblem) -> Tensor:

@@ -80,6 +80,7 @@ def require(condition: object, message: str) -> None:
 def run_checks(
     part: Checked,
     kind: str,
+    *,
     checks: Iterable[Check],
     expected_failures: Mapping[str, str] | None = None,
     strict: bool = True,

@@ -22,7 +22,7 @@ _CHANCE = load_spec("random", ["problem.scores.random.seed=3"]).to_spec()
 _TOP = {"name": "check", "problem": _CHANCE["problem"], "solver": _CHANCE["solver"]}
 
 
-def cut_spec(insertion: Mapping[str, Any], keep: Any, positions: str = "keep") -> dict[str, Any]:
+def cut_spec(insertion: Mapping[str, Any], keep: Any, *, positions: str = "keep") -> dict[str, Any]:
     return {**_TOP, "insertion": insertion, "budget": {"keep": keep}, "positions": positions}
 
 

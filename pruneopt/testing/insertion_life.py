@@ -43,7 +43,7 @@ def check_modes(case: InsertionCase) -> Iterator[str]:
             kept = handle.run.kept
         finally:
             handle.remove()
-        with masked(case.decoder(model), kept, real_columns(inputs, times)):
+        with masked(case.decoder(model), kept, real=real_columns(inputs, times)):
             torch.manual_seed(5)
             wanted, _ = generate(model, inputs, **options)
         if not torch.equal(found, wanted):
@@ -66,10 +66,10 @@ def check_modes(case: InsertionCase) -> Iterator[str]:
             yield f"{mode} is neither refused nor known to work"
         finally:
             handle.remove()
-    yield from _refused_calls(case, model, inputs)
+    yield from _refused_calls(case, model, inputs=inputs)
 
 
-def _refused_calls(case: InsertionCase, model: Any, inputs: Mapping[str, Any]) -> Iterator[str]:
+def _refused_calls(case: InsertionCase, model: Any, *, inputs: Mapping[str, Any]) -> Iterator[str]:
     from transformers import StaticCache
 
     text = model.config.get_text_config()
@@ -181,7 +181,7 @@ def check_restore(case: InsertionCase) -> Iterator[str]:
             yield "exception in a part: the model is not as it was before"
     else:
         yield "an exception in a part was swallowed"
-    yield from _nesting(case, model, inputs)
+    yield from _nesting(case, model, inputs=inputs)
     yield from _threads(case, inputs)
 
 
@@ -197,7 +197,7 @@ def _raising(layer: nn.Module) -> Iterator[None]:
         handle.remove()
 
 
-def _nesting(case: InsertionCase, model: Any, inputs: Mapping[str, Any]) -> Iterator[str]:
+def _nesting(case: InsertionCase, model: Any, *, inputs: Mapping[str, Any]) -> Iterator[str]:
     handle = case.apply(model, ENTRY)
     try:
         second = case.apply(model, LAYER)

@@ -33,10 +33,12 @@ def check_oracle(case: InsertionCase) -> Iterator[str]:
                     kept = handle.run.kept
                 finally:
                     handle.remove()
-                with masked(case.decoder(model), kept, real):
+                with masked(case.decoder(model), kept, real=real):
                     wanted_logits = forward(model, inputs).logits
                     _, wanted = generate(model, inputs, forced=tokens)
-                yield from _compare_prefill(where, logits, wanted_logits, kept, real, tolerance(model))
+                yield from _compare_prefill(
+                    where, logits, wanted=wanted_logits, kept=kept, real=real, tolerance=tolerance(model)
+                )
                 gap = difference(steps, wanted)
                 if gap > tolerance(model):
                     per_step = [f"{difference(a, b):.1e}" for a, b in zip(steps, wanted, strict=True)]
@@ -44,7 +46,7 @@ def check_oracle(case: InsertionCase) -> Iterator[str]:
 
 
 def _compare_prefill(
-    where: str, found: Tensor, wanted: Tensor, kept: Mapping[int, Any], real: Tensor, tolerance: float
+    where: str, found: Tensor, *, wanted: Tensor, kept: Mapping[int, Any], real: Tensor, tolerance: float
 ) -> Iterator[str]:
     """Compare the logits of every surviving position; rows are aligned at their last column."""
     survivors = kept[max(kept)]
@@ -113,7 +115,7 @@ def check_deletion(case: InsertionCase) -> Iterator[str]:
     model = case.build(case.attention[0])
     text = case.text(model)
     for name, inputs in case.scenarios.items():
-        entry = _entry(model, text, inputs)
+        entry = _entry(model, text, inputs=inputs)
         for policy in ("keep", "compact"):
             for keep, layer in ((0.4, None), (0.6, 2)):
                 insertion = (
@@ -122,7 +124,7 @@ def check_deletion(case: InsertionCase) -> Iterator[str]:
                 if layer is not None and policy == "keep":
                     continue  # the oracle covers it
                 where = f"{name}, positions={policy}, {insertion['kind']}"
-                handle = case.apply(model, cut_spec(insertion, keep, policy))
+                handle = case.apply(model, cut_spec(insertion, keep, positions=policy))
                 try:
                     first, second = generate(model, inputs), generate(model, inputs)
                     kept = handle.run.kept
@@ -131,19 +133,27 @@ def check_deletion(case: InsertionCase) -> Iterator[str]:
                 if not torch.equal(first[1], second[1]):
                     yield f"{where}: a second generate differs from the first"
                 if layer is None:
-                    gap = _deleted(model, text, entry, kept[0], first, policy, real_columns(inputs))
+                    gap = _deleted(
+                        model,
+                        text,
+                        entry=entry,
+                        kept=kept[0],
+                        run=first,
+                        policy=policy,
+                        real=real_columns(inputs),
+                    )
                     if gap > 5 * tolerance(model):
                         yield f"{where}: differs by {gap:.2e} from deleting the same tokens by hand"
 
 
-def _entry(model: Any, text: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def _entry(model: Any, text: nn.Module, *, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What the untouched text model is called with in `generate`'s prefill."""
     seen: dict[str, Any] = {}
 
-    def see(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def see(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:  # noqa: PLR0917 - a hook of torch
         seen.setdefault("kwargs", dict(kwargs))
 
-    def rotary(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def rotary(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:  # noqa: PLR0917 - as well
         seen.setdefault("positions", kwargs["position_ids"] if "position_ids" in kwargs else args[1])
 
     handles = [
@@ -161,6 +171,7 @@ def _entry(model: Any, text: nn.Module, inputs: Mapping[str, Any]) -> dict[str, 
 def _deleted(
     model: Any,
     text: nn.Module,
+    *,
     entry: Mapping[str, Any],
     kept: Sequence[Sequence[int]],
     run: tuple[Tensor, Tensor],
@@ -185,7 +196,7 @@ def _deleted(
             ids = ids.view(positions.shape[0], -1)
             after = ids.max() + 1
         ids = torch.cat([ids, (after + torch.arange(len(new))).expand(len(ids), -1)], 1)[:, None]
-        extra = _deepstack(entry["kwargs"], row, index, len(new))
+        extra = _deepstack(entry["kwargs"], row, index=index, new=len(new))
         with torch.no_grad():
             out = text(
                 inputs_embeds=here,
@@ -200,7 +211,7 @@ def _deleted(
     return worst
 
 
-def _deepstack(kwargs: Mapping[str, Any], row: int, index: Tensor, new: int) -> dict[str, Any]:
+def _deepstack(kwargs: Mapping[str, Any], row: int, *, index: Tensor, new: int) -> dict[str, Any]:
     """Deepstack arguments of one row after deletion (Qwen3-VL)."""
     where = kwargs.get("visual_pos_masks")
     if where is None:
@@ -243,7 +254,7 @@ def check_ragged(case: InsertionCase) -> Iterator[str]:
                 handle.remove()
             if len({len(row) for row in visual[max(visual)]}) < 2:
                 yield f"{name}, {label(base)}: counts are not ragged, the check shows nothing"
-            with masked(case.decoder(model), kept, real_columns(inputs)):
+            with masked(case.decoder(model), kept, real=real_columns(inputs)):
                 _, wanted = generate(model, inputs, forced=tokens)
             gap = difference(found, wanted)
             if gap > tolerance(model):
@@ -282,10 +293,12 @@ def _counting(layers: Sequence[nn.Module]) -> Iterator[list[int]]:
     """Multiply-adds of all linear maps in `layers`, and of attention from its query and key shapes."""
     total, handles = [0], []
 
-    def linear(module: Any, args: Any, output: Tensor) -> None:
+    def linear(module: Any, args: Any, output: Tensor) -> None:  # noqa: PLR0917 - a hook of torch
         total[0] += output.numel() * module.in_features
 
-    def attention(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    def attention(  # noqa: PLR0917 - as well
+        module: Any, args: Any, kwargs: dict[str, Any], output: Any
+    ) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
         total[0] += 2 * hidden.shape[0] * hidden.shape[1] ** 2 * module.o_proj.in_features
 

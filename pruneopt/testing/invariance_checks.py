@@ -32,7 +32,7 @@ def check_batch_invariance(part: Part) -> None:
             single = call(part, cases.sample_alone(signals, b))
             n = int(signals.mask[b].sum())
             require(
-                agree(alone(part, out, b, n), single) < 1e-4,
+                agree(alone(part, out, b=b, n=n), single) < 1e-4,
                 f"sample {b} of a {'ragged ' if lengths else ''}batch differs from itself alone; "
                 "reduce over dim=1 and over signals.mask only, never over the batch",
             )
@@ -42,7 +42,7 @@ def check_padding_invariance(part: Part) -> None:
     """Other values at padded tokens change nothing at real ones, bit for bit."""
     signals = cases.make_signals(part.needs, lengths=(12, 7))
     out, other = call(part, signals), call(part, cases.garbage_in_padding(signals))
-    real = real_entries(part, signals, out)
+    real = real_entries(part, signals, out=out)
     same = (out == other) | (out.isnan() & other.isnan()) | ~real
     require(
         bool(same.all()), "values at padded tokens leak into real ones; mask before any sum, mean or maximum"

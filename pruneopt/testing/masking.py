@@ -23,7 +23,7 @@ def hidden_keys(kept: Mapping[int, Sequence[Sequence[int]]], layer: int) -> Sequ
 
 @contextmanager
 def masked(
-    layers: Sequence[nn.Module], kept: Mapping[int, Sequence[Sequence[int]]], real: Tensor
+    layers: Sequence[nn.Module], kept: Mapping[int, Sequence[Sequence[int]]], *, real: Tensor
 ) -> Iterator[None]:
     """Hide, in an untouched model, every prompt key that is not in `kept` from its layer on.
 
@@ -40,7 +40,9 @@ def masked(
             visible[row, list(positions)] = True
         visible &= real.cpu()
 
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def before(  # noqa: PLR0917 - a hook of torch
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
             cache = kwargs.get("past_key_values")
             past = 0 if cache is None else int(cache.get_seq_length(index))
@@ -72,7 +74,7 @@ def real_columns(inputs: Mapping[str, Any], times: int = 1) -> Tensor:
 
 
 def generate(
-    model: Any, inputs: Mapping[str, Any], forced: Tensor | None = None, **options: Any
+    model: Any, inputs: Mapping[str, Any], *, forced: Tensor | None = None, **options: Any
 ) -> tuple[Tensor, Tensor]:
     """Sequences, and the raw logits of each new token `[steps,B,V]`.
 

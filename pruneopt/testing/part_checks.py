@@ -52,7 +52,9 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.seen: list[str] = []
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(  # noqa: PLR0917 - called by torch
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         self.seen.append(getattr(func, "__name__", str(func)))
         return func(*args, **(kwargs or {}))
 
@@ -106,7 +108,7 @@ def check_copies(part: Part) -> None:
     require(echoed == part, f"repr reads back as another part: {part!r}")
 
 
-def _refuses(part: Part, changed: dict[str, Any], name: str) -> str | None:
+def _refuses(part: Part, changed: dict[str, Any], *, name: str) -> str | None:
     """None when a SpecError names the parameter, else what happened."""
     spec = {**{k: v for k, v in part.to_spec().items() if k != "kind"}, **changed}
     try:
@@ -122,7 +124,7 @@ def _refuses(part: Part, changed: dict[str, Any], name: str) -> str | None:
 
 def check_bad_parameters_refused(part: Part) -> None:
     """Unknown, ill-typed and out-of-range parameters raise SpecError naming the parameter."""
-    wrong = _refuses(part, {"no_such_parameter": 1}, "no_such_parameter")
+    wrong = _refuses(part, {"no_such_parameter": 1}, name="no_such_parameter")
     require(wrong is None, f"an unknown parameter: {wrong}")
     for item in dataclasses.fields(part):
         meta = item.metadata
@@ -138,7 +140,7 @@ def check_bad_parameters_refused(part: Part) -> None:
         if isinstance(getattr(part, item.name), float):
             bad.append(math.nan)
         for value in bad:
-            wrong = _refuses(part, {item.name: value}, item.name)
+            wrong = _refuses(part, {item.name: value}, name=item.name)
             require(wrong is None, f"{wrong}; declare it with param(low=, high=, above=, choices=)")
 
 

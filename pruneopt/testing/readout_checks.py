@@ -99,7 +99,7 @@ def check_permutation(readout: Readout) -> None:
     """Permuting tokens (sources and targets alike) permutes the importance."""
     problem = cases.transport(seed=4)
     p = cases.shuffle(12, 0)
-    moved = TransportProblem.build(problem.cost[:, p][:, :, p], problem.a[:, p], problem.b[:, p])
+    moved = TransportProblem.build(problem.cost[:, p][:, :, p], a=problem.a[:, p], b=problem.b[:, p])
     for solver, out in _reads(readout, moved):
         before = readout(problem, solver.solve(problem))
         require(
@@ -114,10 +114,10 @@ def check_batch(readout: Readout) -> None:
     mask = torch.arange(12) < torch.tensor([12, 8])[:, None]
     a, b = problem.a * mask, problem.b * mask
     a, b = a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True)
-    ragged = TransportProblem.build(problem.cost, a, b, mask, mask)
+    ragged = TransportProblem.build(problem.cost, a=a, b=b, row_mask=mask, col_mask=mask)
     for i, n in enumerate((12, 8)):
         part = slice(i, i + 1)
-        single = TransportProblem.build(problem.cost[part, :n, :n], a[part, :n], b[part, :n])
+        single = TransportProblem.build(problem.cost[part, :n, :n], a=a[part, :n], b=b[part, :n])
         for solver, out in _reads(readout, ragged):
             alone = readout(single, solver.solve(single))
             same = agree(out[part, :n], alone) < 1e-3

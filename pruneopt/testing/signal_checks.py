@@ -31,9 +31,9 @@ SIZES = (
 )  # batch, tokens, width, heads, text
 
 
-def _finite(part: Part, signals: Signals, out: Tensor) -> Tensor:
+def _finite(part: Part, signals: Signals, *, out: Tensor) -> Tensor:
     """`[B]` bool: all entries at real tokens are finite (+inf marks an absent anchor)."""
-    fine = out.isfinite() | ~real_entries(part, signals, out)
+    fine = out.isfinite() | ~real_entries(part, signals, out=out)
     if layout(part) == "[B,A,N]":
         fine = fine | (out == torch.inf).all(2, keepdim=True)
     return fine.flatten(1).all(1)
@@ -89,7 +89,7 @@ def check_finite_on_hard_input(part: Part) -> None:
             signals = cases.make_signals(part.needs, style=style, lengths=lengths)
             out = call(part, signals)
             require(
-                bool(_finite(part, signals, out).all()),
+                bool(_finite(part, signals, out=out).all()),
                 f"not finite at real tokens for {style} input"
                 + (" with padding" if lengths else "")
                 + "; guard divisions (clamp_min) and square roots",
@@ -109,7 +109,7 @@ def check_nan_is_flagged(part: Part) -> None:
             out = call(part, spoilt)
         except (PruneoptError, ValueError):
             continue
-        hidden = bool(_finite(part, spoilt, out)[0]) and "groups" not in part.tags
+        hidden = bool(_finite(part, spoilt, out=out)[0]) and "groups" not in part.tags
         require(
             not hidden or agree(out, call(part, signals)) == 0,
             f"NaN in {name!r} gives finite numbers; it was ranked or replaced (nan_to_num, argsort, clamp?)",
@@ -154,13 +154,15 @@ def check_seed_is_used(part: Part) -> None:
 class _Watch(TorchDispatchMode):
     """Notes every operation: its name, its arguments and what came out."""
 
-    def __init__(self, note: Callable[[str, Any, Any], None]):
+    def __init__(self, note: Callable[..., None]):
         super().__init__()
         self.note = note
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # noqa: PLR0917 - called by torch
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
-        self.note(str(func).removeprefix("aten."), args, out)
+        self.note(str(func).removeprefix("aten."), args, out=out)
         return out
 
 
@@ -172,7 +174,7 @@ def sync_operations(run: Callable[[], Any]) -> list[str]:
     """Names of the operations in `run` that would wait for a GPU, found while running on the CPU."""
     seen: list[str] = []
 
-    def note(name: str, args: Any, out: Any) -> None:
+    def note(name: str, args: Any, *, out: Any) -> None:
         stem = name.split(".")[0]
         index = args[1] if stem == "index" and len(args) > 1 else ()
         picks = any(isinstance(i, Tensor) and i.dtype == torch.bool for i in index)
@@ -197,7 +199,7 @@ def check_no_host_sync(part: Part) -> None:
 def _largest_temporary(run: Callable[[], Any]) -> int:
     sizes = [0]
 
-    def note(name: str, args: Any, out: Any) -> None:
+    def note(name: str, args: Any, *, out: Any) -> None:
         made = [t for t in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(t, Tensor)]
         sizes.extend(t.numel() for t in made if t.untyped_storage().nbytes() >= t.nbytes)
 

@@ -20,7 +20,7 @@ from pruneopt.testing.part_checks import part_checks, torch_rng_untouched
 
 
 def selection_on(
-    signals: Signals, share: float = 0.4, seed: int = 0, order: Tensor | None = None
+    signals: Signals, share: float = 0.4, *, seed: int = 0, order: Tensor | None = None
 ) -> Selection:
     """A selection of a share of every sample by random scores that follow the tokens under `order`.
 
@@ -33,10 +33,10 @@ def selection_on(
     if order is not None:
         score, group = score[:, order], group[:, order]
     counts = tuple(max(1, int(share * n)) for n in signals.mask.sum(1).tolist())
-    return _selected(signals, score, group, counts)
+    return _selected(signals, score, group=group, counts=counts)
 
 
-def _selected(signals: Signals, score: Tensor, group: Tensor, counts: tuple[int, ...]) -> Selection:
+def _selected(signals: Signals, score: Tensor, *, group: Tensor, counts: tuple[int, ...]) -> Selection:
     from pruneopt.parts.solvers.one_sided import OneSided
     from pruneopt.parts.solvers.stable_top_k import StableTopK
 
@@ -44,7 +44,7 @@ def _selected(signals: Signals, score: Tensor, group: Tensor, counts: tuple[int,
     real = signals.mask.double()
     mass = real / real.sum(1, keepdim=True)
     apart = (score[:, :, None] - score[:, None, :]).abs()
-    plan = OneSided().solve(TransportProblem.build(apart, mass, mass, mask, mask))
+    plan = OneSided().solve(TransportProblem.build(apart, a=mass, b=mass, row_mask=mask, col_mask=mask))
     k = torch.tensor(counts)
     (kind,) = StableTopK.kinds
     problem = SubsetProblem.build(
@@ -61,7 +61,7 @@ def _selected(signals: Signals, score: Tensor, group: Tensor, counts: tuple[int,
     return Selection(solution.keep, counts, score, solution=solution, evidence=evidence)
 
 
-def apply(step: Step, selection: Selection, signals: Signals) -> Selection:
+def apply(step: Step, selection: Selection, *, signals: Signals) -> Selection:
     """The step on a guarded view of its signals."""
     return step(selection, signals.view(step.needs))
 
@@ -70,7 +70,7 @@ def check_selection_is_sound(step: Step) -> None:
     """A Selection comes back with a bool `keep` on real tokens only, finite merge weights and sizes."""
     for lengths in (None, (12, 6)):
         signals = cases.make_signals(step.needs, lengths=lengths)
-        out = apply(step, selection_on(signals), signals)
+        out = apply(step, selection_on(signals), signals=signals)
         require(isinstance(out, Selection), f"returned {type(out).__name__}, not a Selection")
         require(
             out.keep.dtype == torch.bool and out.keep.shape == (2, 12),
@@ -96,7 +96,7 @@ def check_count_agrees(step: Step) -> None:
         for share in (0.1, 0.4, 1.0):
             signals = cases.make_signals(step.needs, tokens=tokens)
             before = selection_on(signals, share)
-            out = apply(step, before, signals)
+            out = apply(step, before, signals=signals)
             kept = out.keep.sum(1).tolist()
             if out.counts is None:
                 continue
@@ -114,14 +114,14 @@ def check_count_agrees(step: Step) -> None:
 def check_step_batch(step: Step) -> None:
     """A sample gives in a ragged batch what it gives alone, whatever stands at padding."""
     signals = cases.make_signals(step.needs, lengths=(12, 6))
-    out = apply(step, selection_on(signals), signals)
+    out = apply(step, selection_on(signals), signals=signals)
     for b in range(2):
         single = cases.sample_alone(signals, b)
         full = selection_on(signals)
         n = single.tokens
         assert full.importance is not None
-        alone = selection_on(single, order=None) if n == signals.tokens else _restricted(single, full, b)
-        after = apply(step, alone, single)
+        alone = selection_on(single, order=None) if n == signals.tokens else _restricted(single, full, b=b)
+        after = apply(step, alone, signals=single)
         require(
             torch.equal(after.keep[0], out.keep[b, :n]),
             f"sample {b} of a ragged batch keeps other tokens than alone",
@@ -131,15 +131,17 @@ def check_step_batch(step: Step) -> None:
             rows = agree(after.merge[0][after.keep[0]], out.merge[b, :n, :n][after.keep[0]])
             require(rows < 1e-4, f"sample {b} of a ragged batch is merged differently than alone")
     dirty = cases.garbage_in_padding(signals)
-    again = apply(step, selection_on(dirty), dirty)
+    again = apply(step, selection_on(dirty), signals=dirty)
     require(torch.equal(again.keep, out.keep), "values at padded tokens change what is kept")
 
 
-def _restricted(single: Signals, full: Selection, b: int) -> Selection:
+def _restricted(single: Signals, full: Selection, *, b: int) -> Selection:
     assert full.importance is not None and full.counts is not None
     n = single.tokens
     group = full.solution.problem.group  # type: ignore[union-attr]
-    return _selected(single, full.importance[b : b + 1, :n], group[b : b + 1, :n], (full.counts[b],))
+    return _selected(
+        single, full.importance[b : b + 1, :n], group=group[b : b + 1, :n], counts=(full.counts[b],)
+    )
 
 
 def check_step_padding(step: Step) -> None:
@@ -151,11 +153,11 @@ def check_step_padding(step: Step) -> None:
     for fill in cases.FILLS:
         moved, old = cases.spread(signals, fill)
         score = cases.fill_out(whole.importance.gather(1, old.clamp_min(0)), moved.mask, fill=fill)
-        before = _selected(moved, score, group.gather(1, old.clamp_min(0)), whole.counts)
-        out = apply(step, before, moved)
+        before = _selected(moved, score, group=group.gather(1, old.clamp_min(0)), counts=whole.counts)
+        out = apply(step, before, signals=moved)
         for b in range(2):
             single = cases.sample_alone(signals, b)
-            after = apply(step, _restricted(single, whole, b), single)
+            after = apply(step, _restricted(single, whole, b=b), signals=single)
             here = (old[b] >= 0).nonzero().squeeze(1)
             where = f"a sample with padding between its tokens, {fill} all real values"
             same = torch.equal(out.keep[b, here], after.keep[0]) and not bool((out.keep & ~moved.mask).any())
@@ -172,20 +174,20 @@ def check_step_pure(step: Step) -> None:
     before = selection_on(signals)
     keep = before.keep.clone()
     tensors = {n: signals[n].clone() for n in signals}
-    first = apply(step, before, signals)
+    first = apply(step, before, signals=signals)
     require(
         torch.equal(before.keep, keep), "the given selection was changed in place; use dataclasses.replace"
     )
     for name, copy in tensors.items():
         require(torch.equal(signals[name], copy), f"signal {name!r} was changed in place")
-    again = apply(step, before, signals)
+    again = apply(step, before, signals=signals)
     require(torch.equal(first.keep, again.keep), "two calls differ; keep no state")
 
 
 def check_step_rng(step: Step) -> None:
     """The global random generators are neither used nor moved."""
     signals = cases.make_signals(step.needs)
-    one, two = torch_rng_untouched(lambda: apply(step, selection_on(signals), signals).keep)
+    one, two = torch_rng_untouched(lambda: apply(step, selection_on(signals), signals=signals).keep)
     require(torch.equal(one, two), "the outcome depends on a global random generator")
 
 
@@ -193,9 +195,9 @@ def check_step_permutation(step: Step) -> None:
     """Permuting tokens with their coordinates permutes the outcome."""
     signals = cases.make_signals(step.needs)
     order = cases.shuffle(12, 1)
-    out = apply(step, selection_on(signals), signals)
+    out = apply(step, selection_on(signals), signals=signals)
     moved = cases.permuted(signals, order)
-    after = apply(step, selection_on(moved, order=order), moved)
+    after = apply(step, selection_on(moved, order=order), signals=moved)
     require(
         torch.equal(after.keep, out.keep[:, order]),
         "permuting the tokens changes what is kept; tag the step `uses_order` if its rule is by index",

@@ -79,7 +79,12 @@ def check_part(
     on_fail: `"raise"` raises CheckFailure listing all failures; `"report"` only returns the verdict.
     """
     part = built(part)
-    return _judged(run_checks(part, kind_of(part), checks_for(part), expected_failures, strict), on_fail)
+    return _judged(
+        run_checks(
+            part, kind_of(part), checks=checks_for(part), expected_failures=expected_failures, strict=strict
+        ),
+        on_fail,
+    )
 
 
 def _judged(verdict: Verdict, on_fail: str) -> Verdict:
@@ -140,12 +145,13 @@ def check_kind(kind: Kind | type[Kind], *, witness: Witness | None = None, on_fa
     found = built(kind)
     if not isinstance(found, Kind):
         raise PruneoptError(f"{found!r} is no kind of problem")
-    return _judged(run_checks(found, kind_of(found), kind_checks(found, witness)), on_fail)
+    return _judged(run_checks(found, kind_of(found), checks=kind_checks(found, witness)), on_fail)
 
 
 def parametrize_with_checks(
     parts: Iterable[Checked | type[Checked]],
     expected_failures: Mapping[str, Mapping[str, str]] | None = None,
+    *,
     strict: bool = True,
 ) -> Any:
     """A pytest decorator: one test per part and check, with ids like `my_term-check_permutation`.

@@ -60,14 +60,14 @@ def check_marginals(solver: TransportSolver) -> None:
     """Unequal marginals are met as status and order promise, on easy and on hard costs."""
     for family in ("random", "offset", "clustered"):
         problem = instance(solver, family)
-        marginals_hold(solver, problem, solver.solve(problem))
+        marginals_hold(solver, problem, solution=solver.solve(problem))
 
 
 def check_rectangular(solver: TransportSolver) -> None:
     """More sources than targets and the other way round."""
     for rows, cols in ((9, 14), (14, 9)):
         problem = instance(solver, rows=rows, cols=cols)
-        marginals_hold(solver, problem, solver.solve(problem))
+        marginals_hold(solver, problem, solution=solver.solve(problem))
 
 
 def check_gap(solver: TransportSolver) -> None:
@@ -97,7 +97,7 @@ def check_permutation(solver: TransportSolver) -> None:
     """Permuting sources and targets permutes the plan."""
     problem = instance(solver, seed=6)
     p, q = cases.shuffle(12, 0), cases.shuffle(12, 1)
-    moved = TransportProblem.build(problem.cost[:, p][:, :, q], problem.a[:, p], problem.b[:, q])
+    moved = TransportProblem.build(problem.cost[:, p][:, :, q], a=problem.a[:, p], b=problem.b[:, q])
     plan, other = solver.solve(problem).plan[:, p][:, :, q], solver.solve(moved).plan
     difference = float((plan - other).abs().amax())
     require(
@@ -109,7 +109,7 @@ def check_permutation(solver: TransportSolver) -> None:
 def check_shift(solver: TransportSolver) -> None:
     """Adding 50 to every cost changes nothing."""
     problem = instance(solver, seed=7)
-    shifted = TransportProblem.build(problem.cost + 50, problem.a, problem.b)
+    shifted = TransportProblem.build(problem.cost + 50, a=problem.a, b=problem.b)
     difference = float((solver.solve(problem).plan - solver.solve(shifted).plan).abs().amax())
     require(
         difference < 1e-4,
@@ -123,7 +123,7 @@ def check_potential_shift(solver: TransportSolver) -> None:
     problem = instance(solver, seed=7)
     g = torch.Generator().manual_seed(1)
     u, v = torch.rand(2, 12, 1, generator=g).double(), torch.rand(2, 1, 12, generator=g).double()
-    shifted = TransportProblem.build(problem.cost + u + v, problem.a, problem.b)
+    shifted = TransportProblem.build(problem.cost + u + v, a=problem.a, b=problem.b)
     worst = float(excess(shifted, solver.solve(shifted)).amax())
     require(
         worst <= accuracy(solver),
@@ -136,7 +136,7 @@ def check_scale(solver: TransportSolver) -> None:
     problem = instance(solver, seed=8)
     plan = solver.solve(problem).plan
     for factor in (100.0, 0.01, 1e12, 1e-12):
-        scaled = TransportProblem.build(problem.cost * factor, problem.a, problem.b)
+        scaled = TransportProblem.build(problem.cost * factor, a=problem.a, b=problem.b)
         difference = float((plan - solver.solve(scaled).plan).abs().amax())
         require(
             difference < 1e-4,
@@ -148,7 +148,7 @@ def check_scale(solver: TransportSolver) -> None:
 def check_transpose(solver: TransportSolver) -> None:
     """Exchanging sources and targets gives the same cost."""
     problem = instance(solver, seed=9, rows=12, cols=10)
-    turned = TransportProblem.build(problem.cost.transpose(1, 2), problem.b, problem.a)
+    turned = TransportProblem.build(problem.cost.transpose(1, 2), a=problem.b, b=problem.a)
     difference = (solver.solve(problem).value - solver.solve(turned).value).abs() / problem.cost_range()
     require(
         float(difference.amax()) < max(1e-6, 0.02 * accuracy(solver)),
@@ -183,9 +183,9 @@ def check_batch(solver: TransportSolver) -> None:
     mask = torch.arange(12) < torch.tensor(sizes)[:, None]
     a, b = big.a * mask, big.b * mask
     a, b = a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True)
-    together = solver.solve(TransportProblem.build(big.cost, a, b, mask, mask))
+    together = solver.solve(TransportProblem.build(big.cost, a=a, b=b, row_mask=mask, col_mask=mask))
     for i, n in enumerate(sizes):
-        single = TransportProblem.build(big.cost[i : i + 1, :n, :n], a[i : i + 1, :n], b[i : i + 1, :n])
+        single = TransportProblem.build(big.cost[i : i + 1, :n, :n], a=a[i : i + 1, :n], b=b[i : i + 1, :n])
         solution = solver.solve(single)
         difference = float((together.plan[i, :n, :n] - solution.plan[0]).abs().amax())
         require(
@@ -208,10 +208,10 @@ def check_degenerate(solver: TransportSolver) -> None:
         ("random", 1, 1),
     ):
         problem = instance(solver, family, rows=rows, cols=cols)
-        marginals_hold(solver, problem, solver.solve(problem))
+        marginals_hold(solver, problem, solution=solver.solve(problem))
     flat = instance(solver)
     flat = replace(flat, cost=torch.full_like(flat.cost, 0.3))
-    marginals_hold(solver, flat, solver.solve(flat))
+    marginals_hold(solver, flat, solution=solver.solve(flat))
 
 
 def check_dtype(solver: TransportSolver) -> None:
@@ -219,7 +219,7 @@ def check_dtype(solver: TransportSolver) -> None:
     exact = instance(solver, seed=11)
     reference = solver.solve(exact).value
     for dtype, tolerance in ((torch.float32, 1e-3), (torch.bfloat16, 0.02)):
-        problem = TransportProblem.build(exact.cost.to(dtype), exact.a.float(), exact.b.float())
+        problem = TransportProblem.build(exact.cost.to(dtype), a=exact.a.float(), b=exact.b.float())
         solution = solver.solve(problem)
         good = solution.plan.is_floating_point() and solution.plan.dtype.itemsize >= 4
         require(good, f"the plan is {solution.plan.dtype} for {dtype} cost")

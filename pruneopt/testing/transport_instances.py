@@ -36,7 +36,9 @@ def excess(problem: TransportProblem, solution: TransportSolution) -> Tensor:
     return (solution.value - cases.transport_optimum(problem)) / problem.cost_range().double()
 
 
-def marginals_hold(solver: TransportSolver, problem: TransportProblem, solution: TransportSolution) -> None:
+def marginals_hold(
+    solver: TransportSolver, problem: TransportProblem, *, solution: TransportSolution
+) -> None:
     """Fail unless the plan is non-negative and meets the marginals that status and order promise."""
     plan = solution.plan.double()
     require(

@@ -60,7 +60,7 @@ def check_gradient(solver: TransportSolver) -> None:
     moves = [torch.randn(x.shape, generator=g).double() for x in problem.inputs]
     moves[1:] = [(m - m.mean(1, keepdim=True)) / 20 for m in moves[1:]]  # mass is kept
     sides = range(1 if "uniform_square" in solver.tags else 3)
-    solution = solver.solve(TransportProblem.build(inputs[0], inputs[1], inputs[2]))
+    solution = solver.solve(TransportProblem.build(inputs[0], a=inputs[1], b=inputs[2]))
     for name, weight in weights.items():
         try:
             read = (getattr(solution, name).double() * weight).sum()
@@ -68,9 +68,9 @@ def check_gradient(solver: TransportSolver) -> None:
         except PruneoptError:
             continue
 
-        def at(side: int, step: float, name: str = name, weight: Tensor = weight) -> Tensor:
+        def at(side: int, step: float, *, name: str = name, weight: Tensor = weight) -> Tensor:
             cost, a, b = (x + step * moves[i] if i == side else x for i, x in enumerate(problem.inputs))
-            moved = solver.solve(TransportProblem.build(cost, a, b))
+            moved = solver.solve(TransportProblem.build(cost, a=a, b=b))
             return (getattr(moved, name).double() * weight).sum()
 
         for side in sides:
@@ -99,7 +99,7 @@ def check_status_honest(solver: TransportSolver) -> None:
     problem = instance(solver)
     cost = problem.cost.clone()
     cost[1, 2, 3] = torch.nan
-    broken = TransportProblem.build(cost, problem.a, problem.b, check=False)
+    broken = TransportProblem.build(cost, a=problem.a, b=problem.b, check=False)
     try:
         solution = solver.solve(broken)
     except ProblemError:

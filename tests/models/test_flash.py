@@ -32,7 +32,7 @@ def test_flash_kernel_is_used_and_exact(spec: Any) -> None:
     with pruneopt.prune(model, spec) as run, sdpa_kernel([SDPBackend.FLASH_ATTENTION]):
         found = forward(model, inputs).logits
         kept = run.kept
-    with masked(model.model.language_model.layers, kept, real_columns(inputs)):
+    with masked(model.model.language_model.layers, kept, real=real_columns(inputs)):
         wanted = forward(model, inputs).logits
     gap = (found[0] - wanted[0, kept[max(kept)][0]]).abs().max()
     assert float(gap) < 2e-2
@@ -51,7 +51,7 @@ def test_backend_equals_masking(family: str, backend: str) -> None:
     inputs = on_gpu(make(build)["left"])
     with pruneopt.prune(model, LAYER) as run:
         found, kept = forward(model, inputs).logits, run.kept
-    with masked(reference.model.language_model.layers, kept, real_columns(inputs)):
+    with masked(reference.model.language_model.layers, kept, real=real_columns(inputs)):
         wanted = forward(reference, inputs).logits
     gap = (found[:, -1] - wanted[:, -1]).abs().max()
     assert float(gap) < 5e-2

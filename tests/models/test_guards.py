@@ -365,7 +365,7 @@ def test_a_window_that_cannot_bind_is_exact(kind: str, single: dict[str, Any]) -
     for spec in (ENTRY, LAYER):
         with pruneopt.prune(model, spec) as run:
             _, found = generate(model, single)
-        with masked(model.model.language_model.layers, run.kept, real_columns(single)):
+        with masked(model.model.language_model.layers, run.kept, real=real_columns(single)):
             _, wanted = generate(model, single)
         assert difference(found, wanted) < 2e-6
 

@@ -71,7 +71,7 @@ def equal_to_masked(model: Any, inputs: dict[str, Any], times: int = 1, **option
     with pruneopt.prune(model, LAYER) as run:
         tokens, found = generate(model, inputs, **options)
     assert run.prompts == 1
-    with masked(layers(model), run.kept, real_columns(inputs, times)):
+    with masked(layers(model), run.kept, real=real_columns(inputs, times)):
         torch.manual_seed(5)
         wanted_tokens, wanted = generate(model, inputs, **options)
     assert torch.equal(tokens, wanted_tokens)
@@ -184,7 +184,7 @@ def second_turn(model: Any, everything: bool) -> None:
             found = forward(model, new, past_key_values=cache).logits[:, -1]
     rest = range(inputs["input_ids"].shape[1], ids.shape[1])
     kept = {layer: [[*rows[0], *rest]] for layer, rows in kept.items()}
-    with masked(layers(model), kept, mask.bool()):
+    with masked(layers(model), kept, real=mask.bool()):
         wanted = forward(model, {**inputs, "input_ids": ids, "attention_mask": mask}).logits[:, -1]
     assert difference(found, wanted) < 2e-6
 
@@ -455,7 +455,7 @@ def gradients() -> None:
         else:
             again = gradients_of(model)
     model = llava()
-    with masked(layers(model), run.kept, real_columns(single())):
+    with masked(layers(model), run.kept, real=real_columns(single())):
         wanted = gradients_of(model)
     for some in (found, again):
         assert max(difference(a, b) for a, b in zip(some, wanted, strict=True)) < 1e-5

@@ -44,13 +44,13 @@ def two_turns(model: Any, inputs: dict[str, Any], forced: Turns | None = None) -
 
     cache = DynamicCache(config=model.config.get_text_config())
     steps = {"max_new_tokens": 4, "min_new_tokens": 4, "past_key_values": cache}
-    first = generate(model, inputs, forced and forced[0][0], **steps)
+    first = generate(model, inputs, forced=forced and forced[0][0], **steps)
     more = torch.tensor([text_ids(5, 40 + row) for row in range(len(first[0]))])
     ids = torch.cat([first[0], more], 1)
     tail = torch.ones(len(ids), ids.shape[1] - inputs["attention_mask"].shape[1], dtype=torch.long)
     mask = torch.cat([inputs["attention_mask"], tail], 1)
     again = {"input_ids": ids, "attention_mask": mask}
-    return first, generate(model, again, forced and forced[1][0], **steps)
+    return first, generate(model, again, forced=forced and forced[1][0], **steps)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_second_generate_with_the_whole_text_and_the_old_cache(family: str, wh
         found = two_turns(model, inputs)
         assert run.prompts == 1
         kept = run.kept
-    with masked(model.model.language_model.layers, kept, real_columns(inputs)):
+    with masked(model.model.language_model.layers, kept, real=real_columns(inputs)):
         wanted = two_turns(model, inputs, found)
     for turn in (0, 1):
         assert difference(found[turn][1], wanted[turn][1]) < 1e-5

@@ -116,7 +116,7 @@ def gap(model: Any, spec: Any, inputs: Mapping[str, Any]) -> float:
     policies = {s.insertion.layer_index: spec.positions_at(s) for s in spec.stages}
     real, text = real_columns(inputs), model.model.language_model
     assert len(kept) == 2 and all(len(set(map(len, rows))) for rows in kept.values())
-    with masked(text.layers, kept, real), told(text, kept, policies, real):
+    with masked(text.layers, kept, real=real), told(text, kept, policies, real):
         _, wanted = generate(model, inputs, forced=tokens)
     first = [0 if real[row, -1] else 1 for row in range(len(real))]  # what padding says means nothing
     return max(difference(found[n:, row], wanted[n:, row]) for row, n in enumerate(first))

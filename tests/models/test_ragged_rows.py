@@ -299,7 +299,7 @@ def test_the_last_column_answers_when_the_prompt_ends_in_a_picture(model: Any, b
         found = forward(model, inputs).logits[:, -1]
         kept, visual = run.kept, run.kept_visual
     assert [len(row) for row in visual[max(visual)]] == [6, 6]
-    with masked(model.model.language_model.layers, kept, real_columns(inputs)):
+    with masked(model.model.language_model.layers, kept, real=real_columns(inputs)):
         wanted = forward(model, inputs).logits[:, -1]
     assert difference(found, wanted) < 1e-5
 
@@ -332,7 +332,7 @@ def test_hidden_image_tokens_are_neither_kept_nor_counted(model: Any) -> None:
         found = forward(model, inputs).logits[:, -1]
         kept = run.kept
         assert len(run.kept_visual[2][0]) == 27
-    with masked(model.model.language_model.layers, kept, real_columns(inputs)):
+    with masked(model.model.language_model.layers, kept, real=real_columns(inputs)):
         wanted = forward(model, inputs).logits[:, -1]
     assert difference(found, wanted) < 1e-5
 

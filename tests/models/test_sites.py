@@ -160,7 +160,7 @@ def gap(model: Any, spec: Any, inputs: Mapping[str, Any]) -> float:
                 assert {len(patches) for patches in seen} == {s.budget.count(PATCHES, PATCHES)}
                 stack.enter_context(blind_tower(model, s.insertion.block, seen))
         if kept:
-            stack.enter_context(masked(layers, kept, real))
+            stack.enter_context(masked(layers, kept, real=real))
             policies = {s.insertion.layer_index: spec.positions_at(s) for s in spec.stages}
             stack.enter_context(told(model.model.language_model, kept, policies, real))
         stack.enter_context(blind_decoding(layers, held, real))

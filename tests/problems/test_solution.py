@@ -39,7 +39,7 @@ def test_rounding_scales_rows_then_columns_then_spreads_what_is_left() -> None:
     left_a = [0.5 - sum(scaled[0]), 0.5 - sum(scaled[1])]
     left_b = [0.0, 0.6 - 0.175]
     wanted = [[scaled[i][j] + left_a[i] * left_b[j] / sum(left_a) for j in range(2)] for i in range(2)]
-    out = round_to_polytope(plan, a, b)
+    out = round_to_polytope(plan, a, b=b)
     assert torch.allclose(out[0], f64(wanted), atol=1e-15)
     assert torch.allclose(out.sum(2), a, atol=1e-15) and torch.allclose(out.sum(1), b, atol=1e-15)
 
@@ -50,11 +50,11 @@ def test_rounding_leaves_a_feasible_plan_alone_and_repairs_any_other() -> None:
     b = torch.rand(3, 5, generator=generator, dtype=torch.float64)
     a, b = a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True)
     feasible = a[:, :, None] * b[:, None, :]
-    assert torch.allclose(round_to_polytope(feasible, a, b), feasible, atol=1e-15)
+    assert torch.allclose(round_to_polytope(feasible, a, b=b), feasible, atol=1e-15)
     wild = torch.randn(3, 4, 5, generator=generator, dtype=torch.float64)
     wild[1] = 0
     wild[2] = 1e6
-    out = round_to_polytope(wild, a, b)
+    out = round_to_polytope(wild, a, b=b)
     assert (out >= 0).all()
     assert torch.allclose(out.sum(2), a, atol=1e-12) and torch.allclose(out.sum(1), b, atol=1e-12)
     assert torch.allclose(out[1], feasible[1], atol=1e-15)  # nothing is left but the independent plan
@@ -62,18 +62,18 @@ def test_rounding_leaves_a_feasible_plan_alone_and_repairs_any_other() -> None:
 
 def test_rounding_meets_rows_and_columns_without_mass() -> None:
     a, b = f64([[0.0, 1.0]]), f64([[1.0, 0.0]])
-    out = round_to_polytope(f64([[[0.5, 0.5], [0.5, 0.5]]]), a, b)
+    out = round_to_polytope(f64([[[0.5, 0.5], [0.5, 0.5]]]), a, b=b)
     assert out.tolist() == [[[0, 0], [1, 0]]]
 
 
 def test_a_c_transform_is_the_smallest_reduced_cost_over_real_pairs() -> None:
     cost = f64([[[1.0, 4.0, 2.0], [6.0, 3.0, 9.0]]])
     g = f64([[0.5, 2.5, -1.0]])
-    assert c_transform(cost, g, None, rows=True).tolist() == [[0.5, 0.5]]
-    assert c_transform(cost, f64([[0.25, 4.0]]), None, rows=False).tolist() == [[0.75, -1.0, 1.75]]
+    assert c_transform(cost, g, real=None, rows=True).tolist() == [[0.5, 0.5]]
+    assert c_transform(cost, f64([[0.25, 4.0]]), real=None, rows=False).tolist() == [[0.75, -1.0, 1.75]]
     real = torch.tensor([[[T, F, T], [F, F, F]]])
-    assert c_transform(cost, g, real, rows=True).tolist() == [[0.5, 0]]
-    assert c_transform(cost, f64([[0.25, 4.0]]), real, rows=False).tolist() == [[0.75, 0, 1.75]]
+    assert c_transform(cost, g, real=real, rows=True).tolist() == [[0.5, 0]]
+    assert c_transform(cost, f64([[0.25, 4.0]]), real=real, rows=False).tolist() == [[0.75, 0, 1.75]]
 
 
 COST = [[[0.0, 2.0], [3.0, 1.0]], [[1.0, 5.0], [2.0, 2.0]]]
@@ -81,7 +81,7 @@ A, B = [[0.75, 0.25], [0.5, 0.5]], [[0.5, 0.5], [0.25, 0.75]]
 
 
 def problem() -> TransportProblem:
-    return TransportProblem.build(torch.tensor(COST), torch.tensor(A), torch.tensor(B))
+    return TransportProblem.build(torch.tensor(COST), a=torch.tensor(A), b=torch.tensor(B))
 
 
 def test_a_certificate_by_hand() -> None:
@@ -89,7 +89,7 @@ def test_a_certificate_by_hand() -> None:
     plan = torch.tensor([[[0.5, 0.25], [0.0, 0.25]], [[0.25, 0.25], [0.0, 0.5]]])
     g = torch.tensor([[0.0, 2.0], [0.0, 4.0]])
     # f = min_j c - g, then g again: f = (0, -1), (1, -2)
-    found = certify(problem(), plan, g)
+    found = certify(problem(), plan, g=g)
     assert found.value.tolist() == [0.75, 2.5]
     assert found.lower_bound.tolist() == [0.75 * 0 + 0.25 * -1 + 0.5 * 0 + 0.5 * 2, 0.5 - 1 + 0 + 0.75 * 4]
     assert found.gap.tolist() == [0, 0]
@@ -99,7 +99,7 @@ def test_a_certificate_by_hand() -> None:
 
 def test_without_a_potential_the_bound_is_that_of_zero() -> None:
     plan = torch.tensor(A)[:, :, None] * torch.tensor(B)[:, None, :]
-    found = certify(problem(), plan, None)
+    found = certify(problem(), plan, g=None)
     value = [sum(A[s][i] * B[s][j] * COST[s][i][j] for i in range(2) for j in range(2)) for s in range(2)]
     # f = row minima (0, 1), (1, 2); g = min_i c - f: (0, 0), (0, 0)
     assert found.value.tolist() == pytest.approx(value)
@@ -109,7 +109,7 @@ def test_without_a_potential_the_bound_is_that_of_zero() -> None:
 
 def test_marginal_errors_are_those_of_the_plan_before_rounding() -> None:
     plan = torch.tensor([[[0.5, 0.0], [0.0, 0.25]], [[0.5, 0.5], [0.0, 0.5]]])
-    found = certify(problem(), plan, None)
+    found = certify(problem(), plan, g=None)
     assert found.row_error.tolist() == [0.25 + 0, 0.5 + 0]
     assert found.col_error.tolist() == [0 + 0.25, 0.25 + 0.25]
 
@@ -118,9 +118,9 @@ def test_masked_pairs_neither_cost_nor_bound() -> None:
     mask = torch.tensor([[T, T, F]])
     cost = torch.tensor([[[0.0, 2.0, -50.0], [3.0, 1.0, -50.0], [-50.0, -50.0, -50.0]]])
     a, b = torch.tensor([[0.75, 0.25, 0.0]]), torch.tensor([[0.5, 0.5, 0.0]])
-    masked = TransportProblem.build(cost, a, b, mask, mask)
+    masked = TransportProblem.build(cost, a=a, b=b, row_mask=mask, col_mask=mask)
     plan = torch.tensor([[[0.5, 0.25, 0.0], [0.0, 0.25, 0.0], [0.0, 0.0, 0.0]]])
-    found = certify(masked, plan, torch.tensor([[0.0, 2.0, 0.0]]))
+    found = certify(masked, plan, g=torch.tensor([[0.0, 2.0, 0.0]]))
     assert (found.value.item(), found.lower_bound.item(), found.gap.item()) == (0.75, 0.75, 0)
 
 
@@ -150,8 +150,8 @@ def test_certificates_are_those_of_loops_over_the_real_atoms(offset: float) -> N
     a, b = (rand(*m.shape).masked_fill(~m, 0) for m in (rows, cols))
     a, b = a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True)
     g = rand(3, 5).masked_fill(~cols, 50.0)
-    stated = TransportProblem.build(cost, a, b, rows, cols)
-    found = certify(stated, a[:, :, None] * b[:, None, :], g)
+    stated = TransportProblem.build(cost, a=a, b=b, row_mask=rows, col_mask=cols)
+    found = certify(stated, a[:, :, None] * b[:, None, :], g=g)
     for s in range(3):
         r, c = rows[s], cols[s]
         wanted = by_loops(cost[s][r][:, c].tolist(), a[s, r].tolist(), b[s, c].tolist(), g[s, c].tolist())
@@ -163,7 +163,7 @@ def test_certificates_are_those_of_loops_over_the_real_atoms(offset: float) -> N
         assert dual.item() <= found.lower_bound[s].item() + 1e-12
     assert torch.allclose(found.gap, found.value - found.lower_bound, atol=1e-12)
     assert found.row_error.tolist() == pytest.approx([0] * 3) == found.col_error.tolist()
-    far = certify(stated, a[:, :, None] * b[:, None, :], None)
+    far = certify(stated, a[:, :, None] * b[:, None, :], g=None)
     near = [by_loops(cost[s][rows[s]][:, cols[s]].tolist(), a[s, rows[s]].tolist(), b[s, cols[s]].tolist(),
                      [0.0] * int(cols[s].sum()))["lower_bound"] for s in range(3)]  # fmt: skip
     assert far.lower_bound.tolist() == pytest.approx(near)
@@ -173,18 +173,18 @@ def test_potentials_far_from_zero_do_not_blur_the_bound() -> None:
     """Everything is a multiple of 2^-6, so that a shift by 2^40 loses nothing before the bound is summed."""
     cost = torch.tensor([[[1, 9], [8, 3], [5, 6]], [[4, 2], [7, 7], [1, 0]]], dtype=torch.float64) / 64
     a, b = f64([[1 / 3, 1 / 3, 1 / 3]] * 2), f64([[0.3, 0.7]] * 2)
-    stated = TransportProblem.build(cost, a, b)
+    stated = TransportProblem.build(cost, a=a, b=b)
     g = f64([[0.0, 2 / 64], [1 / 64, 0.0]])
     plan = a[:, :, None] * b[:, None, :]
-    shifted = certify(stated, plan, g + f64([[2.0**40], [-(2.0**41)]]))
-    assert (shifted.lower_bound - certify(stated, plan, g).lower_bound).abs().max() < 1e-9
+    shifted = certify(stated, plan, g=g + f64([[2.0**40], [-(2.0**41)]]))
+    assert (shifted.lower_bound - certify(stated, plan, g=g).lower_bound).abs().max() < 1e-9
 
 
 def test_masses_are_compared_after_division_by_their_sums() -> None:
     a, b = f64([[0.25, 0.75]]) * 1.0001, f64([[0.5, 0.5]]) * 0.9999
     stated = TransportProblem(f64([[[0.0, 2.0], [3.0, 1.0]]]), a, b)
     even = f64([[[0.125, 0.125], [0.375, 0.375]]])
-    found = certify(stated, even, None)
+    found = certify(stated, even, g=None)
     assert found.row_error.item() < 1e-12 and found.col_error.item() < 1e-12
     assert found.value.item() == pytest.approx(0.25 + 1.125 + 0.375, abs=1e-12)
 
@@ -194,26 +194,28 @@ def test_mass_at_the_level_of_rounding_is_dropped_and_not_moved() -> None:
     half = f64([[0.5, 0.5]])
     light, rest = f64([[0.01, 0.99]]), f64([[0.01, 0.99]])  # the limit is a share of the mass of the row
     for speck, kept in ((1e-18, F), (1e-17, T)):
-        out = round_to_polytope(f64([[[0.01, speck], [0.0, 0.99]]]), light, rest)
+        out = round_to_polytope(f64([[[0.01, speck], [0.0, 0.99]]]), light, b=rest)
         assert (out[0, 0, 1].item() > 0) is kept
     owed = f64([[[0.01, 0.0], [0.0, 0.99 - 1e-14]]])
-    assert round_to_polytope(owed, light, rest)[0, 1, 1] < 0.99  # within 64 roundings of the mass: left alone
+    assert (
+        round_to_polytope(owed, light, b=rest)[0, 1, 1] < 0.99
+    )  # within 64 roundings of the mass: left alone
     owed = f64([[[0.01 - 1e-15, 0.0], [0.0, 0.99]]])
-    assert round_to_polytope(owed, light, rest)[0, 0, 0] == pytest.approx(0.01, abs=1e-17)
+    assert round_to_polytope(owed, light, b=rest)[0, 0, 0] == pytest.approx(0.01, abs=1e-17)
     for speck, kept in ((1e-17, F), (1e-12, T)):
         plan = f64([[[0.5, speck], [0.0, 0.5]]])
-        out = round_to_polytope(plan, half, half)
+        out = round_to_polytope(plan, half, b=half)
         assert (out[0, 0, 1].item() > 0) is kept
         assert torch.allclose(out.sum(2), half, atol=1e-15)
     short = f64([[[0.5 - 1e-16, 0.0], [0.0, 0.5]]])
-    assert round_to_polytope(short, half, half)[0, 0, 1] == 0
+    assert round_to_polytope(short, half, b=half)[0, 0, 1] == 0
     short[0, 0, 0] -= 1e-10
-    assert round_to_polytope(short, half, half)[0, 0, 0] == pytest.approx(0.5, abs=1e-15)
+    assert round_to_polytope(short, half, b=half)[0, 0, 0] == pytest.approx(0.5, abs=1e-15)
 
 
 @pytest.mark.parametrize("name", ["plan", "f", "g"])
 def test_what_autograd_did_not_follow_refuses_by_name(name: str) -> None:
-    stated = TransportProblem.build(torch.tensor(COST).requires_grad_(), torch.tensor(A), torch.tensor(B))
+    stated = TransportProblem.build(torch.tensor(COST).requires_grad_(), a=torch.tensor(A), b=torch.tensor(B))
     given = {"plan": torch.full((2, 2, 2), 0.25), "f": torch.zeros(2, 2), "g": torch.zeros(2, 2)}
     for solver, called in (("", "this solver"), ("mine", "mine")):
         solution = TransportSolution(0.0, {}, stated, **given, solver=solver)
@@ -243,12 +245,12 @@ def test_a_broken_plan_or_potential_never_has_a_small_gap(bad: float) -> None:
         for j in range(2):
             spoiled = plan.clone()
             spoiled[1, i, j] = bad
-            found = certify(problem(), spoiled, None)
+            found = certify(problem(), spoiled, g=None)
             assert found.value.isnan().tolist() == [F, T]
             assert not found.gap[1] < 1e30
         g = torch.zeros(2, 2)
         g[1, i] = bad
-        found = certify(problem(), plan, g)
+        found = certify(problem(), plan, g=g)
         assert found.lower_bound[1] == -math.inf and found.gap[1] == math.inf
         assert found.gap[0].isfinite()
 
@@ -256,9 +258,9 @@ def test_a_broken_plan_or_potential_never_has_a_small_gap(bad: float) -> None:
 def test_a_potential_of_minus_infinity_means_a_column_that_takes_nothing() -> None:
     """`-inf` is what a column without mass has; its c-transform makes it finite again."""
     cost = torch.tensor([[[1.0, 4.0], [2.0, 3.0]]])
-    moved = TransportProblem.build(cost, torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 0.0]]))
+    moved = TransportProblem.build(cost, a=torch.tensor([[0.5, 0.5]]), b=torch.tensor([[1.0, 0.0]]))
     plan = torch.tensor([[[0.5, 0.0], [0.5, 0.0]]])
-    found = certify(moved, plan, torch.tensor([[0.0, -math.inf]]))
+    found = certify(moved, plan, g=torch.tensor([[0.0, -math.inf]]))
     assert found.value.tolist() == [1.5] and found.lower_bound.tolist() == [1.5] and found.gap.tolist() == [0]
 
 
@@ -283,8 +285,8 @@ def test_a_potential_of_minus_infinity_is_a_failure_only_where_there_is_mass() -
     low = torch.tensor([[0.0, -math.inf], [0.0, -math.inf]])
     plan = torch.full((2, 2, 2), 0.25)
     one = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
-    for masses, name in (((one, None), "f"), ((None, one), "g")):
-        some = TransportProblem.build(torch.ones(2, 2, 2), *masses)
+    for side, name in (("a", "f"), ("b", "g")):
+        some = TransportProblem.build(torch.ones(2, 2, 2), **{side: one})
         found = TransportSolution(0.0, {}, some, plan, **{name: low}, ended=(Status.CONVERGED,) * 2)
         assert found.status == (Status.CONVERGED, Status.NON_FINITE), name
     spoiled = TransportSolution(0.0, {}, problem(), plan * -math.inf, ended=ENDED)
@@ -294,7 +296,7 @@ def test_a_potential_of_minus_infinity_is_a_failure_only_where_there_is_mass() -
 def test_a_solution_reports_its_own_certificate() -> None:
     plan = torch.tensor([[[0.75, 0.0], [0.0, 0.25]], [[0.25, 0.25], [0.0, 0.25]]])
     solution = TransportSolution(0.0, {}, problem(), plan, g=torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
-    wanted = certify(problem(), plan, torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
+    wanted = certify(problem(), plan, g=torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
     found = {
         name: getattr(solution, name) for name in ("value", "lower_bound", "gap", "row_error", "col_error")
     }
@@ -324,7 +326,7 @@ def test_which_statuses_may_be_used_and_which_are_proofs() -> None:
     ],
 )
 def test_a_claim_stands_only_within_its_slack(ended: Status, gap: float, left: Status) -> None:
-    assert settled(ended, gap, 0.25) is left
+    assert settled(ended, gap, slack=0.25) is left
 
 
 def subset(unary: list[list[float]], keep: list[list[bool]], **more: object) -> SubsetSolution:

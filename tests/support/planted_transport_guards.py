@@ -66,8 +66,8 @@ def tolerance_of_the_range() -> AbstractContextManager[Any]:
     """The gap is judged by the cost range, which a big-M inflates."""
     real = solution.certify
 
-    def loose(problem: Any, plan: Any, g: Any) -> Certificate:
-        found = real(problem, plan, g)
+    def loose(problem: Any, plan: Any, *, g: Any) -> Certificate:
+        found = real(problem, plan, g=g)
         return solution.replace(found, tolerance=1e-9 * problem.cost_range().double())
 
     return patch(solution, "certify", loose)
@@ -77,8 +77,8 @@ def sentinel() -> AbstractContextManager[Any]:
     """An atom without mass has the potential -1e30."""
     real = certificate.c_transform
 
-    def numbered(cost: Any, g: Any, real_pairs: Any, rows: bool) -> Any:
-        return real(cost, torch.where(g.isfinite(), g, torch.full_like(g, -1e30)), real_pairs, rows)
+    def numbered(cost: Any, g: Any, **how: Any) -> Any:
+        return real(cost, torch.where(g.isfinite(), g, torch.full_like(g, -1e30)), **how)
 
     return _both(patch(certificate, "c_transform", numbered), patch(readout_common, "c_transform", numbered))
 
@@ -92,8 +92,8 @@ def offset_stays() -> AbstractContextManager[Any]:
     """The certificate works in the user's zero."""
     real = solution.certify
 
-    def shifted(problem: Any, plan: Any, g: Any) -> Certificate:
-        found = real(problem, plan, g)
+    def shifted(problem: Any, plan: Any, *, g: Any) -> Certificate:
+        found = real(problem, plan, g=g)
         return solution.replace(found, gap=found.value - found.lower_bound)
 
     return patch(solution, "certify", shifted)
@@ -184,7 +184,11 @@ def silent_zero() -> AbstractContextManager[Any]:
 def envelope_without_proof() -> AbstractContextManager[Any]:
     """The theorem is used for whatever plan there is."""
     real = solution.envelope
-    return patch(solution, "envelope", lambda v, p, o, proved, w: real(v, p, o, torch.ones_like(proved), w))
+    return patch(
+        solution,
+        "envelope",
+        lambda *given, proved, **how: real(*given, proved=torch.ones_like(proved), **how),
+    )
 
 
 def constant_epsilon() -> AbstractContextManager[Any]:

@@ -63,7 +63,7 @@ def ordered(seed: int, exponent: int, offset: float, *, square: bool, dtype: tor
     a, b = (None, None) if square else (a.to(dtype), b.to(dtype))
     scale = 10.0**exponent
     cost = ((base + offset) * scale).to(dtype)
-    seen = TransportProblem.build(cost, a, b)  # float32 marginals are rounded once more
+    seen = TransportProblem.build(cost, a=a, b=b)  # float32 marginals are rounded once more
     best = witness(cost, None if square else seen.a, None if square else seen.b)
     slack = 1e-9 * scale + 1e-14 * abs(offset) * scale
     for name in (*EXACT, *OTHERS, *(("assignment",) if square else ())):
@@ -89,7 +89,7 @@ def check_offset_does_not_blur_the_gap() -> None:
     """Whole costs of 1 to 9 on an offset of 1e8: a gap of 2e-9 is known below the digits of the value."""
     near = (BEST * (1 - 1e-9) + WORSE * 1e-9)[None]
     gaps = [
-        solution.certify(TransportProblem.build((COST + x)[None]), near, None).gap for x in (0.0, 1e8, -1e8)
+        solution.certify(TransportProblem.build((COST + x)[None]), near, g=None).gap for x in (0.0, 1e8, -1e8)
     ]
     torch.testing.assert_close(gaps[0], torch.tensor([7e-9 / 3]).double(), rtol=1e-5, atol=0)
     for gap in gaps:
@@ -151,15 +151,15 @@ def check_bounds_survive_shifts() -> None:
     best = float(exact.value)
     absent = exact.g.masked_fill(b == 0, -math.inf)
     for scale in (1.0, 1e40, 1e200):
-        problem = TransportProblem.build(cost * scale, a, b)
+        problem = TransportProblem.build(cost * scale, a=a, b=b)
         for sign in (1.0, -1.0):
             flat = solution.certify(
-                TransportProblem.build(sign * problem.cost, a, b), exact.plan, sign * absent * scale
+                TransportProblem.build(sign * problem.cost, a=a, b=b), exact.plan, g=sign * absent * scale
             )
             if sign > 0:
                 assert float(flat.lower_bound) == pytest.approx(best * scale, rel=1e-12)
         for shift in (0.0, scale * 1e3, 1e200, -1e200):
-            found = solution.certify(problem, exact.plan, absent * scale + shift)
+            found = solution.certify(problem, exact.plan, g=absent * scale + shift)
             assert float(found.lower_bound) <= best * scale * (1 + 1e-12), (scale, shift)
             assert float(found.gap) <= float(problem.cost.max() - problem.cost.min()), (scale, shift)
             if abs(shift) <= scale * 1e3:
@@ -190,7 +190,9 @@ def check_masked_problems() -> None:
 def check_empty_problems_stay_away_from_libraries() -> None:
     """Nobody checked the masks: the library, which would end the process, must not see the empty problem."""
     mask = torch.tensor([[True, True], [False, False]])
-    problem = TransportProblem.build(torch.rand(2, 2, 2), None, None, mask, mask, check=False)
+    problem = TransportProblem.build(
+        torch.rand(2, 2, 2), a=None, b=None, row_mask=mask, col_mask=mask, check=False
+    )
     simplex = ot.lp.emd
 
     def watched(a: np.ndarray, *rest: object, **how: object) -> object:
@@ -245,7 +247,7 @@ def check_one_kernel_lasts_to_its_limit() -> None:
     for seed in range(3):
         cost, a, b = random_problem(seed, n=24, m=20)
         cost[:, 0] += 1.0  # a row that is far from everything
-        problem = TransportProblem.build(cost, a, b)
+        problem = TransportProblem.build(cost, a=a, b=b)
         for ratio in (20, 55, 65, 120, 200, 500, 650):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # of NumPy, where a kernel does not last
@@ -411,7 +413,7 @@ def check_unproved_value_refuses() -> None:
         whole = run("emd", leaf, a, b, rounds=3)
     with pytest.raises(ProblemError, match="problem 0: emd has no gradient of `value`"):
         whole.value.sum().backward()
-    problem = TransportProblem.build(leaf, a, b)
+    problem = TransportProblem.build(leaf, a=a, b=b)
     right = run("emd", cost, a, b)
     plan = right.plan.clone()
     plan[1] = a[1][:, None] * b[1]

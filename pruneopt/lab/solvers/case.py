@@ -27,7 +27,7 @@ class Case:
     trivial: dict[str, Tensor] = field(default_factory=dict)
 
     def problem(self) -> TransportProblem:
-        return TransportProblem.build(self.build(), self.a, self.b, check=False)
+        return TransportProblem.build(self.build(), a=self.a, b=self.b, check=False)
 
 
 def grid(tokens: int) -> tuple[Tensor, Tensor]:

@@ -41,5 +41,5 @@ def source_dual(problem: TransportProblem, solution: TransportSolution, *, reado
         )
     f, g = solution.f.double(), solution.g.double()
     real = problem.pair_mask
-    tight = c_transform(problem.cost.double(), g, real, rows=True)
+    tight = c_transform(problem.cost.double(), g, real=real, rows=True)
     return torch.where(problem.a > 0, f, tight)

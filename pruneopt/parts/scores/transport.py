@@ -91,7 +91,14 @@ def transport_problem(
         assert rows is not None
         points = (rows < torch.inf).any(2)
         return TransportProblem.build(
-            rows.masked_fill(rows == torch.inf, 0).transpose(1, 2), a, None, mask, points, check=check
+            rows.masked_fill(rows == torch.inf, 0).transpose(1, 2),
+            a=a,
+            b=None,
+            row_mask=mask,
+            col_mask=points,
+            check=check,
         )
     b = target(signals.view(target.needs))  # type: ignore[operator]
-    return TransportProblem.build(added(cost, signals, pairwise=True), a, b, mask, mask, check=check)
+    return TransportProblem.build(
+        added(cost, signals, pairwise=True), a=a, b=b, row_mask=mask, col_mask=mask, check=check
+    )

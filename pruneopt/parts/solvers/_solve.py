@@ -65,7 +65,7 @@ def solve(
     start = params.pop("start", None)
     solver = solver_type.from_spec(params)
     row_mask, col_mask = _masks(mask, cost)
-    problem = TransportProblem.build(cost, a, b, row_mask, col_mask)
+    problem = TransportProblem.build(cost, a=a, b=b, row_mask=row_mask, col_mask=col_mask)
     if start is None:
         return solver.solve(problem)
     if not getattr(solver, "warm", False):

@@ -63,7 +63,7 @@ class Proximal(TransportSolver):
             f[live], g[live] = state.f / done + floor[:, None], state.g / done
             if self.tolerance is None:
                 break
-            enough = certify(here, state.plan, g[live]).gap < self.tolerance * state.beta / self.beta
+            enough = certify(here, state.plan, g=g[live]).gap < self.tolerance * state.beta / self.beta
             if bool(enough.any()):
                 met[live[enough]] = True
                 stay = (~enough).nonzero().squeeze(1)

@@ -113,13 +113,13 @@ class CappedSimplex:
         """
         x = self.centre()
         value, slope = tangent(x)
-        best = self.bound(x, value, slope)
+        best = self.bound(x, value, slope=slope)
         step = 1 / slope.masked_fill(~self.free, 0).abs().amax(1, keepdim=True).clamp_min(1e-300)
         longest = FAR * step
         for _ in range(rounds):
             there = self.nearest(x + step * slope)
             found, turned = tangent(there)
-            best = torch.minimum(best, self.bound(there, found, turned))
+            best = torch.minimum(best, self.bound(there, found, slope=turned))
             way, change = there - x, slope - turned
             curve = (way * change).sum(1, keepdim=True) / way.square().sum(1, keepdim=True).clamp_min(1e-300)
             worse = (found < value)[:, None]
@@ -128,6 +128,6 @@ class CappedSimplex:
             value = torch.maximum(value, found)
         return best
 
-    def bound(self, x: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+    def bound(self, x: Tensor, value: Tensor, *, slope: Tensor) -> Tensor:
         """`[B]`: no share is worth more than the tangent at `x` allows."""
         return value + self.most(slope) - (slope * x).sum(1)

@@ -34,7 +34,7 @@ class Quadratic:
         return (x * (bent / 2 + straight)).sum(1), bent + straight
 
 
-def quadratic_bound(pairs: Tensor, own: Tensor, simplex: CappedSimplex, rounds: int = 60) -> Tensor:
+def quadratic_bound(pairs: Tensor, own: Tensor, *, simplex: CappedSimplex, rounds: int = 60) -> Tensor:
     """`[B]` float64: no choice is worth more.
 
     Forced tokens are put in first, so that the relaxation is over the others only.

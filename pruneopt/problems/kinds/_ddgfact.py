@@ -42,7 +42,7 @@ class Factor:
         eigen, basis = torch.linalg.eigh(weighed)
         eigen, basis = eigen.flip(1).clamp_min(0), basis.flip(2)
         trace = (x * (self.rows.square().sum(2) + self.own)).sum(1)
-        above, level = tail_level(eigen, trace, self.k)
+        above, level = tail_level(eigen, trace, k=self.k)
         head = torch.arange(eigen.shape[1], device=x.device) < above
         levels = torch.where(head, torch.maximum(eigen, level), level)
         value = levels.log().masked_fill(~head, 0).sum(1)
@@ -51,7 +51,7 @@ class Factor:
         return value, slope
 
 
-def tail_level(eigen: Tensor, trace: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+def tail_level(eigen: Tensor, trace: Tensor, *, k: Tensor) -> tuple[Tensor, Tensor]:
     """`[B,1]` how many eigenvalues stand above the tail, and the mean `[B,1]` that the tail then has.
 
     `eigen` `[B,R]` falls; what `trace` `[B]` has beyond it belongs to the tail.
@@ -65,7 +65,7 @@ def tail_level(eigen: Tensor, trace: Tensor, k: Tensor) -> tuple[Tensor, Tensor]
     return above, level.gather(1, above).clamp_min(1e-300)
 
 
-def factorise(kernel: Tensor, simplex: CappedSimplex, small: float = 0.01) -> Factor:
+def factorise(kernel: Tensor, simplex: CappedSimplex, *, small: float = 0.01) -> Factor:
     """A factor of `kernel` `[B,N,N]`, raised by what the computation of its eigenvalues may have lost.
 
     Eigenvalues below a share of `small` of the level that the tail has at equal shares are left to it.
@@ -74,14 +74,14 @@ def factorise(kernel: Tensor, simplex: CappedSimplex, small: float = 0.01) -> Fa
     noise = eigen.abs().amax(1, keepdim=True) * 1e-15 * kernel.shape[1]
     eigen, basis = (eigen.clamp_min(0) + noise).flip(1), basis.flip(2)
     share = (simplex.k.double() / simplex.real.sum(1))[:, None] * eigen
-    tail = share <= small * tail_level(share, share.sum(1), simplex.k)[1]
+    tail = share <= small * tail_level(share, share.sum(1), k=simplex.k)[1]
     large = int((~tail).sum(1).max())
     rows = (basis * eigen.sqrt()[:, None, :]).masked_fill(tail[:, None, :], 0)[:, :, :large]
     own = (basis.square() * eigen.masked_fill(~tail, 0)[:, None, :]).sum(2)
     return Factor(rows, own, simplex.k)
 
 
-def factorised_bound(kernel: Tensor, simplex: CappedSimplex, rounds: int = 20) -> Tensor:
+def factorised_bound(kernel: Tensor, simplex: CappedSimplex, *, rounds: int = 20) -> Tensor:
     """`[B]` float64: no block of `k` tokens of `kernel` `[B,N,N]` has a larger log-determinant, in nats.
 
     Every round multiplies shares by a power of the gradient (Silvey, Titterington and Torsney 1978), which

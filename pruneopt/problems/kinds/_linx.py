@@ -20,7 +20,7 @@ INSIDE = 1e-3  # shares keep this part of the centre, away from where the matrix
 
 
 def linx_tangent(
-    kernel: Tensor, x: Tensor, scale: Tensor, k: Tensor
+    kernel: Tensor, x: Tensor, *, scale: Tensor, k: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Value `[B]`, gradient `[B,N]`, derivative `[B]` in log `scale` `[B]`, and rounding `[B]` of the value.
 
@@ -40,7 +40,7 @@ def linx_tangent(
     return (log - k * scale.log()) / 2, slope, turn, 1e-15 * x.shape[1] * size
 
 
-def linx_bound(kernel: Tensor, simplex: CappedSimplex, rounds: int = 20) -> Tensor:
+def linx_bound(kernel: Tensor, simplex: CappedSimplex, *, rounds: int = 20) -> Tensor:
     """`[B]` float64: no block of `k` tokens of `kernel` `[B,N,N]` has a larger log-determinant, in nats.
 
     Projected steps in x, each followed by a step in the scale; the smallest bound on the way counts.  +inf
@@ -54,8 +54,8 @@ def linx_bound(kernel: Tensor, simplex: CappedSimplex, rounds: int = 20) -> Tens
     x, best = middle, torch.full_like(k, torch.inf)
     step = torch.ones_like(k)
     for _ in range(rounds):
-        value, slope, turn, rounding = linx_tangent(kernel, x, log_scale.exp(), k)
-        bound = simplex.bound(x, value, slope) + rounding
+        value, slope, turn, rounding = linx_tangent(kernel, x, scale=log_scale.exp(), k=k)
+        bound = simplex.bound(x, value, slope=slope) + rounding
         step = torch.where(bound < best, step * 1.5, step / 2)
         best = torch.fmin(best, bound)
         # were all eigenvalues alike, this would be the scale at once

@@ -14,7 +14,7 @@ ROUNDS = 10
 OVERFULL = 1e-3  # cliques that hold more than 1 by less than this are not worth a row
 
 
-def packing_bound(worth: np.ndarray, pairs: np.ndarray, k: int, goal: float | None = None) -> float:
+def packing_bound(worth: np.ndarray, pairs: np.ndarray, *, k: int, goal: float | None = None) -> float:
     """No choice of at most `k` tokens, no two of them in `pairs` `[n,n]`, has a larger sum of `worth` `[n]`.
 
     With a `goal` it ends once the bound is below that, or once even the last gain, repeated, would not get
@@ -25,15 +25,15 @@ def packing_bound(worth: np.ndarray, pairs: np.ndarray, k: int, goal: float | No
         return 0.0
     worth = worth / unit
     degree = pairs.sum(1) / (1.0 + len(worth))
-    rows = _distinct(cliques(np.arange(len(worth)), degree, pairs))
+    rows = _distinct(cliques(np.arange(len(worth)), degree, pairs=pairs))
     best = np.inf
     for left in reversed(range(ROUNDS)):
-        share, price, top = _prices(worth, rows, k)
+        share, price, top = _prices(worth, rows, k=k)
         before = best
         best = min(best, float(price.sum() + k * top + np.maximum(worth - top - price @ rows, 0).sum()))
         if goal is not None and not goal / unit <= best <= goal / unit + left * (before - best):
             break
-        found = cliques(np.flatnonzero(share > 1e-6), share + 1e-6 * degree, pairs)
+        found = cliques(np.flatnonzero(share > 1e-6), share + 1e-6 * degree, pairs=pairs)
         found = found[found @ share > 1 + OVERFULL]
         grown = _distinct(np.concatenate([rows, found]))
         if len(grown) == len(rows):
@@ -43,7 +43,7 @@ def packing_bound(worth: np.ndarray, pairs: np.ndarray, k: int, goal: float | No
     return unit * (best + 1e-14 * len(worth) * (1 + k))
 
 
-def cliques(tokens: np.ndarray, weight: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+def cliques(tokens: np.ndarray, weight: np.ndarray, *, pairs: np.ndarray) -> np.ndarray:
     """`[t,n]` bool: a clique of `pairs` around each of `tokens` `[t]`, grown by the heaviest that fits."""
     inside = np.zeros((len(tokens), len(weight)), dtype=bool)
     each = np.arange(len(tokens))
@@ -61,7 +61,7 @@ def _distinct(rows: np.ndarray) -> np.ndarray:
     return rows[np.unique(packed.view(f"V{packed.shape[1]}"), return_index=True)[1]]
 
 
-def _prices(worth: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, float]:
+def _prices(worth: np.ndarray, rows: np.ndarray, *, k: int) -> tuple[np.ndarray, np.ndarray, float]:
     """Shares of the best packing, prices of the cliques `rows` and of a token; zeros without an answer."""
     from scipy.optimize import linprog
     from scipy.sparse import csr_array

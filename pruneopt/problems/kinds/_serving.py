@@ -19,7 +19,7 @@ from pruneopt.problems.kinds._capped_simplex import CappedSimplex
 PATIENCE = 5  # rounds without gain after which steps are halved
 
 
-def serving_bound(worth: Tensor, first: Tensor, simplex: CappedSimplex, rounds: int = 100) -> Tensor:
+def serving_bound(worth: Tensor, first: Tensor, *, simplex: CappedSimplex, rounds: int = 100) -> Tensor:
     """`[B]` float64: no choice of `k` tokens serves all for more.
 
     Steps aim at the best value of the choices that come up on the way.

@@ -53,7 +53,7 @@ class FacilityLocation(Kind):
         best = worth.masked_fill(~problem.real[:, None, :], -math.inf).amax(2)
         first = worth.masked_fill(~(keep & problem.real)[:, None, :], -math.inf).amax(2)
         first = torch.where(first == -math.inf, best, first)  # nobody is chosen
-        return torch.minimum(best.sum(1), serving_bound(worth, first, CappedSimplex.of(problem)))
+        return torch.minimum(best.sum(1), serving_bound(worth, first, simplex=CappedSimplex.of(problem)))
 
     def swap_gains(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
         gain, weight = served(problem)

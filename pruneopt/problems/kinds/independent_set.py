@@ -83,5 +83,5 @@ def _bound_one(problem: SubsetProblem) -> float:
     free = np.flatnonzero(problem.real[0].cpu().numpy() & ~forced & ~pairs[forced].any(0))
     if not forced.any() and worth[free].max() <= 0:
         return float(worth[free].max())
-    more = packing_bound(worth[free], pairs[np.ix_(free, free)], int(problem.k[0] - forced.sum()))
+    more = packing_bound(worth[free], pairs[np.ix_(free, free)], k=int(problem.k[0] - forced.sum()))
     return float(worth[forced].sum()) + max(more, 0.0)

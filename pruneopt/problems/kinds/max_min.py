@@ -61,7 +61,7 @@ class MaxMin(Kind):
             low, high = -1, len(levels) - 1  # -1 stands for the value, which is reached
             while low < high and levels[high] > (1 + apart) * (value if low < 0 else levels[low]):
                 middle = (low + high + 1) // 2
-                if fit(*self.close(problem, float(levels[middle])), forced, k):
+                if fit(*self.close(problem, float(levels[middle])), forced=forced, k=k):
                     low = middle
                 else:
                     high = middle - 1
@@ -114,12 +114,12 @@ def metric_bound(problem: SubsetProblem, keep: Tensor) -> Tensor:
     return 2 * problem.value(keep)
 
 
-def _core_fits(close: np.ndarray, usable: np.ndarray, forced: np.ndarray, k: int) -> bool:
+def _core_fits(close: np.ndarray, usable: np.ndarray, *, forced: np.ndarray, k: int) -> bool:
     """Whether k tokens are left once those without k - 1 others far from them are gone, again and again."""
-    return bool(_core(close, usable, forced, k).sum() >= k)
+    return bool(_core(close, usable, forced=forced, k=k).sum() >= k)
 
 
-def _core(close: np.ndarray, usable: np.ndarray, forced: np.ndarray, k: int) -> np.ndarray:
+def _core(close: np.ndarray, usable: np.ndarray, *, forced: np.ndarray, k: int) -> np.ndarray:
     """`[N]` bool: tokens that may be among k; empty where a forced one may not."""
     stays = usable & ~close[forced].any(0)
     while True:
@@ -131,11 +131,11 @@ def _core(close: np.ndarray, usable: np.ndarray, forced: np.ndarray, k: int) -> 
         stays = fewer
 
 
-def _packing_fits(close: np.ndarray, usable: np.ndarray, forced: np.ndarray, k: int) -> bool:
+def _packing_fits(close: np.ndarray, usable: np.ndarray, *, forced: np.ndarray, k: int) -> bool:
     """Whether the linear program leaves room for k tokens; its bound counts whole ones."""
-    stays = _core(close, usable, forced, k)
+    stays = _core(close, usable, forced=forced, k=k)
     more = k - int(forced.sum())
     free = np.flatnonzero(stays & ~forced)
     if len(free) < more or not more:
         return not more
-    return packing_bound(np.ones(len(free)), close[np.ix_(free, free)], more, goal=more) >= more
+    return packing_bound(np.ones(len(free)), close[np.ix_(free, free)], k=more, goal=more) >= more

@@ -43,7 +43,7 @@ class MaxSum(Kind):
         other.diagonal(dim1=1, dim2=2).fill_(-math.inf)
         batch, tokens = problem.shape
         stars = best_k(other.flatten(0, 1), (problem.k - 1).repeat_interleave(tokens)).view(batch, tokens)
-        best = torch.minimum(simplex.most(own + stars / 2), quadratic_bound(distance, own, simplex))
+        best = torch.minimum(simplex.most(own + stars / 2), quadratic_bound(distance, own, simplex=simplex))
         # what sums of so many terms of this size may lose to rounding
         size = own.abs().amax(1) + problem.k * distance.abs().amax((1, 2))
         return best + 1e-15 * (tokens + problem.k) * problem.k * size

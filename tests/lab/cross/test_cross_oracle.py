@@ -35,7 +35,7 @@ def gap_to_masking(model, inputs, cell: Cell) -> tuple[float, list[int]]:
     with prune(model, cell.spec) as run:
         found = forward(model, inputs).logits[:, -1]
         kept, visual = run.kept, run.kept_visual
-    with masked(model.model.language_model.layers, kept, real_columns(inputs)):
+    with masked(model.model.language_model.layers, kept, real=real_columns(inputs)):
         wanted = forward(model, inputs).logits[:, -1]
     return difference(found, wanted), [len(row) for row in visual[max(visual)]]
 
@@ -78,7 +78,7 @@ def test_a_token_kept_too_many_is_seen(live) -> None:
             c for c in range(40) if inputs["input_ids"][0, c] == IMAGE and c not in kept[max(kept)][0]
         )
     kept[max(kept)][0].append(spared)
-    with masked(model.model.language_model.layers, kept, real_columns(inputs)):
+    with masked(model.model.language_model.layers, kept, real=real_columns(inputs)):
         wanted = forward(model, inputs).logits[:, -1]
     assert difference(found, wanted) > TOLERANCE
     assert torch.isfinite(wanted).all()

@@ -42,7 +42,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_families_are_valid_and_reproducible(family: str) -> None:
     case = make(family, 36, batch=2)
     cost = case.build()
-    problem = TransportProblem.build(cost, case.a, case.b)
+    problem = TransportProblem.build(cost, a=case.a, b=case.b)
     assert problem.cost.shape == (2, 36, 36) and float(problem.cost_range().min()) > 0
     assert torch.equal(make(family, 36, batch=2).build(), cost)
     other = make(family, 36, batch=2, seed=1)

@@ -44,7 +44,7 @@ def test_golden_duals_and_plans_are_read_as_optimal(case: GoldenCase, marginal: 
     at = at if at.shape[0] == 2 else at.T
     plan[0, at[0], at[1]] = torch.from_numpy(case[f"out.{marginal}.emd.plan_nnz_val"])
     g = torch.from_numpy(case[f"out.{marginal}.emd.dual_v"])[None]
-    found = certify(pruneopt.TransportProblem.build(cost, a, b), plan, g)
+    found = certify(pruneopt.TransportProblem.build(cost, a=a, b=b), plan, g=g)
     assert abs(float(found.gap)) < 1e-9, case.name
     assert float(found.value) == pytest.approx(float(case[f"out.{marginal}.emd.cost"]), rel=1e-9)
 

@@ -40,7 +40,9 @@ def masked() -> TransportProblem:
     mask = torch.ones(2, 12, dtype=torch.bool)
     mask[0, 5] = False
     a, b = a * mask, b * mask
-    return TransportProblem.build(cost, a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True), mask, mask)
+    return TransportProblem.build(
+        cost, a=a / a.sum(1, keepdim=True), b=b / b.sum(1, keepdim=True), row_mask=mask, col_mask=mask
+    )
 
 
 def test_the_guard_can_fail() -> None:
@@ -65,7 +67,7 @@ def test_fixed_rounds_and_their_readouts_never_wait(order: str) -> None:
 def test_building_without_value_checks_never_waits() -> None:
     cost, a, b = random_problem(1, dtype=torch.float32)
     with NoWaiting():
-        problem = TransportProblem.build(cost, a, b, check=False)
+        problem = TransportProblem.build(cost, a=a, b=b, check=False)
     assert problem.cost.shape == (2, 9, 7)
 
 

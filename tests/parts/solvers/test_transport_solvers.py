@@ -113,7 +113,7 @@ def test_sinkhorn_rounds_match_a_plain_log_domain_loop(order: str, rounds: int, 
 def test_rounds_that_stay_in_the_log_domain_are_the_same(eps: float) -> None:
     """The road that few rounds take on a GPU."""
     cost, a, b = random_problem(7, n=14, m=10)
-    problem = TransportProblem.build(cost, a, b)
+    problem = TransportProblem.build(cost, a=a, b=b)
     roads = []
     for road in (partial(scaling.iterate, tolerance=None, first=True), scaling.iterate_blindly):
         state = Sinkhorn._begin(problem, None, flip=False)
@@ -394,7 +394,7 @@ def test_non_finite_input_that_slips_through_is_never_a_success(name: str) -> No
     if name == "assignment":
         a = b = None
     cost[1, 2, 2] = math.nan
-    problem = TransportProblem.build(cost, a, b, check=False)
+    problem = TransportProblem.build(cost, a=a, b=b, check=False)
     solver = registry("solvers").get(name).from_spec(SETTINGS.get(name, {}))
     s = solver.solve(problem)
     assert s.status[0].ok and math.isfinite(float(s.gap[0]))

@@ -73,7 +73,7 @@ def test_the_quadratic_bound_alone_is_above_the_optimum() -> None:
     rows = problem.anchors.masked_fill(problem.anchors == math.inf, 0).sum(1)
     own = (problem.unary + rows).masked_fill(~problem.real, 0)
     both = problem.real[:, :, None] & problem.real[:, None, :] & ~torch.eye(TOKENS, dtype=torch.bool)
-    bound = quadratic_bound(problem.pairwise.masked_fill(~both, 0), own, CappedSimplex.of(problem))
+    bound = quadratic_bound(problem.pairwise.masked_fill(~both, 0), own, simplex=CappedSimplex.of(problem))
     size = unit + own.abs().amax(1) * problem.k
     assert off(bound, best, size).min() >= -1e-12
 
@@ -141,7 +141,7 @@ def tangents(seed: int = 0) -> dict:
     shift = top_on_zero_sums(distance, torch.ones(3, TOKENS, dtype=torch.bool))
     return {
         "factorised": factorise(kernel, open_simplex(3, TOKENS, 3), small=0).tangent,
-        "linx": lambda x: linx_tangent(kernel, x, scale, k)[:2],
+        "linx": lambda x: linx_tangent(kernel, x, scale=scale, k=k)[:2],
         "quadratic": Quadratic(distance, linear, shift).tangent,
         "worth": (kernel, distance, linear),
     }
@@ -161,8 +161,8 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
 def test_the_scale_of_linx_has_the_derivative_of_finite_differences() -> None:
     kernel, x, k = psd(3, TOKENS, 9, 0), shares(3, TOKENS, 5), torch.tensor([3, 3, 3])
     scale = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)
-    turn = linx_tangent(kernel, x, scale, k)[2]
-    up, down = (linx_tangent(kernel, x, scale * math.exp(s), k)[0] for s in (1e-6, -1e-6))
+    turn = linx_tangent(kernel, x, scale=scale, k=k)[2]
+    up, down = (linx_tangent(kernel, x, scale=scale * math.exp(s), k=k)[0] for s in (1e-6, -1e-6))
     torch.testing.assert_close(turn, (up - down) / 2e-6, rtol=1e-5, atol=1e-6)
 
 
@@ -223,7 +223,7 @@ def test_bounds_are_exact_in_closed_forms() -> None:
     """Diagonal kernels, all tokens kept, equal distances, a star of conflicts, one server a token."""
     eigen = torch.tensor([[5.0, 3.0, 2.0, 1.0, 0.5]], dtype=torch.float64)
     assert math.isclose(
-        factorised_bound(torch.diag_embed(eigen), open_simplex(1, 5, 2), 200).item(),
+        factorised_bound(torch.diag_embed(eigen), open_simplex(1, 5, 2), rounds=200).item(),
         math.log(15),
         abs_tol=1e-2,
     )
@@ -234,24 +234,24 @@ def test_bounds_are_exact_in_closed_forms() -> None:
         )
     equal = (1 - torch.eye(6, dtype=torch.float64))[None]
     none = torch.zeros(1, 6, dtype=torch.float64)
-    assert math.isclose(quadratic_bound(equal, none, open_simplex(1, 6, 4)).item(), 6, rel_tol=1e-12)
+    assert math.isclose(quadratic_bound(equal, none, simplex=open_simplex(1, 6, 4)).item(), 6, rel_tol=1e-12)
     star = np.zeros((5, 5), dtype=bool)
     star[0, 1:] = star[1:, 0] = True
-    assert math.isclose(packing_bound(np.array([3.0, 1, 1, 1, 1]), star, 5), 4, rel_tol=1e-9)
-    assert math.isclose(packing_bound(np.array([3.0, 1, 1, 1, 1]), star, 2), 10 / 3, rel_tol=1e-9)
+    assert math.isclose(packing_bound(np.array([3.0, 1, 1, 1, 1]), star, k=5), 4, rel_tol=1e-9)
+    assert math.isclose(packing_bound(np.array([3.0, 1, 1, 1, 1]), star, k=2), 10 / 3, rel_tol=1e-9)
     worth = torch.diag_embed(eigen)
-    assert math.isclose(serving_bound(worth, eigen, open_simplex(1, 5, 2)).item(), 8, rel_tol=1e-6)
+    assert math.isclose(serving_bound(worth, eigen, simplex=open_simplex(1, 5, 2)).item(), 8, rel_tol=1e-6)
 
 
 def test_an_odd_hole_costs_half_a_token_and_its_cliques_are_cliques() -> None:
     """Five tokens in a ring: two fit, and every linear program without odd holes says two and a half."""
     ring = np.roll(np.eye(5, dtype=bool), 1, axis=1)
     ring |= ring.T
-    assert math.isclose(packing_bound(np.ones(5), ring, 5), 2.5, rel_tol=1e-9)
+    assert math.isclose(packing_bound(np.ones(5), ring, k=5), 2.5, rel_tol=1e-9)
     g = np.random.default_rng(0)
     pairs = np.triu(g.random((30, 30)) < 0.4, 1)
     pairs |= pairs.T
-    for row in cliques(np.arange(30), g.random(30), pairs):
+    for row in cliques(np.arange(30), g.random(30), pairs=pairs):
         inside = np.flatnonzero(row)
         apart = ~pairs[np.ix_(inside, inside)]
         assert apart.sum() == len(inside)  # the diagonal alone
@@ -272,7 +272,7 @@ def test_any_prices_certify() -> None:
         pairs |= pairs.T
         fits = (every.sum(1) <= k) & ~(every[:, :, None] & every[:, None, :] & pairs).any((1, 2))
         with mock.patch.object(_packing, "_prices", made_up):
-            assert packing_bound(worth, pairs, k) >= (every[fits] @ worth).max()
+            assert packing_bound(worth, pairs, k=k) >= (every[fits] @ worth).max()
 
 
 def test_max_min_bound_is_the_optimum_of_a_line() -> None:
