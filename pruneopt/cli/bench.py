@@ -103,7 +103,7 @@ class Gap:
 
     gap: Annotated[bool, typer.Option("--gap", help="optimality gaps of the greedy methods instead")] = False
     pictures: Annotated[int, typer.Option(min=1, help="embedded pictures for --gap")] = 8
-    time_limit: Annotated[float, typer.Option(min=0.0, help="seconds per exact solve for --gap")] = 20.0
+    time_limit: Annotated[float, typer.Option(min=0.0, help="seconds per exact solve for --gap")] = 60.0
 
 
 @app.command("select")

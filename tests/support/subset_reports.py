@@ -30,6 +30,7 @@ def row(**changes: Any) -> dict[str, Any]:
         "label": "x", "method": "divprune", "problem": "p", "kind": "max_min", "tokens": 4, "keep": 2,
         "exact": True, "status": ["OPTIMAL", "OPTIMAL"], "value": [1.0, 3.0], "best": [1.0, 4.0],
         "random": [0.5, 1.0],
+        "known": [1.0, 4.0], "bound": [1.0, 5.0], "seconds": 0.25,
     }  # fmt: skip
     return base | changes
 
