@@ -29,6 +29,7 @@ from pruneopt.models import timing
 from pruneopt.models.timing import Calls, ForwardTimes
 from pruneopt.problems.kinds import find_kind
 from pruneopt.problems.subset import SubsetProblem
+from pruneopt.signals import Signals
 from pruneopt.spec.load import load_spec
 
 QUIET = Console(quiet=True)
@@ -347,3 +348,12 @@ def test_growth_is_of_the_time_of_one_problem_in_the_largest_batch() -> None:
     assert found["exponent"] == pytest.approx(2.0) and found["points"] == 3
     assert exponents(rows[::-1]) == [found]
     assert exponents(rows[:4]) == []
+
+
+def test_tokens_of_four_pictures_are_pooled_in_order() -> None:
+    """The first problem holds the tokens of the first four samples, one after the other."""
+    features = torch.arange(8 * 5 * 2, dtype=torch.float32).view(8, 5, 2)
+    keys = torch.arange(8 * 3 * 5 * 2, dtype=torch.float32).view(8, 3, 5, 2)
+    pooled = select_gap.pooled(Signals({"features": features, "keys": keys}))
+    assert torch.equal(pooled["features"], features.view(2, 20, 2))
+    assert torch.equal(pooled["keys"][1], torch.cat(list(keys[4:]), 1))

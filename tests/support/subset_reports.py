@@ -22,7 +22,7 @@ from pruneopt.problems.subset import SubsetProblem
 from pruneopt.testing.cases import make_signals
 
 DIVPRUNE = GREEDY[0]
-TODRE = GREEDY[3]
+TODRE = next(greedy for greedy in GREEDY if greedy.method == "todre/diversity")
 
 
 def row(**changes: Any) -> dict[str, Any]:
@@ -44,9 +44,10 @@ def check_gap_tables_show_contradictions() -> None:
     found = summary(row(value=[1.0, 5.0]))
     assert (found["mean"], found["worst"], found["relative_worst"]) == (-0.5, -1.0, -0.25)
     assert (found["contradicted"], found["optimal"]) == (1, 1)
-    assert texts(value=[1.0, 5.0])[3:] == [
+    assert texts(value=[1.0, 5.0])[3:8] == [
         "proved in 2 of 2; ERROR: below the value in 1", "1 of 2", "-12.50%", "-25.00%", "117%"
     ]  # fmt: skip
+    assert texts()[8:] == ["10.00%", "0.25"]
     nats = texts(kind="log_det", value=[1.0, 4.1], exact=False)
     assert nats[3:7] == ["upper bound; ERROR: below the value in 1", "-", "-0.050 nats", "-0.100 nats"]
     tiny = summary(row(value=[1.0 + 1e-9, 4.0 - 1e-9]))
@@ -83,6 +84,9 @@ def check_gap_rows_hold_value_and_best() -> None:
     bounded = select_gap._gaps(DIVPRUNE, signals, keep=4, exact=None)
     assert all(high >= best for high, best in zip(bounded["best"], found["best"], strict=True))
     assert bounded["status"] == [] and not bounded["exact"]
+    known = zip(found["known"], found["best"], found["bound"], strict=True)
+    assert all(math.isclose(k, best, rel_tol=1e-9) and best <= bound for k, best, bound in known)
+    assert bounded["bound"] == bounded["best"]
 
 
 class Liar(BruteForce):

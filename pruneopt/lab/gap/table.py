@@ -33,8 +33,9 @@ def tables_of(record: dict[str, Any]) -> list[Piece]:
         "bound is loose; proved optima are exact. Random sets of the same size "
         f"({setting['random_seeds']} seeds) are 0% "
         "of what could be gained, the best known value is 100%. The last columns are about the bound that "
-        "any solution carries: how far it is above the best value that is known (a proved optimum, or the greedy "
-        "answer after swaps), and wall seconds for the whole row. Rows of 576 tokens pool four pictures.",
+        "any solution carries: how far it is above the best value that is known (a proved optimum, or the "
+        "greedy answer after swaps), and wall seconds for the whole row. Rows of 576 tokens pool four "
+        "pictures.",
     ]
 
 
