@@ -51,7 +51,13 @@ SMALLER = {
     "bench solvers --families": "--sizes 9 --batch 1 --repeats 1 --budget 0 --solvers sinkhorn,emd",
 }
 # a command that a sentence only mentions -> arguments for it
-MENTIONED = {"check": ["cosine_distance"], "show": ["topv"], "": ["--version"]}
+ONE_CELL = "--costs cosine_distance --kernels cosine --scores token_norm --solvers farthest_point"
+MENTIONED = {
+    "check": ["cosine_distance"],
+    "cross": [*ONE_CELL.split(), "--readouts", "row_max", "--insertions", "post_encoder"],
+    "show": ["topv"],
+    "": ["--version"],
+}
 # set-up commands: not run, because they install; what they name must exist
 SET_UP = (
     r"make (?P<target>\w+)( ARGS=\S+)?",
