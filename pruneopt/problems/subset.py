@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, TypedDict, Unpack
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from pruneopt.brief import Brief, want_tensor
@@ -48,19 +49,35 @@ class SubsetProblem(Brief):
 
     Parameters
     ----------
-    kind: its name.  k: `[B]` int64, number to choose (a maximum for kinds with `at_most`).
-    unary: `[B,N]` scores; mask: `[B,N]` bool, True at real tokens.
-    pairwise: `[B,N,N]`; for kinds of unordered pairs symmetric up to 1e-5 of its largest entry (four
-        roundings in half precision); for kinds that ask for it positive semi-definite up to N roundings of
-        its largest entry (of float32, or of the half precision it came in).
-    protected: `[B,N]` bool, real tokens that must be chosen (counted in k).
-    anchors: `[B,A,N]` distances from A external points, such as text tokens, that count as chosen already,
-        and steer pivot rules; for kinds that serve targets what it costs to serve them.  A row of +inf is an
+    kind
+        Its name.
+    k
+        `[B]` int64, number to choose (a maximum for kinds with `at_most`).
+    unary
+        `[B,N]` scores.
+    pairwise
+        `[B,N,N]`; for kinds of unordered pairs symmetric up to 1e-5 of its largest entry (four roundings in
+        half precision); for kinds that ask for it positive semi-definite up to N roundings of its largest
+        entry (of float32, or of the half precision it came in).
+    mask
+        `[B,N]` bool, True at real tokens.
+    protected
+        `[B,N]` bool, real tokens that must be chosen (counted in k).
+    anchors
+        `[B,A,N]` distances from A external points, such as text tokens, that count as chosen already, and
+        steer pivot rules; for kinds that serve targets what it costs to serve them.  A row of +inf is an
         absent anchor, so that ragged texts can share a batch.
-    threshold: conflict bound.  group, quota: `[B,N]` and `[B,G]` int64.
-    counts: `k` as host numbers where they are known, so that solvers need not wait for the device.
-    anchor_strength: `[B,A]` how strong each anchor is, for rules that visit strong ones first; optional.
+    threshold
+        Conflict bound.
+    group, quota
+        `[B,N]` and `[B,G]` int64.
+    counts
+        `k` as host numbers where they are known, so that solvers need not wait for the device.
+    anchor_strength
+        `[B,A]` how strong each anchor is, for rules that visit strong ones first.
     """
+
+    # Shapes stand in words: `build` makes one of these of whatever it is given, and refuses by name.
 
     kind: str
     k: Tensor
@@ -78,10 +95,28 @@ class SubsetProblem(Brief):
 
     @staticmethod
     def build(kind: str, k: Tensor | int, *, check: bool = True, **terms: Unpack[Terms]) -> SubsetProblem:
-        """Validate shapes and (with `check`) values; half precision is promoted to float32.
+        """Validate shapes and values; half precision is promoted to float32.
 
-        `check=False` skips what would wait for a GPU.  Raises ProblemError naming the argument, the sample
-        and the cure.
+        Parameters
+        ----------
+        kind
+            A name of `pruneopt list kinds`.
+        k
+            Number to choose, one for all samples or `[B]`.
+        check
+            Look at values too, which waits for a GPU; shapes are always checked.
+        **terms
+            The other fields of the class.
+
+        Returns
+        -------
+        SubsetProblem
+            What solvers take.
+
+        Raises
+        ------
+        ProblemError
+            Naming the argument, the sample and the cure.
         """
         if kind not in registry("kinds"):
             known = ", ".join(registry("kinds"))
@@ -126,7 +161,7 @@ class SubsetProblem(Brief):
         return lead.shape[0], lead.shape[1]
 
     @property
-    def real(self) -> Tensor:
+    def real(self) -> Bool[Tensor, "B N"]:
         """`[B,N]` bool mask of real tokens, never None."""
         if self.mask is not None:
             return self.mask
