@@ -56,6 +56,7 @@ def tune(
     """
     if not space or any(not low < high for low, high in space.values()):
         raise SpecError("the space needs at least one key, each with low < high")
+    # The first points are Sobol's, spread evenly; from then on a model of what was seen proposes.
     names = list(space)
     low, high = (np.array([space[n][i] for n in names]) for i in (0, 1))
     first = min(calls, max(2, calls // 2 if initial is None else initial))
@@ -70,6 +71,7 @@ def tune(
         point = low + unit * (high - low)
         seen.append(unit)
         values.append(_try(method, names, point=point, objective=objective, complete=complete)[0])
+    # The best trial is made once more, for its spec; ties go to the first.
     best = int(np.argmax(values))
     if not math.isfinite(values[best]):
         raise InputError("no trial was feasible; widen the space or loosen the budget")

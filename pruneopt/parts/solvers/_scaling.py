@@ -162,6 +162,7 @@ def iterate(
     u, v = torch.ones_like(here.a), torch.ones_like(here.b)
     done, last_dual = 0, torch.full_like(e, -torch.inf)
     while done < rounds and live.numel():
+        # Some rounds: in the log domain while the potentials say nothing yet, else as scalings of a kernel.
         n = min(rounds - done, CHECK if done else 1 if first else 2)  # a warm start may be the answer
         if first and done == 0:
             f, g = _log_rounds(here, e, f=f, g=g, n=n, omega=relax)
@@ -173,6 +174,8 @@ def iterate(
                 u, v = (f > -torch.inf).to(here.a.dtype), (g > -torch.inf).to(here.b.dtype)
                 state.rebuilds += 1
             u2, v2 = _run(product, here.a, b=here.b, u=u, v=v, n=n, omega=relax if omega != 1 else None)
+            # One look at the device says whether all of them may stand.  A problem whose scalings drifted too
+            # far goes back to where it was, and takes the same rounds where nothing can underflow.
             drift = torch.maximum(_drift(u2, here.a), _drift(v2, here.b))  # NaN where either is
             bad = ~(drift <= DRIFT)
             f2, g2 = f + e[:, None] * u2.double().log(), g + e[:, None] * v2.double().log()
@@ -190,6 +193,7 @@ def iterate(
             else:
                 u, v = u2, v2
         done += n
+        # What the caller sees, also of problems that leave below.
         now_f, now_g = (
             (f, g)
             if kernel is None
@@ -199,6 +203,8 @@ def iterate(
         state.rounds[live] += n
         if tolerance is None and omega == 1:
             continue
+        # Judged on a kernel that holds the potentials: the error of the columns, for the rows are exact, and
+        # the dual value, which tells when over-relaxation loses and becomes plain.
         if kernel is None:
             kernel, f, g = gibbs(here, now_f, g=now_g, eps=e), now_f, now_g
             product = products(kernel)
@@ -210,6 +216,7 @@ def iterate(
             dual = _dot(here.a, now_f) + _dot(here.b, now_g)
             relax = torch.where(dual < last_dual, torch.ones_like(relax), relax)
             last_dual = dual
+        # Who has arrived leaves the batch; nobody does after one round, whose error says little.
         if tolerance is not None:
             stay = ~(error < tolerance) if done > 1 else torch.ones_like(live, dtype=torch.bool)
             if not bool(stay.all()):

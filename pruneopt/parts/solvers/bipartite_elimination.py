@@ -75,15 +75,18 @@ class BipartiteElimination(SubsetSolver):
         valid = slot < length[:, None]
         even, odd = listed[:, 0::2], listed[:, 1::2]
         rows = torch.arange(len(listed), device=listed.device)[:, None, None]
+        # Tokens at even places against those at odd ones: how near is the nearest?
         distance = pairwise[rows, even[:, :, None], odd[:, None, :]]
         distance = distance.masked_fill(~valid[:, None, 1::2], math.inf)
         nearest = distance.amin(2) if odd.shape[1] else torch.full_like(even, 1, dtype=pairwise.dtype)
         nearest = nearest.masked_fill(~valid[:, 0::2], math.inf)
+        # The even ones that are most alike an odd one go, as many as the goal and the batch size allow.
         by_likeness = nearest.argsort(dim=1, stable=True)
         place = torch.empty_like(by_likeness)
         place.scatter_(1, by_likeness, torch.arange(place.shape[1], device=place.device).expand_as(place))
         evens = valid[:, 0::2].sum(1)
         drop = (length - goal).clamp(min=0, max=self.batch).minimum(evens)
+        # The new order: even survivors from the most alike on, then the odd ones, then what went and padding.
         key = torch.full((len(listed), width), 3 * width, dtype=torch.int64, device=listed.device)
         key[:, 0::2] = torch.where(place >= drop[:, None], place, 3 * width)
         key[:, 1::2] = width + slot[1::2]

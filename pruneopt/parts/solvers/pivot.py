@@ -106,9 +106,21 @@ def walk_pivots(rows: Tensor, visits: Tensor, *, usable: Tensor, free: Tensor, l
 
     Parameters
     ----------
-    rows: `[B,P,N]` distance of every token from every pivot.  visits: `[B,P]` pivot numbers in order.
-    usable: `[B,P]` bool, False at absent pivots.  free: `[B,N]` bool candidates.
-    left: `[B]` int64 number of tokens to pick, shared over the usable pivots, ties to the lower index.
+    rows
+        `[B,P,N]` distance of every token from every pivot.
+    visits
+        `[B,P]` pivot numbers in order.
+    usable
+        `[B,P]` bool, False at absent pivots.
+    free
+        `[B,N]` bool candidates.
+    left
+        `[B]` int64 number of tokens to pick, shared over the usable pivots, ties to the lower index.
+
+    Returns
+    -------
+    Tensor
+        `[B,N]` bool.
     """
     batch, pivots, _ = rows.shape
     number = torch.arange(batch, device=rows.device)
@@ -116,6 +128,7 @@ def walk_pivots(rows: Tensor, visits: Tensor, *, usable: Tensor, free: Tensor, l
     total = present.sum(1).clamp_min(1)
     picked = torch.zeros_like(free)
     for t in range(pivots):
+        # What does not divide evenly goes to the pivots that are visited first.
         live = present[:, t]
         seen = present[:, :t].sum(1)
         share = (left // total + (seen < left % total)).masked_fill(~live, 0)

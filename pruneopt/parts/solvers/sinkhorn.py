@@ -79,6 +79,7 @@ class Sinkhorn(TransportSolver):
         low, high = problem.span()
         width = torch.where(high > low, high - low, torch.ones_like(low)).double()
         eps = width * self.epsilon if self.epsilon_scale == "range" else torch.full_like(width, self.epsilon)
+        # Where a gradient is asked for, the rounds below run first and are then repeated for autograd.
         if self.omega == 1 and torch.is_grad_enabled() and _traced(problem, start):
             return self._followed(problem, start, eps=eps, begin=begin)
         problem_in, problem = problem, problem.detached()
@@ -88,6 +89,7 @@ class Sinkhorn(TransportSolver):
         stats: dict[str, object] = {"epsilon": eps}
         f: Tensor
         g: Tensor
+        # One kernel for all rounds where it lasts; else rounds that watch their scalings, annealed or not.
         if start is None and not stages and self._plain(problem, width, eps=eps):
             f, g, plan = scaling.plain(oriented, eps, span=(low, high), rounds=self.rounds)
             rounds = torch.full(eps.shape, self.rounds, dtype=torch.int64, device=eps.device)

@@ -113,12 +113,24 @@ def density_peaks(
 
     Parameters
     ----------
-    rows: `[B,P,D]` tokens; valid: `[B,P]` bool; clusters: `[B]` int64; noise: `[P]` added to the density.
-    cosine: join the centre with the largest cosine instead of the nearest one.
+    rows
+        `[B,P,D]` tokens.
+    valid
+        `[B,P]` bool, True at real ones.
+    clusters
+        `[B]` int64, how many centres; also how many neighbours count for the density.
+    noise
+        `[P]` added to the density.
+    cosine
+        Join the centre with the largest cosine instead of the nearest one.
 
-    Returns the places of all tokens by falling centre score, `[B,P]` (the first `clusters[b]` are centres),
-    and the place of the centre that every token belongs to, `[B,P]`.
+    Returns
+    -------
+    tuple of Tensor
+        Places of all tokens by falling centre score, `[B,P]` (the first `clusters[b]` are centres), and the
+        place of the centre that every token belongs to, `[B,P]`.
     """
+    # Distances per root of the width, as the published code scales them; padding is infinitely far.
     inner = torch.bmm(rows, rows.transpose(1, 2))
     square = inner.diagonal(dim1=1, dim2=2)
     distance = (square[:, :, None] + square[:, None, :] - 2 * inner).clamp_min(0)
@@ -126,15 +138,18 @@ def density_peaks(
     distance = (distance / rows.shape[2]).sqrt()
     pair = valid[:, :, None] & valid[:, None, :]
     distance = distance.masked_fill(~pair, torch.inf)
+    # Density: how near the nearest tokens are, each token to itself included.
     near = distance.sort(dim=2).values.square()
     slot = torch.arange(rows.shape[1], device=rows.device)
     counted = (slot < clusters[:, None])[:, None, :]
     mean = near.masked_fill(~counted, 0).sum(2) / clusters.clamp_min(1)[:, None]
     density = (-mean).exp() + noise
+    # Gap: how far the nearest denser token is; the densest gets the largest distance there is.
     denser = (density[:, None, :] > density[:, :, None]) & pair
     far = distance.masked_fill(~pair, 0).flatten(1).amax(1)[:, None]
     gap = distance.masked_fill(~denser, torch.inf).amin(2)
     gap = torch.where(gap == torch.inf, far, gap)
+    # Centres are dense and far from anything denser; everybody else joins one of them.
     score = (density * gap).masked_fill(~valid, -torch.inf)
     order = score.argsort(dim=1, descending=True, stable=True)
     live = slot < clusters[:, None]
