@@ -31,7 +31,7 @@ class Attachments:
         """`hook(module, args, kwargs, output)` runs after the module; with `always` after an error too."""
         self._hooked(module, module.register_forward_hook(hook, with_kwargs=True, always_call=always))
 
-    # Arguments by position: captures are handed this, or a function of its kind that only lists what is asked.
+    # Arguments by position: captures are handed this, or a function like it that only lists what is asked.
     def watch(self, module: nn.Module, what: str, callback: Callable[[Any], None]) -> None:  # noqa: PLR0917
         """Call back with the first `input`, the `output`, or the `(args, kwargs)` of a `call`."""
         if what == "output":
