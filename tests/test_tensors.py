@@ -1,0 +1,50 @@
+"""Helpers of all parts, against the same thing written with lists."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pruneopt.tensors import gram, places, range_per_sample, take_rows
+
+
+def test_rows_are_taken_by_index_sample_by_sample() -> None:
+    rows = torch.arange(2 * 4 * 3).view(2, 4, 3)
+    index = torch.tensor([[3, 0], [1, 1]])
+    wanted = [[rows[b, n].tolist() for n in index[b].tolist()] for b in range(2)]
+    assert take_rows(rows, index).tolist() == wanted
+
+
+def test_a_place_is_the_number_of_real_tokens_before() -> None:
+    mask = torch.tensor([[True, False, True, True], [False, True, True, False]])
+    found = places(mask)
+    assert [found[b, n].item() for b, n in mask.nonzero().tolist()] == [0, 1, 2, 0, 1]
+    assert found.dtype == torch.int64
+
+
+@pytest.mark.parametrize("padding", [-9.0, 0.0, 9.0])
+def test_a_range_is_over_all_problems_of_a_sample_and_without_padding(padding: float) -> None:
+    """Groups of sample 0 stand first, third and last; sample 2 has one group."""
+    values = torch.tensor([[1.0, 2.0], [5.0, 6.0], [-3.0, 0.5], [7.0, 4.0]])
+    mask = torch.tensor([[True, True], [True, False], [True, True], [True, True]])
+    sample = torch.tensor([0, 2, 0, 0])
+    least, most = range_per_sample(values.masked_fill(~mask, padding), mask, sample=sample)
+    real = [
+        [v for v, m in zip(*pair, strict=True) if m]
+        for pair in zip(values.tolist(), mask.tolist(), strict=True)
+    ]
+    alike = [
+        [v for row, t in zip(real, sample.tolist(), strict=True) for v in row if t == s]
+        for s in sample.tolist()
+    ]
+    assert least.tolist() == [min(row) for row in alike]
+    assert most.tolist() == [max(row) for row in alike]
+    assert least.dtype == values.dtype
+
+
+@pytest.mark.parametrize("tokens", [5, 255, 256, 258])
+def test_a_gram_matrix_is_the_product_and_exactly_symmetric(tokens: int) -> None:
+    rows = torch.randn(2, tokens, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(tokens))
+    found = gram(rows)
+    assert found.equal(found.transpose(1, 2))
+    torch.testing.assert_close(found, torch.einsum("bnd,bmd->bnm", rows, rows), rtol=1e-12, atol=1e-12)
