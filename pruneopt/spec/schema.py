@@ -82,7 +82,7 @@ class ProblemSpec:
     def parts(self) -> tuple[Part, ...]:
         return tuple(self.keyed.values())
 
-    @property
+    @cached_property
     def groups(self) -> str | Score | None:
         """What numbers the groups of a kind with quotas, a part or a signal; None for other kinds."""
         if self.kind not in registry("kinds") or "quota" not in find_kind(self.kind).needs:
