@@ -13,7 +13,7 @@ from pruneopt.problems.subset import SubsetProblem
 from pruneopt.problems.transport import TransportProblem
 from pruneopt.signals import Signals
 from pruneopt.spec.schema import ProblemSpec, Protect
-from pruneopt.tensors import keep_top, normalize
+from pruneopt.tensors import first_true, keep_top, normalize
 
 
 def subset_problem(
@@ -93,7 +93,7 @@ def protected_tokens(protect: Protect, signals: Signals, *, k: Tensor, unary: Te
         chosen = (protect.where(signals.view(protect.where.needs)) > 0) & signals.mask
         many = chosen.sum(1) > k
         if many.any():  # waits for the device, but a solver would drop protected tokens without a word
-            i = int(many.nonzero()[0, 0])
+            i = first_true(many)
             raise ProblemError(
                 f"problem.protect.where ({protect.where.name}) keeps {int(chosen[i].sum())} tokens of "
                 f"problem {i}, but the budget is {int(k[i])}; keep more, or cut again in a second stage"

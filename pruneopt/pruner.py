@@ -19,7 +19,7 @@ from pruneopt.problems.solution import Solution, SubsetSolution
 from pruneopt.signals import Signals
 from pruneopt.spec.load import load_spec
 from pruneopt.spec.schema import Spec, StageSpec
-from pruneopt.tensors import keep_top
+from pruneopt.tensors import first_true, keep_top
 
 
 @dataclass
@@ -119,7 +119,7 @@ class Pruner:
         for name in sorted(needs):
             bad = signals.bad_values([name])
             if bad.any():
-                sample = int(bad.nonzero()[0, 0])
+                sample = first_true(bad)
                 raise SignalError(
                     f"signal {name!r} holds NaN or infinity in sample {sample}; nothing was pruned. "
                     "Check the model's dtype (try float32 or bfloat16) and its inputs"

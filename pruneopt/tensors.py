@@ -22,6 +22,11 @@ def take_rows(rows: Tensor, index: Tensor) -> Tensor:
     return rows.gather(1, index[:, :, None].expand(-1, -1, rows.shape[2]))
 
 
+def first_true(flags: Tensor) -> int:
+    """Index of the first True of `[B]`, which a refusal names; waits for the device."""
+    return int(flags.nonzero()[0, 0])
+
+
 def places(mask: Tensor) -> Tensor:
     """`[B,N]` int64: how many real tokens stand before each token of its sample."""
     return mask.long().cumsum(1) - 1
@@ -29,12 +34,13 @@ def places(mask: Tensor) -> Tensor:
 
 def across(mask: Tensor, dims: tuple[int, ...], *, rank: int) -> Tensor:
     """`mask` `[B,N]` for a tensor of `rank` axes: True where it is True along all axes `dims`."""
-    found = mask.new_ones([1] * rank)
+    found = None
     for dim in dims:
         shape = [1] * rank
         shape[0], shape[dim] = mask.shape
-        found = found & mask.view(shape)
-    return found
+        along = mask.view(shape)
+        found = along if found is None else found & along
+    return mask.new_ones([1] * rank) if found is None else found
 
 
 def gram(rows: Tensor, blocks: int = 4) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pruneopt.tensors import gram, places, range_per_sample, take_rows
+from pruneopt.tensors import across, first_true, gram, places, range_per_sample, take_rows
 
 
 def test_rows_are_taken_by_index_sample_by_sample() -> None:
@@ -48,3 +48,15 @@ def test_a_gram_matrix_is_the_product_and_exactly_symmetric(tokens: int) -> None
     found = gram(rows)
     assert found.equal(found.transpose(1, 2))
     torch.testing.assert_close(found, torch.einsum("bnd,bmd->bnm", rows, rows), rtol=1e-12, atol=1e-12)
+
+
+def test_the_first_true_is_the_lowest_index() -> None:
+    assert first_true(torch.tensor([False, False, True, True])) == 2
+
+
+def test_a_mask_across_axes_is_true_where_it_is_along_each() -> None:
+    mask = torch.tensor([[True, False, True]])
+    pairs = [[a and b for b in mask[0].tolist()] for a in mask[0].tolist()]
+    assert across(mask, (1, 2), rank=3).tolist() == [pairs]
+    assert across(mask, (2,), rank=3).tolist() == [mask.tolist()]
+    assert across(mask, (), rank=3).tolist() == [[[True]]]

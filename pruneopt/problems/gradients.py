@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pruneopt.errors import ProblemError
+from pruneopt.tensors import first_true
 
 
 def refuse_gradient(tensor: Tensor, inputs: tuple[Tensor, ...], *, words: str) -> Tensor:
@@ -69,7 +70,7 @@ class _Envelope(torch.autograd.Function):
         a, b, plan, f, g, proved = ctx.saved_tensors
         open_ = (grad != 0) & ~proved
         if bool(open_.any()):
-            raise ProblemError(f"problem {int(open_.nonzero()[0, 0])}: {ctx.words}")
+            raise ProblemError(f"problem {first_true(open_)}: {ctx.words}")
         found = (plan * grad[:, None, None], _centred(f, a) * grad[:, None], _centred(g, b) * grad[:, None])
         return None, *(x.to(t) for x, t in zip(found, ctx.dtypes, strict=True)), *(None,) * 5
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pruneopt.brief import Brief, want_tensor
 from pruneopt.errors import ProblemError
+from pruneopt.tensors import first_true
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -92,7 +93,7 @@ class TransportProblem(Brief):
             bad = (~cost.isfinite()).flatten(1).any(1)
             if bad.any():
                 raise ProblemError(
-                    f"cost is not finite in problem {_first(bad)}; look for NaN or infinity in the "
+                    f"cost is not finite in problem {first_true(bad)}; look for NaN or infinity in the "
                     "signals, or mask forbidden pairs with a finite cost"
                 )
         problem = TransportProblem(cost, a, b, row_mask, col_mask)
@@ -100,8 +101,8 @@ class TransportProblem(Brief):
             bad = ~problem.cost_range().isfinite()
             if bad.any():
                 raise ProblemError(
-                    f"cost spans more than {cost.dtype} holds in problem {_first(bad)}: highest minus lowest "
-                    "overflows; give forbidden pairs a cost of about 10 times the range of the others"
+                    f"cost spans more than {cost.dtype} holds in problem {first_true(bad)}: highest minus "
+                    "lowest overflows; give forbidden pairs a cost of about 10 times the range of the others"
                 )
         return problem
 
@@ -145,13 +146,9 @@ class TransportProblem(Brief):
 def _some_real(mask: Tensor | None, side: str) -> None:
     if mask is not None and not bool(mask.any(1).all()):
         raise ProblemError(
-            f"{side}_mask is False everywhere in problem {_first(~mask.any(1))}: there is nothing to move; "
-            "leave such samples out of the batch"
+            f"{side}_mask is False everywhere in problem {first_true(~mask.any(1))}: there is nothing to "
+            "move; leave such samples out of the batch"
         )
-
-
-def _first(bad: Tensor) -> int:
-    return int(bad.nonzero()[0, 0])
 
 
 def _mask(name: str, mask: Tensor | None, *, shape: tuple[int, int], cost: Tensor) -> Tensor | None:
@@ -174,12 +171,12 @@ def _mass(
     elif check:
         bad = ~(mass.isfinite() & (mass >= 0)).all(1)
         if bad.any():
-            raise ProblemError(f"{name} has a negative or non-finite entry in problem {_first(bad)}")
+            raise ProblemError(f"{name} has a negative or non-finite entry in problem {first_true(bad)}")
         real = mass if mask is None else mass * mask
         total = real.double().sum(1)
         off = (total - 1).abs() > 1e-3 if mass.dtype.itemsize < 4 else (total - 1).abs() > 1e-4
         if off.any():
-            i = _first(off)
+            i = first_true(off)
             raise ProblemError(
                 f"{name} sums to {float(total[i]):.6g} in problem {i}, not to 1; divide it by its sum"
             )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pruneopt.errors import ProblemError
+from pruneopt.tensors import first_true
 
 if TYPE_CHECKING:
     from pruneopt.problems.subset import SubsetProblem
@@ -36,15 +37,11 @@ def check_values(problem: SubsetProblem, rounding: float) -> None:
     rules.check(problem)
 
 
-def _first(bad: Tensor) -> int:
-    return int(bad.nonzero()[0, 0])
-
-
 def _check_counts(problem: SubsetProblem) -> None:
     k, real = problem.k, problem.real.sum(1)
     bad = (k < 1) | (k > real)
     if bad.any():
-        i = _first(bad)
+        i = first_true(bad)
         raise ProblemError(f"cannot choose {int(k[i])} of {int(real[i])} tokens in sample {i}")
     if problem.counts is not None and list(problem.counts) != k.tolist():
         raise ProblemError(f"counts {list(problem.counts)} are not k {k.tolist()}; leave them out or agree")
@@ -52,10 +49,12 @@ def _check_counts(problem: SubsetProblem) -> None:
         return
     padded = (problem.protected & ~problem.real).any(1)
     if padded.any():
-        raise ProblemError(f"protected marks padding in sample {_first(padded)}; protect real tokens only")
+        raise ProblemError(
+            f"protected marks padding in sample {first_true(padded)}; protect real tokens only"
+        )
     many = problem.protected.sum(1) > k
     if many.any():
-        i = _first(many)
+        i = first_true(many)
         raise ProblemError(
             f"sample {i} protects {int(problem.protected[i].sum())} tokens but the budget is {int(k[i])}"
         )
@@ -67,7 +66,7 @@ def _check_finite(name: str, tensor: Tensor | None, *, real: Tensor) -> None:
     bad = (~tensor.isfinite() & real).flatten(1).any(1)
     if bad.any():
         raise ProblemError(
-            f"{name} is not finite in sample {_first(bad)}; look for NaN or infinity in the signals"
+            f"{name} is not finite in sample {first_true(bad)}; look for NaN or infinity in the signals"
         )
 
 
@@ -76,7 +75,7 @@ def _check_symmetric(pairwise: Tensor, kind: str, *, tolerance: float) -> None:
     largest = pairwise.abs().amax((1, 2))
     bad = off > tolerance * largest
     if bad.any():
-        i = _first(bad)
+        i = first_true(bad)
         raise ProblemError(
             f"pairwise of sample {i} is not symmetric: the two directions of a pair differ by "
             f"{float(off[i] / largest[i]):.2g} of the largest entry, and {kind} knows unordered pairs only. "
@@ -94,7 +93,7 @@ def _check_psd(kernel: Tensor, kind: str, *, rounding: float) -> None:
     raised = kernel / unit[:, None, None] + tokens * rounding * eye
     bad = torch.linalg.cholesky_ex(raised).info != 0
     if bad.any():
-        i = _first(bad)
+        i = first_true(bad)
         least = float(torch.linalg.eigvalsh(kernel[i])[0])
         raise ProblemError(
             f"pairwise of sample {i} is no kernel: its smallest eigenvalue is {least:.4g}, and {kind} needs "
@@ -111,14 +110,15 @@ def _check_anchors(problem: SubsetProblem) -> None:
     bad = ((anchors.isnan() | (anchors == -math.inf)) & real).flatten(1).any(1)
     if bad.any():
         raise ProblemError(
-            f"anchors hold NaN or -infinity in sample {_first(bad)}; an absent anchor is a row of +infinity"
+            f"anchors hold NaN or -infinity in sample {first_true(bad)}; an absent anchor is a row of "
+            "+infinity"
         )
     absent = anchors == math.inf
     torn = ((absent & real).any(2) & (~absent & real).any(2)).any(1)
     if torn.any():
         raise ProblemError(
-            f"anchors hold a row with some +infinity in sample {_first(torn)}; only a whole row may be "
+            f"anchors hold a row with some +infinity in sample {first_true(torn)}; only a whole row may be "
             "+infinity, and is then absent"
         )
     if strength is not None and strength.isnan().any():
-        raise ProblemError(f"anchor_strength is NaN in sample {_first(strength.isnan().any(1))}")
+        raise ProblemError(f"anchor_strength is NaN in sample {first_true(strength.isnan().any(1))}")

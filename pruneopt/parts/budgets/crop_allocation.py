@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pruneopt.parts import BudgetRule, Part, Score, param
-from pruneopt.parts.scores.thumbnail_score import score_map, thumbnails
-from pruneopt.registry import registry
+from pruneopt.parts import BudgetRule, Score, param
+from pruneopt.parts.scores.thumbnail_score import registered_score, score_map, thumbnails
 from pruneopt.signals import Signals
 
 if TYPE_CHECKING:
@@ -50,9 +49,7 @@ class CropAllocation(BudgetRule):
 
     @property
     def inner(self) -> Score:
-        part: Part = registry("scores").get(self.score).from_spec(self.options)  # type: ignore[attr-defined]
-        assert isinstance(part, Score)
-        return part
+        return registered_score(self.score, self.options)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -35,9 +35,7 @@ class ThumbnailScore(Score):
 
     @property
     def inner(self) -> Score:
-        part: Part = registry("scores").get(self.score).from_spec(self.options)  # type: ignore[attr-defined]
-        assert isinstance(part, Score)
-        return part
+        return registered_score(self.score, self.options)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -58,6 +56,13 @@ class ThumbnailScore(Score):
             where = (canvas - low + 0.5) * (size / extent) - 0.5
             out[crops] = torch.where(real, bilinear(image, where), out[crops])
         return out
+
+
+def registered_score(name: str, options: Mapping[str, Any]) -> Score:
+    """A score by its registered name and parameters."""
+    part: Part = registry("scores").get(name).from_spec(options)  # type: ignore[attr-defined]
+    assert isinstance(part, Score)
+    return part
 
 
 def thumbnails(signals: Signals) -> list[tuple[int, int]]:

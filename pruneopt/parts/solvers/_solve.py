@@ -12,6 +12,7 @@ from pruneopt.parts import TransportSolver
 from pruneopt.problems.solution import TransportSolution
 from pruneopt.problems.transport import TransportProblem
 from pruneopt.registry import registry
+from pruneopt.tensors import first_true
 
 Mask = Tensor | tuple[Tensor | None, Tensor | None]
 
@@ -88,7 +89,7 @@ def _masks(mask: Mask | None, cost: Tensor) -> tuple[Tensor | None, Tensor | Non
     odd = (mask != (rows[:, :, None] & cols[:, None, :])).flatten(1).any(1)
     if odd.any():
         raise ProblemError(
-            f"mask of problem {int(odd.nonzero()[0, 0])} forbids single pairs; mask whole rows and columns, "
+            f"mask of problem {first_true(odd)} forbids single pairs; mask whole rows and columns, "
             "and give forbidden pairs a finite cost of about 10 times the range"
         )
     return rows, cols

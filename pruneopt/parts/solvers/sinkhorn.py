@@ -16,6 +16,7 @@ from pruneopt.parts.solvers import _unrolled as unrolled
 from pruneopt.parts.solvers._common import transposed
 from pruneopt.problems.solution import Status, TransportSolution
 from pruneopt.problems.transport import TransportProblem
+from pruneopt.tensors import first_true
 
 Start = tuple[Tensor, Tensor]
 FEW = 5  # rounds up to which the log domain is used on a GPU rather than waiting for it
@@ -195,7 +196,7 @@ class Sinkhorn(TransportSolver):
                 bad = ~(x.to(a.device).isfinite() | (mass == 0)).all(1)
                 if bad.any():
                     raise ProblemError(
-                        f"start: the {side} potential is not finite in problem {int(bad.nonzero()[0, 0])}"
+                        f"start: the {side} potential is not finite in problem {first_true(bad)}"
                     )
             f, g = f.to(a).clone(), g.to(b).clone()
         empty = torch.full((), -torch.inf, dtype=torch.float64, device=a.device)

@@ -12,6 +12,7 @@ from pruneopt.errors import ProblemError
 from pruneopt.problems.kinds._kind import Kind
 from pruneopt.problems.kinds._program import Program, choosing, placed
 from pruneopt.problems.kinds._terms import best_k, modular, modular_gains, unary_or
+from pruneopt.tensors import first_true
 
 if TYPE_CHECKING:
     from pruneopt.problems.subset import SubsetProblem, Terms
@@ -82,13 +83,13 @@ def check_quota(problem: SubsetProblem) -> None:
     (group, quota), real = _groups(problem), problem.real
     bad = (real & ((group < 0) | (group >= quota.shape[1]))).any(1)
     if bad.any():
-        raise ProblemError(f"group numbers of sample {_first(bad)} are outside 0..{quota.shape[1] - 1}")
+        raise ProblemError(f"group numbers of sample {first_true(bad)} are outside 0..{quota.shape[1] - 1}")
     bad = (quota < 0).any(1)
     if bad.any():
-        raise ProblemError(f"quota of sample {_first(bad)} is negative")
+        raise ProblemError(f"quota of sample {first_true(bad)} is negative")
     off = quota.sum(1) != problem.k
     if off.any():
-        i = _first(off)
+        i = first_true(off)
         raise ProblemError(f"quotas of sample {i} sum to {int(quota[i].sum())}, but k is {int(problem.k[i])}")
     hot = torch.nn.functional.one_hot(group.masked_fill(~real, 0), quota.shape[1])
     forced = torch.zeros_like(real) if problem.protected is None else problem.protected
@@ -100,7 +101,3 @@ def check_quota(problem: SubsetProblem) -> None:
             raise ProblemError(
                 f"group {g} of sample {i} {what} {int(size[i, g])} tokens but its quota is {int(quota[i, g])}"
             )
-
-
-def _first(bad: Tensor) -> int:
-    return int(bad.nonzero()[0, 0])
