@@ -42,7 +42,7 @@ def road() -> list[tuple[str, str, str, str]]:
         return f"{len(names(f'parts/{kind}'))} {kind}"
 
     terms = ", ".join(count(kind) for kind in ("scores", "costs", "kernels", "marginals"))
-    kinds = ", ".join(names("problems/kinds"))
+    kinds = f"{len(names('problems/kinds'))} kinds: needs, value, bound, swaps, linear program"
     kept = "kept tokens, importance, evidence of every problem solved"
     return [
         ("Model forward", "unmodified, fused attention on", "a transformers model", PALE),
