@@ -88,6 +88,7 @@ def test_an_own_stale_installation_disputes_nothing(tmp_path: Path, monkeypatch:
     assert "their_part" in names and "old_part" not in names
 
 
+@pytest.mark.slow
 def test_an_uninstalled_checkout_knows_its_parts() -> None:
     # -S -I would hide torch too; what matters is that no metadata of pruneopt is read, see the test above
     code = "import pruneopt.registry as r; print([len(list(r.registry(g))) > 0 for g in r.GROUPS])"
@@ -119,6 +120,7 @@ def test_loading_from_many_threads_gives_one_class() -> None:
     assert len(classes) == 16 and len(set(classes)) == 1
 
 
+@pytest.mark.slow
 def test_importing_pruneopt_is_cheap_and_loads_no_heavy_library() -> None:
     code = (
         "import torch, sys, time; start = time.perf_counter(); import pruneopt; "

@@ -103,6 +103,7 @@ def masks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_a_new_pass_knows_nothing() -> None:
     fresh = prefill_of()
     assert (fresh.rotary, fresh.positions, fresh.deepstack, fresh.bad) == (None, None, None, None)
+    assert fresh.cache is None
     assert (fresh.cuts, fresh.masks, fresh.seconds) == ([], {}, {})
     assert fresh.state.columns == 7 and fresh.state.segments == []
 
@@ -438,6 +439,12 @@ def test_one_layer_may_hold_less_than_those_around_it() -> None:
     assert widths == [5, 4, 7, 5, 7]
     one = state.at(1)
     assert one is not None and one.valid is some.valid and one.full is some.full and one.following is None
+    upwards = state_of()
+    upwards.evict(3, held=whole, left=few)
+    upwards.evict(1, held=whole, left=some)  # layer 2 stands between the two and has lost nothing
+    assert [(s.layer, s.width, s.full) for s in upwards.segments] == [
+        (1, 5, some.full), (2, 7, whole.full), (3, 4, few.full), (4, 7, whole.full)
+    ]  # fmt: skip
     numbered = state_of(Segment(0, whole.valid, True, torch.tensor([[5], [6]])))
     numbered.evict(3, held=whole, left=few)
     ends = [segment.following for segment in map(numbered.at, (0, 3, 4)) if segment is not None]
