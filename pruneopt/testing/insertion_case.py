@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +56,15 @@ class InsertionCase:
     specs: Sequence[Any] = (ENTRY, LAYER, SEVERAL)
     attention: Sequence[str] = ("sdpa", "eager")
     apply: Callable[..., Any] = pruneopt.apply
+
+    @contextmanager
+    def applied(self, model: Any, spec: Any) -> Iterator[Any]:
+        """Yields the handle of `apply`, and removes it by whatever road the block is left."""
+        handle = self.apply(model, spec)
+        try:
+            yield handle
+        finally:
+            handle.remove()
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +17,6 @@ import pruneopt
 from pruneopt.errors import ModelError
 from pruneopt.parts import BudgetRule
 from pruneopt.signals import Signals
-from pruneopt.spec.schema import Spec
 from pruneopt.testing.insertion_case import ENTRY, LAYER, InsertionCase
 from pruneopt.testing.insertion_values import with_rule
 from pruneopt.testing.masking import forward, generate, masked, real_columns
@@ -36,13 +36,10 @@ def check_modes(case: InsertionCase) -> Iterator[str]:
     }
     for mode, options in working.items():
         times = max(options.get("num_beams", 1), options.get("num_return_sequences", 1))
-        handle = case.apply(model, spec)
-        try:
+        with case.applied(model, spec) as handle:
             torch.manual_seed(5)
             found, _ = generate(model, inputs, **options)
             kept = handle.run.kept
-        finally:
-            handle.remove()
         with masked(case.decoder(model), kept, real=real_columns(inputs, times)):
             torch.manual_seed(5)
             wanted, _ = generate(model, inputs, **options)
@@ -56,16 +53,12 @@ def check_modes(case: InsertionCase) -> Iterator[str]:
         "cache_implementation": {"cache_implementation": "static"},
     }
     for mode, options in refused.items():
-        handle = case.apply(model, spec)
-        try:
-            generate(model, inputs, **options)
-        except ModelError as error:
-            if mode not in str(error):
-                yield f"{mode} is refused without naming it: {error}"
-        else:
+        with case.applied(model, spec):
+            error = _refusal(partial(generate, model, inputs, **options))
+        if error is None:
             yield f"{mode} is neither refused nor known to work"
-        finally:
-            handle.remove()
+        elif mode not in error:
+            yield f"{mode} is refused without naming it: {error}"
     yield from _refused_calls(case, model, inputs=inputs)
 
 
@@ -76,27 +69,25 @@ def _refused_calls(case: InsertionCase, model: Any, *, inputs: Mapping[str, Any]
     static = StaticCache(config=text, max_cache_len=512)
     labels = inputs["input_ids"].clone()
     for what, options in (("static cache", {"past_key_values": static}), ("labels", {"labels": labels})):
-        handle = case.apply(model, LAYER)
-        try:
-            forward(model, inputs, **options)
-        except ModelError:
-            pass
-        else:
-            yield f"{what} is not refused"
-        finally:
-            handle.remove()
+        with case.applied(model, LAYER):
+            if _refusal(partial(forward, model, inputs, **options)) is None:
+                yield f"{what} is not refused"
     compiled = torch.compile(model, backend="eager")
-    try:
-        case.apply(compiled, LAYER).remove()
-    except ModelError:
-        pass
-    else:
+    if _refusal(lambda: case.apply(compiled, LAYER).remove()) is None:
         yield "a compiled model is not refused"
 
 
+def _refusal(call: Callable[[], Any]) -> str | None:
+    """What the ModelError of a call says; None where it raises none."""
+    try:
+        call()
+    except ModelError as error:
+        return str(error)
+    return None
+
+
 def inventory(model: nn.Module) -> dict[str, Any]:
-    """Everything that pruning could leave behind: hooks, attributes, buffers, state-dict keys, global "
-    "tables."""
+    """Everything that pruning could leave behind: hooks, attributes, buffers, state, global tables."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     out: dict[str, Any] = {
@@ -123,16 +114,16 @@ class _Boom(RuntimeError):
     pass
 
 
+def _raise(*_: Any) -> None:
+    raise _Boom
+
+
 @dataclass(frozen=True)
 class _FailingRule(BudgetRule):
     name: ClassVar[str] = "failing"
 
     def __call__(self, signals: Signals, k: Tensor, *, importance: Tensor | None) -> Tensor:
         raise _Boom
-
-
-def _failing() -> Spec:
-    return with_rule(LAYER, _FailingRule())
 
 
 def check_restore(case: InsertionCase) -> Iterator[str]:
@@ -142,39 +133,36 @@ def check_restore(case: InsertionCase) -> Iterator[str]:
     generate(model, inputs)
     before, wanted = inventory(model), forward(model, inputs).logits
 
-    def leave(how: str) -> None:
-        handle = case.apply(model, case.specs[0])
-        try:
-            if how == "exception in forward":
-                with _raising(case.decoder(model)[-1]):
-                    forward(model, inputs)
-            elif how == "abandoned generator":
+    def normally() -> None:
+        with case.applied(model, case.specs[0]):
+            generate(model, inputs)
 
-                def produce() -> Iterator[Any]:
-                    with handle:
-                        yield forward(model, inputs)
-                        raise AssertionError("never resumed")
+    def by_exception() -> None:
+        last = case.decoder(model)[-1]
+        with case.applied(model, case.specs[0]), last.register_forward_pre_hook(_raise):
+            forward(model, inputs)
 
-                generator = produce()
-                next(generator)
-                del generator
-                gc.collect()
-                return
-            else:
-                generate(model, inputs)
-        finally:
-            if how != "abandoned generator":
-                handle.remove()
+    def by_abandoning() -> None:
+        def produce() -> Iterator[Any]:
+            with case.apply(model, case.specs[0]):
+                yield forward(model, inputs)
+                raise AssertionError("never resumed")
 
-    for how in ("normal exit", "exception in forward", "abandoned generator"):
+        next(produce())
+        gc.collect()
+
+    leaving = {
+        "normal exit": normally, "exception in forward": by_exception, "abandoned generator": by_abandoning
+    }  # fmt: skip
+    for how, leave in leaving.items():
         with suppress(_Boom):
-            leave(how)
+            leave()
         if inventory(model) != before:
             yield f"{how}: the model is not as it was before"
         elif not torch.equal(forward(model, inputs).logits, wanted):
             yield f"{how}: the model answers differently than before"
     try:
-        with pruneopt.prune(model, _failing()):
+        with pruneopt.prune(model, with_rule(LAYER, _FailingRule())):
             forward(model, inputs)
     except _Boom:
         if inventory(model) != before:
@@ -185,29 +173,10 @@ def check_restore(case: InsertionCase) -> Iterator[str]:
     yield from _threads(case, inputs)
 
 
-@contextmanager
-def _raising(layer: nn.Module) -> Iterator[None]:
-    def boom(*_: Any) -> None:
-        raise _Boom
-
-    handle = layer.register_forward_pre_hook(boom)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def _nesting(case: InsertionCase, model: Any, *, inputs: Mapping[str, Any]) -> Iterator[str]:
-    handle = case.apply(model, ENTRY)
-    try:
-        second = case.apply(model, LAYER)
-    except ModelError:
-        pass
-    else:
-        second.remove()
-        yield "applying a second spec to a pruned model is not refused"
-    finally:
-        handle.remove()
+    with case.applied(model, ENTRY):
+        if _refusal(lambda: case.apply(model, LAYER).remove()) is None:
+            yield "applying a second spec to a pruned model is not refused"
     case.apply(model, LAYER).remove()
 
 
@@ -216,19 +185,15 @@ def _threads(case: InsertionCase, inputs: Mapping[str, Any]) -> Iterator[str]:
     specs = [case.specs[0], case.specs[-1]]
     alone = []
     for model, spec in zip(models, specs, strict=True):
-        handle = case.apply(model, spec)
-        alone.append(generate(model, inputs)[1])
-        handle.remove()
+        with case.applied(model, spec):
+            alone.append(generate(model, inputs)[1])
     found: list[Any] = [None, None]
     gate = threading.Barrier(2)
 
     def work(i: int) -> None:
-        handle = case.apply(models[i], specs[i])
-        try:
+        with case.applied(models[i], specs[i]):
             gate.wait(timeout=60)
             found[i] = generate(models[i], inputs)[1]
-        finally:
-            handle.remove()
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
     for thread in threads:

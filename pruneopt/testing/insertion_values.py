@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -26,13 +26,10 @@ def check_oracle(case: InsertionCase) -> Iterator[str]:
             real = real_columns(inputs)
             for spec in case.specs:
                 where = f"{name}, {attention}, {label(spec)}"
-                handle = case.apply(model, spec)
-                try:
+                with case.applied(model, spec) as handle:
                     logits = forward(model, inputs).logits
                     tokens, steps = generate(model, inputs)
                     kept = handle.run.kept
-                finally:
-                    handle.remove()
                 with masked(case.decoder(model), kept, real=real):
                     wanted_logits = forward(model, inputs).logits
                     _, wanted = generate(model, inputs, forced=tokens)
@@ -66,11 +63,8 @@ def check_keep_all(case: InsertionCase) -> Iterator[str]:
     model = case.build(case.attention[0])
     for name, inputs in case.scenarios.items():
         wanted, (tokens, steps) = forward(model, inputs, use_cache=True), generate(model, inputs)
-        handle = case.apply(model, KEEP_ALL)
-        try:
+        with case.applied(model, KEEP_ALL):
             found, (my_tokens, my_steps) = forward(model, inputs, use_cache=True), generate(model, inputs)
-        finally:
-            handle.remove()
         if not torch.equal(found.logits, wanted.logits) or not torch.equal(my_steps, steps):
             yield f"{name}: keep-all changes logits"
         if not torch.equal(tokens, my_tokens):
@@ -85,8 +79,7 @@ def check_rows_alone(case: InsertionCase) -> Iterator[str]:
     model = case.build(case.attention[0])
     for name, singles in case.rows.items():
         for spec in case.specs:
-            handle = case.apply(model, spec)
-            try:
+            with case.applied(model, spec) as handle:
                 tokens, batch = generate(model, case.scenarios[name])
                 kept, real = handle.run.kept, real_columns(case.scenarios[name])
                 visual = handle.run.kept_visual[max(kept)]
@@ -103,8 +96,6 @@ def check_rows_alone(case: InsertionCase) -> Iterator[str]:
                     gap = difference(batch[:, row], alone[:, 0])
                     if gap > 5 * tolerance(model):
                         yield f"{name}, {label(spec)}: row {row} differs by {gap:.2e} from itself alone"
-            finally:
-                handle.remove()
 
 
 def check_deletion(case: InsertionCase) -> Iterator[str]:
@@ -116,39 +107,26 @@ def check_deletion(case: InsertionCase) -> Iterator[str]:
     text = case.text(model)
     for name, inputs in case.scenarios.items():
         entry = _entry(model, text, inputs=inputs)
-        for policy in ("keep", "compact"):
-            for keep, layer in ((0.4, None), (0.6, 2)):
-                insertion = (
-                    {"kind": "post_encoder"} if layer is None else {"kind": "prefill_layer", "layer": layer}
-                )
-                if layer is not None and policy == "keep":
-                    continue  # the oracle covers it
-                where = f"{name}, positions={policy}, {insertion['kind']}"
-                handle = case.apply(model, cut_spec(insertion, keep, positions=policy))
-                try:
-                    first, second = generate(model, inputs), generate(model, inputs)
-                    kept = handle.run.kept
-                finally:
-                    handle.remove()
-                if not torch.equal(first[1], second[1]):
-                    yield f"{where}: a second generate differs from the first"
-                if layer is None:
-                    gap = _deleted(
-                        model,
-                        text,
-                        entry=entry,
-                        kept=kept[0],
-                        run=first,
-                        policy=policy,
-                        real=real_columns(inputs),
-                    )
-                    if gap > 5 * tolerance(model):
-                        yield f"{where}: differs by {gap:.2e} from deleting the same tokens by hand"
+        for kind, policy in (
+            ("post_encoder", "keep"),
+            ("post_encoder", "compact"),
+            ("prefill_layer", "compact"),
+        ):
+            where = f"{name}, positions={policy}, {kind}"
+            with case.applied(model, cut_spec({"kind": kind}, 0.4, positions=policy)) as handle:
+                first, second = generate(model, inputs), generate(model, inputs)
+                kept = handle.run.kept
+            if not torch.equal(first[1], second[1]):
+                yield f"{where}: a second generate differs from the first"
+            if kind == "post_encoder":
+                gap = _deleted(model, text, entry=entry, kept=kept[0], run=first, policy=policy)
+                if gap > 5 * tolerance(model):
+                    yield f"{where}: differs by {gap:.2e} from deleting the same tokens by hand"
 
 
 def _entry(model: Any, text: nn.Module, *, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """What the untouched text model is called with in `generate`'s prefill."""
-    seen: dict[str, Any] = {}
+    """What the untouched text model is called with in `generate`'s prefill, and which columns are real."""
+    seen: dict[str, Any] = {"real": real_columns(inputs)}
 
     def see(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:  # noqa: PLR0917 - a hook of torch
         seen.setdefault("kwargs", dict(kwargs))
@@ -156,15 +134,11 @@ def _entry(model: Any, text: nn.Module, *, inputs: Mapping[str, Any]) -> dict[st
     def rotary(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:  # noqa: PLR0917 - as well
         seen.setdefault("positions", kwargs["position_ids"] if "position_ids" in kwargs else args[1])
 
-    handles = [
+    with (
         text.register_forward_pre_hook(see, with_kwargs=True),
         text.rotary_emb.register_forward_pre_hook(rotary, with_kwargs=True),  # type: ignore[union-attr]
-    ]
-    try:
+    ):
         generate(model, inputs, max_new_tokens=1, min_new_tokens=1)
-    finally:
-        for handle in handles:
-            handle.remove()
     return seen
 
 
@@ -176,7 +150,6 @@ def _deleted(
     kept: Sequence[Sequence[int]],
     run: tuple[Tensor, Tensor],
     policy: str,
-    real: Tensor,
 ) -> float:
     """Largest difference of the decode logits to one pass over survivors and decoded tokens, row by row."""
     sequences, steps = run
@@ -206,7 +179,9 @@ def _deleted(
                 **extra,
             )
             logits = model.lm_head(out.last_hidden_state)[0, -len(new) - 1 :]
-        first = 0 if real[row, -1] else 1  # after right padding the first logits are those of padding
+        first = (
+            0 if entry["real"][row, -1] else 1
+        )  # after right padding the first logits are those of padding
         worst = max(worst, difference(steps[first:, row], logits[first:]))
     return worst
 
@@ -246,12 +221,9 @@ def check_ragged(case: InsertionCase) -> Iterator[str]:
         if inputs["input_ids"].shape[0] == 1:
             continue
         for base in case.specs:
-            handle = case.apply(model, with_rule(base, _RaggedRule()))
-            try:
+            with case.applied(model, with_rule(base, _RaggedRule())) as handle:
                 tokens, found = generate(model, inputs)
                 kept, visual = handle.run.kept, handle.run.kept_visual
-            finally:
-                handle.remove()
             if len({len(row) for row in visual[max(visual)]}) < 2:
                 yield f"{name}, {label(base)}: counts are not ragged, the check shows nothing"
             with masked(case.decoder(model), kept, real=real_columns(inputs)):
@@ -266,13 +238,10 @@ def check_counts(case: InsertionCase) -> Iterator[str]:
     model = case.build(case.attention[0])
     for name, inputs in case.scenarios.items():
         for spec in case.specs:
-            handle = case.apply(model, spec)
-            try:
+            with case.applied(model, spec) as handle:
                 with _counting(case.decoder(model)) as work:
                     out = forward(model, inputs, use_cache=True)
                 report, kept = handle.run.report, handle.run.kept
-            finally:
-                handle.remove()
             where = f"{name}, {label(spec)}"
             real = real_columns(inputs)
             for index, layer in enumerate(out.past_key_values.layers):
@@ -291,7 +260,7 @@ def check_counts(case: InsertionCase) -> Iterator[str]:
 @contextmanager
 def _counting(layers: Sequence[nn.Module]) -> Iterator[list[int]]:
     """Multiply-adds of all linear maps in `layers`, and of attention from its query and key shapes."""
-    total, handles = [0], []
+    total = [0]
 
     def linear(module: Any, args: Any, output: Tensor) -> None:  # noqa: PLR0917 - a hook of torch
         total[0] += output.numel() * module.in_features
@@ -302,11 +271,10 @@ def _counting(layers: Sequence[nn.Module]) -> Iterator[list[int]]:
         hidden = args[0] if args else kwargs["hidden_states"]
         total[0] += 2 * hidden.shape[0] * hidden.shape[1] ** 2 * module.o_proj.in_features
 
-    for layer in layers:
-        handles.append(layer.self_attn.register_forward_hook(attention, with_kwargs=True))  # type: ignore[union-attr]
-        handles += [m.register_forward_hook(linear) for m in layer.modules() if isinstance(m, nn.Linear)]
-    try:
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.enter_context(layer.self_attn.register_forward_hook(attention, with_kwargs=True))  # type: ignore[union-attr]
+            for module in layer.modules():
+                if isinstance(module, nn.Linear):
+                    hooks.enter_context(module.register_forward_hook(linear))
         yield total
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -44,9 +44,7 @@ def check_padding_invariance(part: Part) -> None:
     out, other = call(part, signals), call(part, cases.garbage_in_padding(signals))
     real = real_entries(part, signals, out=out)
     same = (out == other) | (out.isnan() & other.isnan()) | ~real
-    require(
-        bool(same.all()), "values at padded tokens leak into real ones; mask before any sum, mean or maximum"
-    )
+    require(same.all(), "values at padded tokens leak into real ones; mask before any sum, mean or maximum")
 
 
 def check_padding_anywhere(part: Part) -> None:

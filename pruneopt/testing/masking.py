@@ -6,7 +6,7 @@ Nothing here uses any code of the adapters.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -29,7 +29,6 @@ def masked(
 
     `real` `[B,L]` bool marks the prompt's real columns; decoded columns are always visible.
     """
-    handles = []
     batch, columns = real.shape
 
     def hook(index: int) -> Callable[..., Any]:
@@ -56,14 +55,11 @@ def masked(
 
         return before
 
-    try:
+    with ExitStack() as hooks:
         for index, layer in enumerate(layers):
             if hidden_keys(kept, index) is not None:
-                handles.append(layer.register_forward_pre_hook(hook(index), with_kwargs=True))
+                hooks.enter_context(layer.register_forward_pre_hook(hook(index), with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def real_columns(inputs: Mapping[str, Any], times: int = 1) -> Tensor:

@@ -49,7 +49,7 @@ def check_shape_and_dtype(readout: Readout) -> None:
             require(out.shape == (2, 12), f"returned {list(out.shape)} after {solver.name}, not [B,N]")
             good = out.is_floating_point() and out.dtype.itemsize >= 4
             require(good, f"returned {out.dtype} after {solver.name}")
-            require(bool(out.isfinite().all()), f"not finite after {solver.name}")
+            require(out.isfinite().all(), f"not finite after {solver.name}")
 
 
 def check_cost_blindness_declared(readout: Readout) -> None:
@@ -89,7 +89,7 @@ def check_cheaper_token_gains(readout: Readout) -> None:
         tolerance = 1e-4 * float(torch.maximum(before.abs().amax(), after.abs().amax()))
         right = (after[:, 4] >= before[:, 4] - tolerance) & (after[:, 7] <= before[:, 7] + tolerance)
         require(
-            bool(right.all()),
+            right.all(),
             f"after {solver.name} a source falls in importance when it gets cheaper for every target, or "
             "rises when it gets dearer; the sign is reversed",
         )

@@ -89,7 +89,7 @@ def check_finite_on_hard_input(part: Part) -> None:
             signals = cases.make_signals(part.needs, style=style, lengths=lengths)
             out = call(part, signals)
             require(
-                bool(_finite(part, signals, out=out).all()),
+                _finite(part, signals, out=out).all(),
                 f"not finite at real tokens for {style} input"
                 + (" with padding" if lengths else "")
                 + "; guard divisions (clamp_min) and square roots",
@@ -288,7 +288,7 @@ def check_duplicates_are_alike(part: Part) -> None:
     best = others.amax(2) if similar else others.amin(2)
     wrong = (to_copy < best) if similar else (to_copy > best)
     word = "less alike than another token" if similar else "farther than another token"
-    require(not bool(wrong.any()), f"a copy of a token is {word}; the sign is reversed")
+    require(not wrong.any(), f"a copy of a token is {word}; the sign is reversed")
 
 
 def check_sign_case(part: Part) -> None:
@@ -300,9 +300,7 @@ def check_sign_case(part: Part) -> None:
     cheaper = isinstance(part, CostTerm)
     good = out[better] < out[worse] if cheaper else out[better] > out[worse]
     rule = "costs less" if cheaper else "scores higher"
-    require(
-        bool(good), f"token {better} should be kept before {worse}, which now {rule}; the sign is reversed"
-    )
+    require(good, f"token {better} should be kept before {worse}, which now {rule}; the sign is reversed")
 
 
 def check_gradient(part: Part) -> None:
@@ -329,12 +327,10 @@ def check_marginal_sums_to_one(part: Part) -> None:
     for style in ("random", "zeros", "large"):
         signals = cases.make_signals(part.needs, lengths=(12, 7), style=style)
         out = call(part, signals)
-        require(bool((out >= 0).all()), f"negative mass for {style} input")
-        require(
-            bool((out[~signals.mask] == 0).all()), f"mass at padding for {style} input; multiply by the mask"
-        )
+        require((out >= 0).all(), f"negative mass for {style} input")
+        require((out[~signals.mask] == 0).all(), f"mass at padding for {style} input; multiply by the mask")
         total = out.double().sum(1)
-        require(bool(((total - 1).abs() < 1e-4).all()), f"masses sum to {total.tolist()} for {style} input")
+        require(((total - 1).abs() < 1e-4).all(), f"masses sum to {total.tolist()} for {style} input")
 
 
 def signal_checks(part: Part) -> Iterator[Check]:

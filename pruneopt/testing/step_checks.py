@@ -76,7 +76,7 @@ def check_selection_is_sound(step: Step) -> None:
             out.keep.dtype == torch.bool and out.keep.shape == (2, 12),
             f"keep is {out.keep.dtype} {list(out.keep.shape)}",
         )
-        require(not bool((out.keep & ~signals.mask).any()), "padding is kept; combine with signals.mask")
+        require(not (out.keep & ~signals.mask).any(), "padding is kept; combine with signals.mask")
         require(len(out.evidence) == 2, "the evidence of the selection is lost; use dataclasses.replace")
         for name, shape in (("merge", (2, 12, 12)), ("size", (2, 12)), ("rank", (2, 12))):
             tensor = getattr(out, name)
@@ -84,10 +84,10 @@ def check_selection_is_sound(step: Step) -> None:
                 continue
             require(tensor.shape == shape, f"{name} has shape {list(tensor.shape)}, not {list(shape)}")
             rows = tensor[out.keep]
-            require(bool(rows.isfinite().all()), f"{name} is not finite at a kept token")
+            require(rows.isfinite().all(), f"{name} is not finite at a kept token")
         if out.merge is not None:
             padded = out.merge.masked_fill(signals.mask[:, None, :], 0)[out.keep]
-            require(not bool((padded != 0).any()), "padding is merged into a kept token")
+            require(not (padded != 0).any(), "padding is merged into a kept token")
 
 
 def check_count_agrees(step: Step) -> None:
@@ -239,7 +239,7 @@ def check_counts_in_range(rule: BudgetRule) -> None:
                 )
                 good = (out >= 1) & (out <= signals.mask.sum(1))
                 require(
-                    bool(good.all()),
+                    good.all(),
                     f"counts {out.tolist()} of {signals.mask.sum(1).tolist()} tokens for k={k}",
                 )
 

@@ -30,18 +30,16 @@ def count_holds(
         f"keep is {keep.dtype} {list(keep.shape)} {where}",
     )
     require(
-        not bool((keep & ~problem.real).any()),
+        not (keep & ~problem.real).any(),
         f"padding was chosen {where}; mask scores with -inf before any argmax",
     )
     size, k = keep.sum(1), problem.k
     at_most = problem.rules.at_most and ("exact" in solver.tags or "exact_budget" not in solver.tags)
     good = (size <= k) & (size >= 1) if at_most else size == k
-    require(
-        bool(good.all()), f"kept {size.tolist()} tokens for k={k.tolist()} {where}; was a token chosen twice?"
-    )
+    require(good.all(), f"kept {size.tolist()} tokens for k={k.tolist()} {where}; was a token chosen twice?")
     if problem.protected is not None:
         lost = (problem.protected & problem.real & ~keep).any()
-        require(not bool(lost), f"a protected token was dropped {where}; honour problem.protected")
+        require(not lost, f"a protected token was dropped {where}; honour problem.protected")
     if solution.order is not None:
         for row, kept in zip(solution.order, keep, strict=True):
             chosen = row[row >= 0].tolist()

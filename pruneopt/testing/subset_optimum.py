@@ -23,11 +23,11 @@ def check_below_bound(solver: SubsetSolver) -> None:
             solution = solver.solve(problem)
             best = BruteForce().solve(solution.problem).value
             slack = 1e-7 * best.abs().clamp_min(1)
-            require(bool((solution.value <= best + slack).all()), f"{kind}: the value exceeds the optimum")
+            require((solution.value <= best + slack).all(), f"{kind}: the value exceeds the optimum")
             bound = solution.upper_bound
             if bound is not None:
                 require(
-                    bool((bound >= best - slack).all()),
+                    (bound >= best - slack).all(),
                     f"{kind}: upper_bound {bound.tolist()} is below the optimum {best.tolist()}",
                 )
 
@@ -42,7 +42,7 @@ def check_optimal(solver: SubsetSolver) -> None:
             solution, best = solver.solve(problem), BruteForce().solve(problem).value
             off = (solution.value - best).abs().amax()
             require(
-                bool(off <= 1e-6),
+                off <= 1e-6,
                 f"{kind}: tagged 'exact' but {float(off):.2g} away from the enumerated optimum",
             )
             require(

@@ -40,9 +40,7 @@ def check_nested(solver: SubsetSolver) -> None:
         last = torch.zeros(2, 12, dtype=torch.bool)
         for k in range(1, 13):
             keep = solver.solve(cases.subset(kind, tokens=12, k=k)).keep
-            require(
-                not bool((last & ~keep).any()), f"{kind}: a token kept for k={k - 1} is dropped for k={k}"
-            )
+            require(not (last & ~keep).any(), f"{kind}: a token kept for k={k - 1} is dropped for k={k}")
             last = keep
 
 
@@ -52,9 +50,7 @@ def check_ties(solver: SubsetSolver) -> None:
         problem = cases.subset(kind, tokens=12, k=4, duplicates=True, dtype=torch.float32)
         keep = solver.solve(problem).keep
         wrong = (keep[:, 6:] & ~keep[:, :6]).any()
-        require(
-            not bool(wrong), f"{kind}: a copy was chosen before its original; use argmax or a stable sort"
-        )
+        require(not wrong, f"{kind}: a copy was chosen before its original; use argmax or a stable sort")
 
 
 def _same(solver: SubsetSolver, one: Tensor, *, two: Tensor, a: SubsetSolution, b: SubsetSolution) -> bool:
@@ -146,7 +142,7 @@ def check_dtype(solver: SubsetSolver) -> None:
         single = solver.solve(cases.subset(kind, tokens=size(solver), seed=7, dtype=torch.float32))
         off = (single.value - reference.value).abs().amax()
         scale = reference.value.abs().amax().clamp_min(1)
-        require(bool(off <= 1e-3 * scale), f"{kind}: float32 changes the value by {float(off):.2g}")
+        require(off <= 1e-3 * scale, f"{kind}: float32 changes the value by {float(off):.2g}")
         half = cases.subset(kind, tokens=size(solver), seed=7, dtype=torch.bfloat16)
         count_holds(solver, half, solution=solver.solve(half), where=f"({kind}, bfloat16)")
 
@@ -161,6 +157,6 @@ def check_degenerate(solver: SubsetSolver) -> None:
             problem = changed(problem, **flat)
             solution = solver.solve(problem)
             count_holds(solver, problem, solution=solution, where=f"({kind}, all entries {fill:g})")
-            require(not bool(solution.value.isnan().any()), f"{kind}: NaN value for entries {fill:g}")
+            require(not solution.value.isnan().any(), f"{kind}: NaN value for entries {fill:g}")
         one = cases.subset(kind, tokens=1, k=1)
         count_holds(solver, one, solution=solver.solve(one), where=f"({kind}, one token)")

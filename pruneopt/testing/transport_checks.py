@@ -49,7 +49,7 @@ def check_stats(solver: TransportSolver) -> None:
         rounds is not None and rounds.shape == (2,) and rounds.dtype == torch.int64,
         "rounds must be [B] int64",
     )
-    require(bool((rounds >= 0).all()), "rounds are negative")  # type: ignore[union-attr, operator]
+    require((rounds >= 0).all(), "rounds are negative")  # type: ignore[union-attr, operator]
     require(0 < solution.seconds < 600, f"seconds is {solution.seconds}; measure with time.perf_counter()")
     if solution.f is not None and solution.g is not None:
         shapes = list(solution.f.shape), list(solution.g.shape)

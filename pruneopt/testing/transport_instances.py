@@ -46,7 +46,7 @@ def marginals_hold(
         f"the plan has shape {list(plan.shape)}, cost {list(problem.cost.shape)}",
     )
     require(
-        bool(plan.isfinite().all()),
+        plan.isfinite().all(),
         f"the plan is not finite, status {solution.status[0].name}; work in the log domain",
     )
     require(float(plan.amin()) >= -1e-9, f"the plan has negative mass {float(plan.amin()):.2g}")
