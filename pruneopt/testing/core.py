@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,6 +34,12 @@ class Check:
             raise CheckFailure(
                 f"{part.name}: {self.name}: the part raised {type(error).__name__}: {error}"
             ) from error
+
+
+def checks_of(functions: Iterable[Callable[[Any], None]]) -> Iterator[Check]:
+    """A check of each function, called as the function is."""
+    for function in functions:
+        yield Check(function.__name__, function)
 
 
 @dataclass(frozen=True)

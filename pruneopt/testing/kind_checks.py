@@ -18,6 +18,7 @@ from pruneopt.problems.subset import SubsetProblem
 from pruneopt.registry import registry
 from pruneopt.testing import cases
 from pruneopt.testing.core import Check, require
+from pruneopt.testing.purity import require_pure, tensors_in
 from pruneopt.testing.subset_choices import tokens_of
 
 TOKENS, KEPT = 7, 3
@@ -235,12 +236,12 @@ def check_problem_pure(kind: Kind) -> None:
     """Nothing that a kind is asked changes the problem or the choice."""
     for problem in problems(kind):
         keep = some(problem)
-        tensors = {**{n: t for n, t in vars(problem).items() if isinstance(t, Tensor)}, "keep": keep}
-        copies = {name: tensor.clone() for name, tensor in tensors.items()}
-        list(_answers(problem, problem, keep=keep, moved=keep))
-        problem.magnitude(keep)
-        for name, copy in copies.items():
-            require(torch.equal(tensors[name], copy), f"{name} was changed in place; clone it first")
+
+        def asked(problem: SubsetProblem = problem, keep: Tensor = keep) -> Tensor:
+            answers = [one for _, one, _ in _answers(problem, problem, keep=keep, moved=keep)]
+            return torch.cat([x.flatten() for x in (*answers, problem.magnitude(keep))])
+
+        require_pure(asked, {**tensors_in(problem), "keep": keep})
 
 
 def kind_checks(kind: Kind, witness: Witness | None = None) -> Iterator[Check]:

@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
-import torch
 from torch.overrides import TorchFunctionMode
 
 from pruneopt.errors import PruneoptError, SpecError, nearest
 from pruneopt.parts import Part, Weighted
 from pruneopt.signals import signal_info
-from pruneopt.testing.core import Check, CheckFailure, require
+from pruneopt.testing.core import Check, CheckFailure, checks_of, require
 from pruneopt.testing.tags import TAGS
 
 
@@ -165,41 +164,13 @@ def check_declarations(part: Part) -> None:
 
 def part_checks(part: Part) -> Iterator[Check]:
     """Checks of any part."""
-    for function in (
-        check_spec_round_trip,
-        check_init_stores_only,
-        check_frozen,
-        check_copies,
-        check_bad_parameters_refused,
-        check_declarations,
-    ):
-        yield Check(function.__name__, function)
-
-
-def torch_rng_untouched(run: Any) -> Any:
-    """Run something; CheckFailure when it moved the global generators or depends on them."""
-    import random
-
-    import numpy as np
-
-    results = []
-    saved = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    try:
-        for seed in (1, 2):
-            torch.manual_seed(seed)
-            np.random.seed(seed)
-            random.seed(seed)
-            before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[union-attr, index]
-            results.append(run())
-            after = torch.get_rng_state(), np.random.get_state()[1], random.getstate()  # type: ignore[index]
-            moved = (
-                not torch.equal(before[0], after[0]) or (before[1] != after[1]).any() or before[2] != after[2]
-            )
-            require(
-                not moved, "a global random generator was used; draw from torch.Generator().manual_seed(seed)"
-            )
-    finally:
-        torch.set_rng_state(saved[0])
-        np.random.set_state(saved[1])
-        random.setstate(saved[2])
-    return results
+    return checks_of(
+        [
+            check_spec_round_trip,
+            check_init_stores_only,
+            check_frozen,
+            check_copies,
+            check_bad_parameters_refused,
+            check_declarations,
+        ]
+    )

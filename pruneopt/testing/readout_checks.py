@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,8 +14,9 @@ from pruneopt.parts import Readout, TransportSolver
 from pruneopt.problems.transport import TransportProblem
 from pruneopt.testing import cases
 from pruneopt.testing.calls import agree
-from pruneopt.testing.core import Check, CheckFailure, changed, require
-from pruneopt.testing.part_checks import part_checks, torch_rng_untouched
+from pruneopt.testing.core import Check, CheckFailure, changed, checks_of, require
+from pruneopt.testing.part_checks import part_checks
+from pruneopt.testing.purity import require_own_generator, require_pure, tensors_in
 
 
 def partners() -> list[TransportSolver]:
@@ -127,29 +129,15 @@ def check_batch(readout: Readout) -> None:
 def check_inputs_pure(readout: Readout) -> None:
     """Problem and solution are unchanged and two calls agree."""
     problem = cases.transport()
-    for solver in partners():
+    for solver, _ in _reads(readout, problem):
         solution = solver.solve(problem)
-        kept = {n: t.clone() for n, t in vars(solution).items() if isinstance(t, Tensor)}
-        cost = problem.cost.clone()
-        try:
-            first = readout(problem, solution).clone()
-            again = readout(problem, solution)
-        except PruneoptError:
-            continue
-        for name, copy in kept.items():
-            require(torch.equal(getattr(solution, name), copy), f"solution.{name} was changed in place")
-        require(torch.equal(problem.cost, cost), "the cost was changed in place")
-        require(torch.equal(first, again), "two calls differ; keep no state")
+        require_pure(partial(readout, problem, solution), {**tensors_in(solution), "the cost": problem.cost})
 
 
 def check_global_rng(readout: Readout) -> None:
     """The global random generators are neither used nor moved."""
     problem = cases.transport()
-    one, two = torch_rng_untouched(lambda: [o for _, o in _reads(readout, problem)])
-    require(
-        all(torch.equal(a, b) for a, b in zip(one, two, strict=True)),
-        "the importance depends on a global generator",
-    )
+    require_own_generator(lambda: torch.stack([out for _, out in _reads(readout, problem)]))
 
 
 def check_refusal_is_named(readout: Readout) -> None:
@@ -169,9 +157,7 @@ def check_refusal_is_named(readout: Readout) -> None:
 def readout_checks(readout: Readout) -> Iterator[Check]:
     """Checks of a readout."""
     yield from part_checks(readout)
-    if "reads_shape" not in readout.tags:
-        yield Check("check_cheaper_token_gains", check_cheaper_token_gains)  # type: ignore[arg-type]
-    for function in (
+    chosen = [
         check_shape_and_dtype,
         check_cost_blindness_declared,
         check_permutation,
@@ -179,5 +165,7 @@ def readout_checks(readout: Readout) -> Iterator[Check]:
         check_inputs_pure,
         check_global_rng,
         check_refusal_is_named,
-    ):
-        yield Check(function.__name__, function)  # type: ignore[arg-type]
+    ]
+    if "reads_shape" not in readout.tags:
+        chosen.append(check_cheaper_token_gains)
+    yield from checks_of(chosen)

@@ -14,14 +14,15 @@ from pruneopt.parts import CostTerm, Kernel, Marginal, Part, Score
 from pruneopt.signals import Signals, Values, signal_info
 from pruneopt.testing import cases
 from pruneopt.testing.calls import agree, call, layout, real_entries, token_axes
-from pruneopt.testing.core import Check, CheckFailure, changed, require
+from pruneopt.testing.core import Check, CheckFailure, changed, checks_of, require
 from pruneopt.testing.invariance_checks import (
     check_batch_invariance,
     check_padding_anywhere,
     check_padding_invariance,
     check_permutation,
 )
-from pruneopt.testing.part_checks import part_checks, torch_rng_untouched
+from pruneopt.testing.part_checks import part_checks
+from pruneopt.testing.purity import require_own_generator, require_pure
 
 SIZES = (
     (1, 1, 4, 1, 1),
@@ -119,26 +120,12 @@ def check_nan_is_flagged(part: Part) -> None:
 def check_inputs_pure(part: Part) -> None:
     """Signals are unchanged and two calls agree bit for bit."""
     signals = cases.make_signals(part.needs)
-    before = {name: (signals[name].clone(), signals[name]._version) for name in signals}
-    first = call(part, signals)
-    for name, (copy, version) in before.items():
-        changed = signals[name]._version != version or not torch.equal(signals[name], copy)
-        require(not changed, f"signal {name!r} was changed in place; avoid x.op_() on inputs and their views")
-    kept = first.clone()
-    again = call(part, signals)
-    require(
-        torch.equal(kept, again) or agree(kept, again) == 0,
-        "two calls on the same signals differ; keep no state",
-    )
-    require(
-        torch.equal(kept, first) or agree(kept, first) == 0, "a second call changed the first result in place"
-    )
+    require_pure(lambda: call(part, signals), {f"signal {name!r}": signals[name] for name in signals})
 
 
 def check_global_rng(part: Part) -> None:
     """The global random generators are neither used nor moved."""
-    one, two = torch_rng_untouched(lambda: call(part, cases.make_signals(part.needs)))
-    require(agree(one, two) == 0, "the result depends on the global random generator")
+    require_own_generator(lambda: call(part, cases.make_signals(part.needs)))
 
 
 def check_seed_is_used(part: Part) -> None:
@@ -371,8 +358,7 @@ def signal_checks(part: Part) -> Iterator[Check]:
         chosen.append(check_sign_case)
     if isinstance(part, Marginal):
         chosen.append(check_marginal_sums_to_one)
-    for function in chosen:
-        yield Check(function.__name__, function)
+    yield from checks_of(chosen)
 
 
 SIGNAL_PARTS = (CostTerm, Score, Kernel, Marginal)

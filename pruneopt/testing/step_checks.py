@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,8 +16,9 @@ from pruneopt.problems.transport import TransportProblem
 from pruneopt.signals import Signals
 from pruneopt.testing import cases
 from pruneopt.testing.calls import agree
-from pruneopt.testing.core import Check, require
-from pruneopt.testing.part_checks import part_checks, torch_rng_untouched
+from pruneopt.testing.core import Check, checks_of, require
+from pruneopt.testing.part_checks import part_checks
+from pruneopt.testing.purity import require_own_generator, require_pure, tensors_in
 
 
 def selection_on(
@@ -172,23 +174,14 @@ def check_step_pure(step: Step) -> None:
     """Selection and signals are unchanged and two calls agree."""
     signals = cases.make_signals(step.needs)
     before = selection_on(signals)
-    keep = before.keep.clone()
-    tensors = {n: signals[n].clone() for n in signals}
-    first = apply(step, before, signals=signals)
-    require(
-        torch.equal(before.keep, keep), "the given selection was changed in place; use dataclasses.replace"
-    )
-    for name, copy in tensors.items():
-        require(torch.equal(signals[name], copy), f"signal {name!r} was changed in place")
-    again = apply(step, before, signals=signals)
-    require(torch.equal(first.keep, again.keep), "two calls differ; keep no state")
+    given = {**tensors_in(before), **{f"signal {name!r}": signals[name] for name in signals}}
+    require_pure(lambda: apply(step, before, signals=signals).keep, given)
 
 
 def check_step_rng(step: Step) -> None:
     """The global random generators are neither used nor moved."""
     signals = cases.make_signals(step.needs)
-    one, two = torch_rng_untouched(lambda: apply(step, selection_on(signals), signals=signals).keep)
-    require(torch.equal(one, two), "the outcome depends on a global random generator")
+    require_own_generator(lambda: apply(step, selection_on(signals), signals=signals).keep)
 
 
 def check_step_permutation(step: Step) -> None:
@@ -217,8 +210,7 @@ def step_checks(step: Step) -> Iterator[Check]:
         chosen += [check_step_batch, check_step_padding]
     if "uses_order" not in step.tags:
         chosen.append(check_step_permutation)
-    for function in chosen:
-        yield Check(function.__name__, function)  # type: ignore[arg-type]
+    yield from checks_of(chosen)
 
 
 def check_counts_in_range(rule: BudgetRule) -> None:
@@ -239,8 +231,7 @@ def check_counts_in_range(rule: BudgetRule) -> None:
                 )
                 good = (out >= 1) & (out <= signals.mask.sum(1))
                 require(
-                    good.all(),
-                    f"counts {out.tolist()} of {signals.mask.sum(1).tolist()} tokens for k={k}",
+                    good.all(), f"counts {out.tolist()} of {signals.mask.sum(1).tolist()} tokens for k={k}"
                 )
 
 
@@ -266,17 +257,16 @@ def check_rule_batch(rule: BudgetRule) -> None:
 
 
 def check_rule_pure(rule: BudgetRule) -> None:
-    """Counts and importance are unchanged and two calls agree."""
+    """Counts and importance are unchanged, two calls agree, and no global generator is used."""
     signals = cases.make_signals(rule.needs)
     importance = torch.rand(2, 12, generator=torch.Generator().manual_seed(0))
-    k, kept = torch.tensor([4, 4]), importance.clone()
-    one, two = torch_rng_untouched(lambda: rule(signals.view(rule.needs), k, importance=importance).clone())
-    require(torch.equal(one, two), "two calls differ")
-    require(k.tolist() == [4, 4] and torch.equal(kept, importance), "an argument was changed in place")
+    k = torch.tensor([4, 4])
+    run = partial(rule, signals.view(rule.needs), k, importance=importance)
+    require_pure(run, {"the counts": k, "the importance": importance})
+    require_own_generator(run)
 
 
 def budget_checks(rule: BudgetRule) -> Iterator[Check]:
     """Checks of a budget rule."""
     yield from part_checks(rule)
-    for function in (check_counts_in_range, check_rule_batch, check_rule_pure):
-        yield Check(function.__name__, function)  # type: ignore[arg-type]
+    yield from checks_of((check_counts_in_range, check_rule_batch, check_rule_pure))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from pruneopt.errors import ProblemError
 from pruneopt.parts import SubsetSolver
 from pruneopt.problems.kinds import all_kinds
 from pruneopt.problems.solution import Status, SubsetSolution
 from pruneopt.testing import cases
-from pruneopt.testing.core import Check, require
+from pruneopt.testing.core import Check, CheckFailure, require
 from pruneopt.testing.part_checks import part_checks
 from pruneopt.testing.subset_choices import count_holds, size
 from pruneopt.testing.subset_optimum import (
@@ -48,58 +49,49 @@ def check_kinds(solver: SubsetSolver) -> None:
         require(False, f"{kind} is not declared in `kinds`, yet it is solved; raise ProblemError")
 
 
-def check_exact_budget(solver: SubsetSolver) -> None:
+def check_exact_budget(solver: SubsetSolver, kind: str) -> None:
     """Exactly k distinct real tokens for k = 1, in between, N-1 and N; k = N is the identity."""
     n = size(solver)
-    for kind in sorted(solver.kinds):
-        for k in (1, 5, n - 1, n):
-            problem = cases.subset(kind, tokens=n, k=k)
-            solution = solver.solve(problem)
-            count_holds(solver, problem, solution=solution, where=f"({kind}, k={k}, N={n})")
-
-
-def check_protected(solver: SubsetSolver) -> None:
-    """Protected tokens are kept and counted in k."""
-    for kind in sorted(solver.kinds):
-        for k in (1, 5):
-            problem = cases.subset(kind, tokens=size(solver), k=k, protect=True)
-            count_holds(solver, problem, solution=solver.solve(problem), where=f"({kind}, protected, k={k})")
-
-
-def check_fields(solver: SubsetSolver) -> None:
-    """The solution reports itself: solver, seconds, statuses, and a bound or a reason for none."""
-    for kind in sorted(solver.kinds):
-        problem = cases.subset(kind, tokens=size(solver))
+    for k in (1, 5, n - 1, n):
+        problem = cases.subset(kind, tokens=n, k=k)
         solution = solver.solve(problem)
-        require(isinstance(solution, SubsetSolution), f"solve returned {type(solution).__name__}")
-        require(
-            solution.solver == solver.name, f"solution.solver is {solution.solver!r}, not {solver.name!r}"
-        )
-        require(
-            len(solution.ended) == 2 and all(isinstance(s, Status) for s in solution.ended),
-            "one Status per sample",
-        )
-        require(
-            0 < solution.seconds < 600, f"seconds is {solution.seconds}; measure with time.perf_counter()"
-        )
-        require(
-            solution.upper_bound is not None or solution.no_bound, "neither a bound nor a reason for none"
-        )
-        require(solution.keep.device == problem.k.device, "the choice is on another device than the problem")
+        count_holds(solver, problem, solution=solution, where=f"(k={k}, N={n})")
+
+
+def check_protected(solver: SubsetSolver, kind: str) -> None:
+    """Protected tokens are kept and counted in k."""
+    for k in (1, 5):
+        problem = cases.subset(kind, tokens=size(solver), k=k, protect=True)
+        count_holds(solver, problem, solution=solver.solve(problem), where=f"(protected, k={k})")
+
+
+def check_fields(solver: SubsetSolver, kind: str) -> None:
+    """The solution reports itself: solver, seconds, statuses, and a bound or a reason for none."""
+    problem = cases.subset(kind, tokens=size(solver))
+    solution = solver.solve(problem)
+    require(isinstance(solution, SubsetSolution), f"solve returned {type(solution).__name__}")
+    require(solution.solver == solver.name, f"solution.solver is {solution.solver!r}, not {solver.name!r}")
+    require(
+        len(solution.ended) == 2 and all(isinstance(s, Status) for s in solution.ended),
+        "one Status per sample",
+    )
+    require(0 < solution.seconds < 600, f"seconds is {solution.seconds}; measure with time.perf_counter()")
+    require(solution.upper_bound is not None or solution.no_bound, "neither a bound nor a reason for none")
+    require(solution.keep.device == problem.k.device, "the choice is on another device than the problem")
 
 
 def subset_checks(solver: SubsetSolver) -> Iterator[Check]:
     """Checks of a subset solver, according to its tags."""
     yield from part_checks(solver)
-    tagged: list[tuple[str, Callable[[SubsetSolver], None]]] = [
-        ("exact", check_optimal),
-        ("factor_two_on_metrics", check_half_of_optimum),
-        ("submodular_greedy", check_submodular_bound),
-        ("nested", check_nested),
-        ("time_limit", check_time_limit),
-    ]
-    chosen: list[Callable[[SubsetSolver], None]] = [
-        check_kinds,
+    yield Check(check_kinds.__name__, check_kinds)
+    tagged = {
+        "exact": check_optimal,
+        "factor_two_on_metrics": check_half_of_optimum,
+        "submodular_greedy": check_submodular_bound,
+        "nested": check_nested,
+        "time_limit": check_time_limit,
+    }
+    chosen = [
         check_exact_budget,
         check_protected,
         check_fields,
@@ -116,8 +108,17 @@ def subset_checks(solver: SubsetSolver) -> Iterator[Check]:
             chosen.append(check_ties)
     if "cost_blind" not in solver.tags:
         chosen.append(check_beats_random)
-    chosen += [function for tag, function in tagged if tag in solver.tags]
+    chosen += [function for tag, function in tagged.items() if tag in solver.tags]
     if "chaotic" not in solver.tags:
         chosen.append(check_scale)
     for function in chosen:
-        yield Check(function.__name__, function)  # type: ignore[arg-type]
+        yield Check(function.__name__, partial(_for_each_kind, function))
+
+
+def _for_each_kind(check: Callable[[SubsetSolver, str], None], solver: SubsetSolver) -> None:
+    """Run a check on every kind that a solver declares; a failure says on which."""
+    for kind in sorted(solver.kinds):
+        try:
+            check(solver, kind)
+        except CheckFailure as error:
+            raise CheckFailure(f"{kind}: {error}") from error

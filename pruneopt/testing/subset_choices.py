@@ -20,6 +20,13 @@ def size(solver: SubsetSolver) -> int:
     return 12 if "small" in solver.tags or "exact" in solver.tags else LARGE
 
 
+def optimum(problem: SubsetProblem) -> Tensor:
+    """`[B]` value of the best of all choices."""
+    from pruneopt.parts.solvers.brute_force import BruteForce
+
+    return BruteForce().solve(problem).value
+
+
 def count_holds(
     solver: SubsetSolver, problem: SubsetProblem, *, solution: SubsetSolution, where: str
 ) -> None:

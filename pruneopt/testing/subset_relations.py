@@ -11,46 +11,43 @@ from pruneopt.parts import SubsetSolver
 from pruneopt.problems.solution import SubsetSolution
 from pruneopt.testing import cases
 from pruneopt.testing.core import changed, require
-from pruneopt.testing.part_checks import torch_rng_untouched
+from pruneopt.testing.purity import require_own_generator, require_pure, tensors_in
 from pruneopt.testing.subset_choices import count_holds, size, tokens_of
 
 
-def check_scale(solver: SubsetSolver) -> None:
+def check_scale(solver: SubsetSolver, kind: str) -> None:
     """The numbers of an objective times 1e-12 or 1e12: the same choice, and the same claim about it."""
-    for kind in sorted(solver.kinds):
-        problem = cases.subset(kind, tokens=10, k=4, seed=4)
-        reference = solver.solve(problem)
-        for scale in (1e-12, 1e12):
-            terms = {name: getattr(problem, name) for name in problem.rules.scaled}
-            moved = changed(problem, **{n: scale * t for n, t in terms.items() if t is not None})
-            solution = solver.solve(moved)
-            require(
-                torch.equal(solution.keep, reference.keep),
-                f"{kind}: another choice at scale {scale:g}; divide by the size of the objective first",
-            )
-            require(
-                solution.status == reference.status,
-                f"{kind}: {reference.status[0].name} becomes {solution.status[0].name} at scale {scale:g}",
-            )
+    problem = cases.subset(kind, tokens=10, k=4, seed=4)
+    reference = solver.solve(problem)
+    for scale in (1e-12, 1e12):
+        terms = {name: getattr(problem, name) for name in problem.rules.scaled}
+        moved = changed(problem, **{n: scale * t for n, t in terms.items() if t is not None})
+        solution = solver.solve(moved)
+        require(
+            torch.equal(solution.keep, reference.keep),
+            f"another choice at scale {scale:g}; divide by the size of the objective first",
+        )
+        require(
+            solution.status == reference.status,
+            f"{reference.status[0].name} becomes {solution.status[0].name} at scale {scale:g}",
+        )
 
 
-def check_nested(solver: SubsetSolver) -> None:
+def check_nested(solver: SubsetSolver, kind: str) -> None:
     """Tagged `nested`: the choice for k is part of the choice for k + 1."""
-    for kind in sorted(solver.kinds):
-        last = torch.zeros(2, 12, dtype=torch.bool)
-        for k in range(1, 13):
-            keep = solver.solve(cases.subset(kind, tokens=12, k=k)).keep
-            require(not (last & ~keep).any(), f"{kind}: a token kept for k={k - 1} is dropped for k={k}")
-            last = keep
+    last = torch.zeros(2, 12, dtype=torch.bool)
+    for k in range(1, 13):
+        keep = solver.solve(cases.subset(kind, tokens=12, k=k)).keep
+        require(not (last & ~keep).any(), f"a token kept for k={k - 1} is dropped for k={k}")
+        last = keep
 
 
-def check_ties(solver: SubsetSolver) -> None:
+def check_ties(solver: SubsetSolver, kind: str) -> None:
     """Of identical tokens the lower index is chosen first."""
-    for kind in sorted(solver.kinds):
-        problem = cases.subset(kind, tokens=12, k=4, duplicates=True, dtype=torch.float32)
-        keep = solver.solve(problem).keep
-        wrong = (keep[:, 6:] & ~keep[:, :6]).any()
-        require(not wrong, f"{kind}: a copy was chosen before its original; use argmax or a stable sort")
+    problem = cases.subset(kind, tokens=12, k=4, duplicates=True, dtype=torch.float32)
+    keep = solver.solve(problem).keep
+    wrong = (keep[:, 6:] & ~keep[:, :6]).any()
+    require(not wrong, "a copy was chosen before its original; use argmax or a stable sort")
 
 
 def _same(solver: SubsetSolver, one: Tensor, *, two: Tensor, a: SubsetSolution, b: SubsetSolution) -> bool:
@@ -60,26 +57,24 @@ def _same(solver: SubsetSolver, one: Tensor, *, two: Tensor, a: SubsetSolution, 
     return torch.equal(one, two)
 
 
-def check_permutation(solver: SubsetSolver) -> None:
+def check_permutation(solver: SubsetSolver, kind: str) -> None:
     """Permuting tokens permutes the choice."""
-    for kind in sorted(solver.kinds):
-        n = size(solver)
-        problem = cases.subset(kind, tokens=n, seed=5)
-        p = cases.shuffle(n, 2)
-        moved = tokens_of(problem, p)
-        one, two = solver.solve(problem), solver.solve(moved)
-        require(
-            _same(solver, one.keep[:, p], two=two.keep, a=one, b=two),
-            f"{kind}: permuting the tokens changes the choice; tag it `uses_order` if that is the rule",
-        )
+    n = size(solver)
+    problem = cases.subset(kind, tokens=n, seed=5)
+    p = cases.shuffle(n, 2)
+    moved = tokens_of(problem, p)
+    one, two = solver.solve(problem), solver.solve(moved)
+    require(
+        _same(solver, one.keep[:, p], two=two.keep, a=one, b=two),
+        "permuting the tokens changes the choice; tag it `uses_order` if that is the rule",
+    )
 
 
-def check_batch(solver: SubsetSolver) -> None:
+def check_batch(solver: SubsetSolver, kind: str) -> None:
     """A sample gives in a ragged batch what it gives alone, whatever stands at padding."""
     n = size(solver)
-    for kind in sorted(solver.kinds):
-        for protect in (False, True):
-            _batch_of(solver, kind, n=n, protect=protect)
+    for protect in (False, True):
+        _batch_of(solver, kind, n=n, protect=protect)
 
 
 def _batch_of(solver: SubsetSolver, kind: str, *, n: int, protect: bool) -> None:
@@ -112,51 +107,39 @@ def _value_of(solution: SubsetSolution, b: int) -> SubsetSolution:
     return part
 
 
-def check_inputs_pure(solver: SubsetSolver) -> None:
+def check_inputs_pure(solver: SubsetSolver, kind: str) -> None:
     """The problem is unchanged and two calls agree."""
-    for kind in sorted(solver.kinds):
-        problem = cases.subset(kind, tokens=size(solver), protect=True)
-        kept = {n: t.clone() for n, t in vars(problem).items() if isinstance(t, Tensor)}
-        first = solver.solve(problem).keep.clone()
-        for name, copy in kept.items():
-            require(
-                torch.equal(getattr(problem, name), copy),
-                f"{kind}: {name} was changed in place; clone it first",
-            )
-        require(torch.equal(first, solver.solve(problem).keep), f"{kind}: two calls differ; keep no state")
+    problem = cases.subset(kind, tokens=size(solver), protect=True)
+    require_pure(lambda: solver.solve(problem).keep, tensors_in(problem))
 
 
-def check_global_rng(solver: SubsetSolver) -> None:
+def check_global_rng(solver: SubsetSolver, kind: str) -> None:
     """The global random generators are neither used nor moved."""
-    for kind in sorted(solver.kinds):
-        problem = cases.subset(kind, tokens=size(solver))
-        one, two = torch_rng_untouched(lambda p=problem: solver.solve(p).keep)
-        require(torch.equal(one, two), f"{kind}: the choice depends on a global random generator")
+    problem = cases.subset(kind, tokens=size(solver))
+    require_own_generator(lambda: solver.solve(problem).keep)
 
 
-def check_dtype(solver: SubsetSolver) -> None:
+def check_dtype(solver: SubsetSolver, kind: str) -> None:
     """float32 input gives the choice of float64 up to ties, and half precision is accepted."""
-    for kind in sorted(solver.kinds):
-        exact = cases.subset(kind, tokens=size(solver), seed=7)
-        reference = solver.solve(exact)
-        single = solver.solve(cases.subset(kind, tokens=size(solver), seed=7, dtype=torch.float32))
-        off = (single.value - reference.value).abs().amax()
-        scale = reference.value.abs().amax().clamp_min(1)
-        require(off <= 1e-3 * scale, f"{kind}: float32 changes the value by {float(off):.2g}")
-        half = cases.subset(kind, tokens=size(solver), seed=7, dtype=torch.bfloat16)
-        count_holds(solver, half, solution=solver.solve(half), where=f"({kind}, bfloat16)")
+    exact = cases.subset(kind, tokens=size(solver), seed=7)
+    reference = solver.solve(exact)
+    single = solver.solve(cases.subset(kind, tokens=size(solver), seed=7, dtype=torch.float32))
+    off = (single.value - reference.value).abs().amax()
+    scale = reference.value.abs().amax().clamp_min(1)
+    require(off <= 1e-3 * scale, f"float32 changes the value by {float(off):.2g}")
+    half = cases.subset(kind, tokens=size(solver), seed=7, dtype=torch.bfloat16)
+    count_holds(solver, half, solution=solver.solve(half), where="(bfloat16)")
 
 
-def check_degenerate(solver: SubsetSolver) -> None:
+def check_degenerate(solver: SubsetSolver, kind: str) -> None:
     """Equal tokens, zero matrices and one token give a full choice and no NaN."""
-    for kind in sorted(solver.kinds):
-        for fill in (0.0, 1.0):
-            problem = cases.subset(kind, tokens=8, k=3)
-            values = {"unary": problem.unary, "pairwise": problem.pairwise}
-            flat = {n: torch.full_like(t, fill) for n, t in values.items() if t is not None}
-            problem = changed(problem, **flat)
-            solution = solver.solve(problem)
-            count_holds(solver, problem, solution=solution, where=f"({kind}, all entries {fill:g})")
-            require(not solution.value.isnan().any(), f"{kind}: NaN value for entries {fill:g}")
-        one = cases.subset(kind, tokens=1, k=1)
-        count_holds(solver, one, solution=solver.solve(one), where=f"({kind}, one token)")
+    for fill in (0.0, 1.0):
+        problem = cases.subset(kind, tokens=8, k=3)
+        values = {"unary": problem.unary, "pairwise": problem.pairwise}
+        flat = {n: torch.full_like(t, fill) for n, t in values.items() if t is not None}
+        problem = changed(problem, **flat)
+        solution = solver.solve(problem)
+        count_holds(solver, problem, solution=solution, where=f"(all entries {fill:g})")
+        require(not solution.value.isnan().any(), f"NaN value for entries {fill:g}")
+    one = cases.subset(kind, tokens=1, k=1)
+    count_holds(solver, one, solution=solver.solve(one), where="(one token)")

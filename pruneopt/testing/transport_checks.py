@@ -12,8 +12,9 @@ from pruneopt.parts import TransportSolver
 from pruneopt.problems.solution import Status, TransportSolution
 from pruneopt.problems.transport import TransportProblem
 from pruneopt.testing import cases
-from pruneopt.testing.core import Check, changed, require
-from pruneopt.testing.part_checks import part_checks, torch_rng_untouched
+from pruneopt.testing.core import Check, changed, checks_of, require
+from pruneopt.testing.part_checks import part_checks
+from pruneopt.testing.purity import require_own_generator, require_pure, tensors_in
 from pruneopt.testing.transport_instances import accuracy, excess, instance, marginals_hold
 from pruneopt.testing.transport_proofs import (
     check_certificate,
@@ -160,20 +161,13 @@ def check_transpose(solver: TransportSolver) -> None:
 def check_inputs_pure(solver: TransportSolver) -> None:
     """Cost and marginals are unchanged, and two calls agree bit for bit."""
     problem = instance(solver)
-    kept = {n: getattr(problem, n).clone() for n in ("cost", "a", "b")}
-    first = solver.solve(problem).plan.clone()
-    for name, copy in kept.items():
-        require(torch.equal(getattr(problem, name), copy), f"{name} was changed in place")
-    require(
-        torch.equal(first, solver.solve(problem).plan), "two calls on the same problem differ; keep no state"
-    )
+    require_pure(lambda: solver.solve(problem).plan, tensors_in(problem))
 
 
 def check_global_rng(solver: TransportSolver) -> None:
     """The global random generators are neither used nor moved."""
     problem = instance(solver)
-    one, two = torch_rng_untouched(lambda: solver.solve(problem).plan)
-    require(torch.equal(one, two), "the plan depends on a global random generator")
+    require_own_generator(lambda: solver.solve(problem).plan)
 
 
 def check_batch(solver: TransportSolver) -> None:
@@ -287,5 +281,4 @@ def transport_checks(solver: TransportSolver) -> Iterator[Check]:
             chosen.append(check_smaller_epsilon_is_closer)
     if getattr(solver, "warm", False):
         chosen.append(check_warm_start)
-    for function in chosen:
-        yield Check(function.__name__, function)  # type: ignore[arg-type]
+    yield from checks_of(chosen)

@@ -23,8 +23,7 @@ def check_certificate(solver: TransportSolver) -> None:
         span = problem.cost_range().double()
         gap, true = solution.gap / span, excess(problem, solution)
         require(
-            (gap >= true - 1e-6).all(),
-            "the certified gap is below the true excess: lower_bound is no bound",
+            (gap >= true - 1e-6).all(), "the certified gap is below the true excess: lower_bound is no bound"
         )
         allowed = 5 * float(true.amax().clamp_min(0)) + 0.2 * accuracy(solver) + 1e-6
         require(
