@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -21,6 +21,13 @@ from pruneopt.registry import registry
 
 if TYPE_CHECKING:
     from pruneopt.models.capture.encoder import Encoder
+
+
+# what hooks and captures look for in a decoder layer
+_LAYER_PARTS = (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", "input_layernorm", "post_attention_layernorm",
+    "mlp",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,12 @@ class Picture:
     def __len__(self) -> int:
         return len(self.xy)
 
+    def separated(self, place: Tensor) -> Picture:
+        """Its tokens numbered `place` `[m]`; a number before the first or past the last is a separator."""
+        inside = place.clamp(0, len(self) - 1)
+        found = Picture(*(getattr(self, item.name)[inside] for item in fields(self)))
+        return replace(found, free=found.free & (inside == place))
+
 
 class ModelAdapter(ABC):
     """One supported model.
@@ -79,12 +92,10 @@ class ModelAdapter(ABC):
         self.text: Any = self._find(self.base, self.text_path)
         self.layers: Sequence[Any] = self._find(self.text, "layers")
         self.text_config: Any = self.text.config
-        for part in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", "input_layernorm"):
+        for part in _LAYER_PARTS:
             self._find(self.layers[0], part)
-        for part in ("post_attention_layernorm", "mlp"):
-            self._find(self.layers[0], part)
-        self._find(self.text, "rotary_emb")
-        self._find(self.text, "norm")
+        for part in ("rotary_emb", "norm"):
+            self._find(self.text, part)
         if not isinstance(self.layers[0].self_attn.k_proj.weight, Tensor):
             raise ModelError(
                 "the linear layers of this model are quantised dynamically: activations are scaled by what "
@@ -115,22 +126,21 @@ class ModelAdapter(ABC):
 
     def stream(self, inputs: Mapping[str, Any]) -> Tensor:
         """`[B,L]` int64 on the model's device: 1 at image, 2 at video placeholders, 0 elsewhere."""
-        ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
-        kinds = [(1, self.image_token)] + ([(2, self.video_token)] if self.video_token else [])
-        out = None
-        for number, name in kinds:
-            token = getattr(self.config, name, None)
+        ids = inputs.get("input_ids")
+        given = inputs.get("inputs_embeds") if ids is None else ids
+        if given is None:
+            raise InputError("the model was called without input_ids or inputs_embeds")
+        out = torch.zeros(given.shape[:2], dtype=torch.int64, device=given.device)
+        for number, name in ((1, self.image_token), (2, self.video_token)):
+            token = getattr(self.config, name or "", None)
             if token is None:
                 continue
             if ids is not None:
                 here = ids == token
-            elif embeds is None:
-                raise InputError("the model was called without input_ids or inputs_embeds")
             else:
                 table = self.base.get_input_embeddings()
-                here = (embeds == table(torch.tensor(token, device=embeds.device))).all(-1)
-            out = here.long() * number if out is None else out + here.long() * number
-        assert out is not None
+                here = (given == table(torch.tensor(token, device=given.device))).all(-1)
+            out += number * here
         return out
 
     @abstractmethod

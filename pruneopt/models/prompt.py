@@ -50,10 +50,6 @@ class Prompt:
     geometry: dict[str, Tensor]
     groups: int
 
-    @property
-    def ragged(self) -> bool:
-        return len(set(self.started)) > 1
-
 
 def read_prompt(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Prompt:
     """Read the batch once, on the host, before any layer runs.

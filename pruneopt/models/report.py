@@ -85,6 +85,9 @@ class Report:
     seconds: dict[str, float]
     selections: Sequence[Selection]
     notes: list[str] = field(default_factory=list)
+    visual_by_sample: list[int] = field(default_factory=list)
+    dense_columns: int = 0
+    evicted: list[tuple[list[int], list[int]]] = field(default_factory=list)
 
     @property
     def kept_at_entry(self) -> float:
@@ -100,21 +103,12 @@ class Report:
     @property
     def layer_mean_tokens(self) -> list[float]:
         """Mean over decoder layers of the visual tokens, per sample with a picture."""
-        text = self._text
+        text = [n - visual for n, visual in zip(self.prompt_tokens, self.visual_by_sample, strict=True)]
         return [
             sum(row[b] - text[b] for row in self.tokens) / len(self.tokens)
             for b in range(self.batch)
-            if self._visual_of(b)
+            if self.visual_by_sample[b]
         ]
-
-    @property
-    def _text(self) -> list[int]:
-        return [n - self._visual_of(b) for b, n in enumerate(self.prompt_tokens)]
-
-    def _visual_of(self, sample: int) -> int:
-        return self.visual_by_sample[sample]
-
-    visual_by_sample: list[int] = field(default_factory=list)
 
     @cached_property
     def flops_dense(self) -> float:
@@ -136,9 +130,6 @@ class Report:
     def cache_dense(self) -> int:
         """Closed form of the unpruned batch, padding included."""
         return self.shape.layers * self.batch * self.shape.cache_bytes(self.dense_columns)
-
-    dense_columns: int = 0
-    evicted: list[tuple[list[int], list[int]]] = field(default_factory=list)
 
     @property
     def cache_share(self) -> float:

@@ -153,17 +153,10 @@ class Wiring:
             )
         prompt = read_prompt(self.adapter, inputs)
         refuse_without_text(prompt, self.spec.needs)
-        sources = Sources(self.decoder, self.encoder, inputs)
-        check = checks_each_cut(prompt.place.device)
         return Prefill(
-            self.adapter,
-            self.spec,
-            prompt=prompt,
-            sources=sources,
-            sites=self.sites,
-            clock=self.clock,
-            check=check,
-        )
+            self.adapter, self.spec, prompt=prompt, sources=Sources(self.decoder, self.encoder, inputs),
+            sites=self.sites, clock=self.clock, check=checks_each_cut(prompt.place.device),
+        )  # fmt: skip
 
     # what happens inside one
 

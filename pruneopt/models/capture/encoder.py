@@ -27,10 +27,10 @@ class Encoder:
 
     Parameters
     ----------
-    tower: the module that takes `pixel_values`.  blocks: its transformer blocks.  attention: name of the
-    attention module in a block.  projector: the module whose input are the features before projection.
-    cls: leading tokens that are no patches (1 with a CLS token).  block: index of the block that layer-less
-    names mean: the one whose output the model reads.
+    tower: the module that takes `pixel_values`.  blocks: its transformer blocks.  projector: the module whose
+    input are the features before projection.  attention: name of the attention module in a block.  cls:
+    leading tokens that are no patches (1 with a CLS token).  block: index of the block that layer-less names
+    mean: the one whose output the model reads.  patch: side of a patch in pixels, where `patches` are read.
     """
 
     captures: ClassVar[Mapping[str, Watched]] = {
@@ -43,7 +43,15 @@ class Encoder:
     stands_for: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def __init__(
-        self, tower: Any, blocks: Any, *, attention: str, projector: Any, cls: int, block: int, patch: int = 0
+        self,
+        tower: Any,
+        blocks: Any,
+        *,
+        projector: Any,
+        attention: str = "self_attn",
+        cls: int = 0,
+        block: int = -1,
+        patch: int = 0,
     ):
         self.tower, self.blocks, self.attention = tower, blocks, attention
         self.projector, self.cls, self.block, self.patch = projector, cls, block % len(blocks), patch

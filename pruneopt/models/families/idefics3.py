@@ -58,7 +58,4 @@ class Idefics3Adapter(ModelAdapter):
 
     def encoder(self) -> Encoder:
         tower = self._find(self.base, "vision_model")
-        blocks = self._find(tower, "encoder.layers")
-        return Encoder(
-            tower, blocks, attention="self_attn", projector=self.base.connector, cls=0, block=len(blocks) - 1
-        )
+        return Encoder(tower, self._find(tower, "encoder.layers"), projector=self.base.connector)

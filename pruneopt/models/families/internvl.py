@@ -49,14 +49,8 @@ class InternVLAdapter(ModelAdapter):
         blocks = self._find(tower, "encoder.layer")
         cls = int(self.config.vision_feature_select_strategy == "default")
         block = feature_block(self.config.vision_feature_layer, len(blocks))
-        return Encoder(
-            tower,
-            blocks,
-            attention="attention",
-            projector=self.base.multi_modal_projector,
-            cls=cls,
-            block=block,
-        )
+        projector = self.base.multi_modal_projector
+        return Encoder(tower, blocks, attention="attention", projector=projector, cls=cls, block=block)
 
 
 def _first(size: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -53,7 +52,7 @@ class LlavaAdapter(ModelAdapter):
     def pictures(self, inputs: Mapping[str, Any]) -> tuple[list[Picture], list[Picture]]:
         picture = Picture.plain(self.side, self.side)
         if self.lead:
-            picture = _led(picture)
+            picture = picture.separated(torch.arange(-1, len(picture)))
         return [picture] * int(inputs["pixel_values"].shape[0]), []
 
     def pack(self, signal: Tensor, inputs: Mapping[str, Any], *, video: bool) -> Tensor:
@@ -69,31 +68,5 @@ class LlavaAdapter(ModelAdapter):
         tower = self.base.vision_tower
         blocks = self._find(tower, "encoder.layers")
         block = feature_block(self.config.vision_feature_layer, len(blocks))
-        patch = int(self.config.vision_config.patch_size)
-        return Encoder(
-            tower,
-            blocks,
-            attention="self_attn",
-            projector=self.base.multi_modal_projector,
-            cls=self.cls,
-            block=block,
-            patch=patch,
-        )
-
-
-def _led(picture: Picture) -> Picture:
-    """The same picture after one token that is no patch."""
-
-    def lead(values: Tensor) -> Tensor:
-        return torch.cat([values[:1] * 0, values])
-
-    free = torch.cat([torch.zeros(1, dtype=torch.bool), picture.free])
-    return replace(
-        picture,
-        xy=lead(picture.xy),
-        grid=lead(picture.grid),
-        crop=lead(picture.crop),
-        tile=lead(picture.tile),
-        time=lead(picture.time),
-        free=free,
-    )
+        projector, patch = self.base.multi_modal_projector, int(self.config.vision_config.patch_size)
+        return Encoder(tower, blocks, projector=projector, cls=self.cls, block=block, patch=patch)

@@ -1,5 +1,4 @@
-"""LLaVA-OneVision: tiles resized to a token limit, several images without tiles, videos with pooled "
-"frames."""
+"""LLaVA-OneVision: tiles resized to a token limit, several images without tiles, videos of pooled frames."""
 
 from __future__ import annotations
 
@@ -85,15 +84,4 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
 
 def _with_newline(picture: Picture) -> Picture:
     """The same picture followed by one separator."""
-
-    def more(values: Tensor) -> Tensor:
-        return torch.cat([values, values[-1:]])
-
-    return Picture(
-        more(picture.xy),
-        more(picture.grid),
-        more(picture.crop),
-        more(picture.tile),
-        more(picture.time),
-        torch.cat([picture.free, torch.zeros(1, dtype=torch.bool)]),
-    )
+    return picture.separated(torch.arange(len(picture) + 1))

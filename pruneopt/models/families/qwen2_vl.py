@@ -36,10 +36,8 @@ class QwenEncoder(Encoder):
         "k": ("qkv", "call", "grid"),
     }
 
-    def __init__(self, tower: Any, block: int, *, merge: int, patch: int):
-        super().__init__(
-            tower, tower.blocks, attention="attn", projector=tower.merger, cls=0, block=block, patch=patch
-        )
+    def __init__(self, tower: Any, *, merge: int, patch: int):
+        super().__init__(tower, tower.blocks, projector=tower.merger, attention="attn", patch=patch)
         self.merge = merge
 
     def kept(self, capture: str, value: Any) -> Any:
@@ -132,6 +130,4 @@ class Qwen2VLAdapter(ModelAdapter):
     def encoder(self) -> Encoder:
         tower = self._find(self.base, "visual")
         self._find(tower, "blocks")
-        return QwenEncoder(
-            tower, len(tower.blocks) - 1, merge=self.merge, patch=int(self.config.vision_config.patch_size)
-        )
+        return QwenEncoder(tower, merge=self.merge, patch=int(self.config.vision_config.patch_size))
