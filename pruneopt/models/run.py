@@ -55,14 +55,14 @@ class Run:
     def kept_visual(self) -> dict[int, list[list[int]]]:
         """Like `kept`, but only the prunable visual tokens; empty lists for samples without a picture."""
         prompt = self.last.prompt
+        # What a cache lost ran through every layer, and `report.evicted` has it: where nothing else was cut,
+        # all tokens survive from layer 0 on.
+        left = {cut.layer: cut.kept for cut in self.last.cuts if cut.evicted is None} or {0: prompt.place}
         out: dict[int, list[list[int]]] = {}
-        for cut in self.last.cuts:
-            if cut.evicted is not None:
-                continue  # these tokens ran through every layer; `report.evicted` has them
-            rows: list[list[int]] = [[] for _ in range(prompt.batch)]
-            for row, kept in zip(prompt.rows, cut.kept.tolist(), strict=True):
-                rows[row] = sorted(column for column in kept if column >= 0)
-            out[cut.layer] = rows
+        for layer, columns in left.items():
+            out[layer] = [[] for _ in range(prompt.batch)]
+            for row, kept in zip(prompt.rows, columns.tolist(), strict=True):
+                out[layer][row] = sorted(column for column in kept if column >= 0)
         return out
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -14,6 +14,9 @@ from pruneopt.problems.solution import SubsetSolution, TransportSolution
 from pruneopt.problems.subset import SubsetProblem
 from pruneopt.problems.transport import TransportProblem
 from pruneopt.signals import Signals
+
+if TYPE_CHECKING:
+    from pruneopt.spec.schema import StageSpec
 
 
 class CostTerm(Part):
@@ -147,6 +150,11 @@ class Step(Part):
 
     group: ClassVar[str] = "steps"
 
+    @property
+    def asks(self) -> frozenset[str]:
+        """What it asks an insertion for beside removal: `merge`, `reordering`, both or nothing."""
+        return frozenset()
+
     @abstractmethod
     def __call__(self, selection: Selection, signals: Signals) -> Selection: ...
 
@@ -196,6 +204,17 @@ class Insertion(Part):
     applies: ClassVar[frozenset[str]] = frozenset({"removal", "merge", "reordering"})
 
     group: ClassVar[str] = "insertions"
+
+    def misfit(self, stage: StageSpec) -> str | None:
+        """Refuses steps that ask for more than can be applied here."""
+        for step in stage.steps:
+            beyond = step.asks - self.applies
+            if beyond:
+                return (
+                    f"step {step.name} asks for a {' and a '.join(sorted(beyond))}, and {self.name} can "
+                    f"apply only: {', '.join(sorted(self.applies))}; leave the step out, or cut elsewhere"
+                )
+        return None
 
     @property
     @abstractmethod

@@ -26,7 +26,7 @@ from pruneopt.parts._nested import build_part, build_sum, known_keys
 from pruneopt.problems.budget import Budget
 from pruneopt.problems.kinds import Kind, all_kinds, find_kind
 from pruneopt.registry import registry
-from pruneopt.spec.schema import ProblemSpec, Protect, Spec, StageSpec
+from pruneopt.spec.schema import TRANSPORT, ProblemSpec, Protect, Spec, StageSpec
 
 POSITIONS = ("keep", "compact")
 STAGE_KEYS = ("insertion", "budget", "problem", "solver", "readout", "steps", "positions")
@@ -39,6 +39,11 @@ _META_KEYS = (
     "title", "paper", "venue", "arxiv", "code", "licence", "certainty", "family", "differs",
     "deviations", "uncertain", "supports", "refuses", "equation", "note", "aliases",
 )  # fmt: skip
+_TRANSPORT_KEYS = (
+    "kind",
+    "cost",
+    "marginals",
+)  # of a problem that is a transport score, see `StageSpec.stated`
 # Keys of a problem that not every kind takes, and which kinds do.
 _OPTIONAL: dict[str, Callable[[Kind], bool]] = {
     "cost": lambda kind: kind.serves,
@@ -146,36 +151,44 @@ def _spread(data: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
 def _problem(data: Any, where: str) -> ProblemSpec:
     known_keys(data, _PROBLEM_KEYS, where=where + ".")
     kind = data.get("kind")
-    if kind == "transport":
-        for key in ("scores", "pairwise", "anchors", "threshold", "quota", "protect", "symmetric", "ridge"):
-            if data.get(key) is not None:
-                raise SpecError(
-                    f"{where}.{key} belongs to subset problems; for transport with it write another "
-                    f"{where}.kind, and {_AS_SCORE}",
-                    key=key,
-                )
-        cost = build_sum(CostTerm, data.get("cost"), where=f"{where}.cost")
-        if not cost:
-            raise SpecError(
-                f"{where}.cost is empty; a transport problem needs at least one cost term", key="cost"
-            )
-        marginals = data.get("marginals") or {}
-        known_keys(marginals, ("source", "target"), where=f"{where}.marginals.")
-        source, target = (
-            build_part(Marginal, marginals.get(side, "uniform"), where=f"{where}.marginals.{side}")
-            for side in ("source", "target")
-        )
-        return ProblemSpec(kind, cost, source=source, target=target)
+    if kind == TRANSPORT:
+        return _transport(data, where)
     if kind not in registry("kinds"):
-        known = ("transport", *registry("kinds"))
+        known = (TRANSPORT, *registry("kinds"))
         raise SpecError(f"{where}.kind {kind!r} is unknown{nearest(str(kind), known)}", key="kind")
-    rules = find_kind(kind)
+    return _subset(data, find_kind(kind), where=where)
+
+
+def _transport(data: Mapping[str, Any], where: str) -> ProblemSpec:
+    for key in _PROBLEM_KEYS:
+        if key not in _TRANSPORT_KEYS and data.get(key) is not None:
+            raise SpecError(
+                f"{where}.{key} belongs to subset problems; for {TRANSPORT} with it write another "
+                f"{where}.kind, and {_AS_SCORE}",
+                key=key,
+            )
+    cost = build_sum(CostTerm, data.get("cost"), where=f"{where}.cost")
+    if not cost:
+        raise SpecError(
+            f"{where}.cost is empty; a {TRANSPORT} problem needs at least one cost term", key="cost"
+        )
+    marginals = data.get("marginals") or {}
+    known_keys(marginals, ("source", "target"), where=f"{where}.marginals.")
+    source, target = (
+        build_part(Marginal, marginals.get(side, "uniform"), where=f"{where}.marginals.{side}")
+        for side in ("source", "target")
+    )
+    return ProblemSpec(TRANSPORT, cost, source=source, target=target)
+
+
+def _subset(data: Mapping[str, Any], rules: Kind, *, where: str) -> ProblemSpec:
+    kind = rules.name
     for key, takes in _OPTIONAL.items():
         if data.get(key) not in (None, {}) and not takes(rules):
             takers = [other.name for other in all_kinds() if takes(other)]
-            takers += ["transport"] * (key in ("cost", "marginals"))
+            takers += [TRANSPORT] * (key in _TRANSPORT_KEYS)
             words = f"{', '.join(takers)} take{'s' * (len(takers) == 1)} it"
-            words += f", also as a score: {_AS_SCORE}" if "transport" in takers else ""
+            words += f", also as a score: {_AS_SCORE}" if TRANSPORT in takers else ""
             raise SpecError(f"{where}.{key} has no meaning for {kind}; {words}", key=key)
     scores = build_sum(Score, data.get("scores"), where=f"{where}.scores")
     base, wanted = _PAIRS[rules.pairs or "costs"]
@@ -269,9 +282,8 @@ def _stage(data: Mapping[str, Any], where: str) -> StageSpec:
     rule = None if rule_data is None else build_part(BudgetRule, rule_data, where=f"{where}budget.rule")
     with blame(f"{where}problem"):
         problem = _problem(data["problem"], f"{where}problem")
-    transport = problem.kind == "transport"
     solver = build_part(Solver, data["solver"], where=f"{where}solver")
-    if not isinstance(solver, TransportSolver if transport else SubsetSolver):
+    if not isinstance(solver, TransportSolver if problem.planned else SubsetSolver):
         raise SpecError(
             f"{where}solver {solver.name!r} does not solve {problem.kind} problems", key=f"{where}solver"
         )
@@ -282,12 +294,12 @@ def _stage(data: Mapping[str, Any], where: str) -> StageSpec:
             key=f"{where}solver",
         )
     readout = data.get("readout")
-    if transport and not readout:
+    if problem.planned and not readout:
         raise SpecError(
-            f"{where}readout is missing: a transport plan does not rank tokens by itself",
+            f"{where}readout is missing: a {problem.kind} plan does not rank tokens by itself",
             key=f"{where}readout",
         )
-    if not transport and readout:
+    if readout and not problem.planned:
         raise SpecError(f"{where}readout has no meaning for {problem.kind}; remove it", key=f"{where}readout")
     steps = data.get("steps") or []
     if not isinstance(steps, list):
@@ -302,7 +314,7 @@ def _stage(data: Mapping[str, Any], where: str) -> StageSpec:
         tuple(build_part(Step, step, where=f"{where}steps.{i}") for i, step in enumerate(steps)),
         _positions(data, where),
     )
-    for key, part in stage.keyed.items():
+    for key, part in {"insertion": insertion, **stage.keyed}.items():
         reason = part.misfit(stage)
         if reason is not None:
             raise SpecError(f"{where}{part.name}: {reason}", key=f"{where}{key}")

@@ -17,6 +17,7 @@ from pruneopt.problems.kinds import find_kind
 from pruneopt.registry import registry
 from pruneopt.signals import Attention, attention_need
 
+TRANSPORT = "transport"  # what `problem.kind` says of a problem that is the score of this name
 _SUMS = ("cost", "scores", "pairwise", "anchors")
 
 
@@ -82,6 +83,11 @@ class ProblemSpec:
     def parts(self) -> tuple[Part, ...]:
         return tuple(self.keyed.values())
 
+    @property
+    def planned(self) -> bool:
+        """Whether what is solved for is a plan between two masses, which a readout turns into a ranking."""
+        return self.source is not None
+
     @cached_property
     def groups(self) -> str | Score | None:
         """What numbers the groups of a kind with quotas, a part or a signal; None for other kinds."""
@@ -101,12 +107,9 @@ class ProblemSpec:
             summands = getattr(self, name)
             if summands:
                 out[name] = {s.label: s.to_spec() for s in summands}
-        if self.kind == "transport":
-            out["marginals"] = {
-                side: part.to_spec()
-                for side, part in (("source", self.source), ("target", self.target))
-                if part is not None
-            }
+        sides = {"source": self.source, "target": self.target}
+        if self.planned:
+            out["marginals"] = {side: part.to_spec() for side, part in sides.items() if part is not None}
         if self.threshold is not None:
             out["threshold"] = self.threshold
         if self.quota is not None:
@@ -139,14 +142,14 @@ class StageSpec:
     def stated(self) -> ProblemSpec:
         """The subset problem behind what the spec says: `transport` is a score in a top-k problem."""
         problem = self.problem
-        if problem.kind != "transport":
+        if not problem.planned:
             return problem
         from pruneopt.parts.scores.transport import Transport
 
         sides = {"source": problem.source, "target": problem.target}
         marginals = tuple(Weighted(side, part) for side, part in sides.items())  # type: ignore[arg-type]
         score = Transport(problem.cost, marginals, self.solver, self.readout)  # type: ignore[arg-type]
-        return ProblemSpec("top_k", scores=(Weighted("transport", score),))
+        return ProblemSpec("top_k", scores=(Weighted(Transport.name, score),))
 
     @cached_property
     def chooser(self) -> SubsetSolver:

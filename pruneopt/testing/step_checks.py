@@ -79,6 +79,9 @@ def check_selection_is_sound(step: Step) -> None:
             f"keep is {out.keep.dtype} {list(out.keep.shape)}",
         )
         require(not (out.keep & ~signals.mask).any(), "padding is kept; combine with signals.mask")
+        used = {"merge": out.merge is not None, "reordering": out.rank is not None}
+        for what in (name for name, asked in used.items() if asked):
+            require(what in step.asks, f"asks for a {what} without saying so; add it to `asks`")
         require(len(out.evidence) == 2, "the evidence of the selection is lost; use dataclasses.replace")
         for name, shape in (("merge", (2, 12, 12)), ("size", (2, 12)), ("rank", (2, 12))):
             tensor = getattr(out, name)

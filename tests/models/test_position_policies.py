@@ -66,7 +66,7 @@ def told(text: Any, kept: Kept, policies: Mapping[int, str], real: Tensor) -> It
         following: list[int | None] = [None] * rows
         for layer in sorted(kept):
             for row in range(rows):
-                if policies[layer] == "compact":
+                if policies.get(layer) == "compact":
                     now[row], following[row] = numbered(now[row], kept[layer][row])
             if following[0] is not None:
                 at[layer] = torch.tensor(now).transpose(0, 1), torch.tensor(following)

@@ -28,6 +28,7 @@ from pruneopt.models.supported import supported_models
 from pruneopt.parts.insertions.post_encoder import PostEncoder
 from pruneopt.pruner import Pruner
 from pruneopt.registry import registry
+from pruneopt.show.survivors import survivor_panel
 from pruneopt.spec.load import load_spec
 from pruneopt.testing.insertion import inventory
 from pruneopt.testing.masking import difference, forward, generate, masked, real_columns
@@ -268,6 +269,11 @@ def test_the_report_counts_what_ran_and_what_is_held() -> None:
         forward(model, inputs, use_cache=True)
     assert (run.report.kept_at_entry, run.report.kept_at_end, run.report.flops_share) == (1.0, 1.0, 1.0)
     assert run.report.cache_share < 1
+    visual = (inputs["input_ids"][0] == IMAGE).nonzero().squeeze(1).tolist()
+    assert run.kept == {0: [list(range(45))]} and run.kept_visual == {0: [visual]}, (
+        "all ran through all layers"
+    )
+    assert survivor_panel(run).title == "5 of 36 tokens kept"
 
 
 REFUSED = [
@@ -293,6 +299,28 @@ def test_what_cannot_be_carried_out_is_refused_before_anything_is_attached(
     with pytest.raises(kind, match=words):
         pruneopt.apply(model, spec_of(*stages))
     assert inventory(model) == before
+
+
+@pytest.mark.parametrize("where", [ENCODER, CACHE], ids=["encoder", "cache"])
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ({"kind": "grid_recycle"}, "grid_recycle asks for a merge, and"),
+        ({"kind": "recycle_clusters"}, "recycle_clusters asks for a merge and a reordering, and"),
+        ({"kind": "add_grid", "order": "appended"}, "add_grid asks for a reordering, and"),
+        ({"kind": "add_grid"}, ""),
+    ],
+)
+def test_a_step_that_asks_for_more_is_refused_when_the_spec_is_loaded(
+    where: Any, step: dict[str, Any], words: str
+) -> None:
+    assert spec_of({**LAYER, "steps": [step]}).stages[0].steps[0].name == step["kind"]
+    if not words:
+        assert spec_of({**where, "steps": [step]}).stages[0].steps[0].asks == frozenset()
+        return
+    with pytest.raises(SpecError, match=rf"{words} .* only: removal") as caught:
+        spec_of({**where, "steps": [step]})
+    assert caught.value.key == "stages.0.insertion"
 
 
 @pytest.mark.parametrize("where", [ENCODER, CACHE], ids=["encoder", "cache"])

@@ -19,6 +19,7 @@ KILLS: dict[str, list[str]] = {
     "rest.NamelessRefusal": ["check_refusal_is_named"],
     "rest.GoodStep": [],
     "rest.KeepsPadding": ["check_selection_is_sound", "check_step_padding"],
+    "rest.MergesUnsaid": ["check_selection_is_sound"],
     "rest.WrongCount": ["check_count_agrees"],
     "rest.BatchStep": ["check_step_batch", "check_step_padding"],
     "rest.MutatesSelection": ["check_step_pure"],

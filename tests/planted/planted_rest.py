@@ -156,6 +156,17 @@ class KeepsPadding(GoodStep):
 
 
 @dataclass(frozen=True)
+class MergesUnsaid(GoodStep):
+    """Merges without saying that it asks for that, so no insertion can refuse it in time."""
+
+    name = "merges_unsaid"
+
+    def __call__(self, selection, signals):
+        out = super().__call__(selection, signals)
+        return replace(out, merge=torch.eye(signals.tokens).repeat(signals.batch, 1, 1))
+
+
+@dataclass(frozen=True)
 class WrongCount(GoodStep):
     """Forgets to override `count`."""
 

@@ -29,6 +29,10 @@ class AddGrid(Step):
     skip_last: bool = param(False, doc="never sample the last token")
     order: str = param("index", choices=("index", "appended"), doc="order of emission")
 
+    @property
+    def asks(self) -> frozenset[str]:
+        return frozenset() if self.order == "index" else frozenset({"reordering"})
+
     def __call__(self, selection: Selection, signals: Signals) -> Selection:
         keep, real = selection.keep, signals.mask
         tokens, kept = real.sum(1, keepdim=True), keep.sum(1, keepdim=True).clamp_min(1)

@@ -25,6 +25,7 @@ class GridRecycle(Step):
 
     name: ClassVar[str] = "grid_recycle"
     source: ClassVar[str] = "VFlowOpt (ICCV 2025), section 3.3"
+    asks: ClassVar[frozenset[str]] = frozenset({"merge"})
     cell: float = param(4.0, low=1, doc="side of a cell in tokens, a real number")
 
     @property

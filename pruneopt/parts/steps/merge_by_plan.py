@@ -35,6 +35,7 @@ class MergeByPlan(Step):
     """
 
     name: ClassVar[str] = "merge_by_plan"
+    asks: ClassVar[frozenset[str]] = frozenset({"merge"})
     of: str = param("", doc="key of the transport problem; empty where there is one only")
     carry: bool = param(False, doc="read `size`, the result of earlier merges")
 

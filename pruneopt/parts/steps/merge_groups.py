@@ -29,6 +29,7 @@ class MergeGroups(Step):
     name: ClassVar[str] = "merge_groups"
     source: ClassVar[str] = "ViTCoP (AAAI 2026), stage II"
     tags: ClassVar[frozenset[str]] = frozenset({"uses_order"})
+    asks: ClassVar[frozenset[str]] = frozenset({"merge"})
     combine: str = param("add_mean", choices=("add_mean", "mean"), doc="value of a merged token")
 
     def misfit(self, stage: StageSpec) -> str | None:

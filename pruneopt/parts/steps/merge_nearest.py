@@ -42,6 +42,10 @@ class MergeNearest(Step):
     order: str = param("index", choices=("index", "protected_first", "matched"), doc="order of emission")
 
     @property
+    def asks(self) -> frozenset[str]:
+        return frozenset({"merge"}) if self.order == "index" else frozenset({"merge", "reordering"})
+
+    @property
     def needs(self) -> frozenset[str]:
         return frozenset({self.signal} | ({"size"} if self.carry else set()))
 

@@ -38,6 +38,14 @@ class NeighbourSum(Step):
     order: str = param("index", choices=("index", "score"), doc="order of emission")
 
     @property
+    def asks(self) -> frozenset[str]:
+        return (
+            frozenset({"merge"})
+            if self.order == "index" and not self.extra
+            else frozenset({"merge", "reordering"})
+        )
+
+    @property
     def needs(self) -> frozenset[str]:
         return frozenset({self.signal})
 

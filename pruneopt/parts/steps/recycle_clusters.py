@@ -30,6 +30,7 @@ class RecycleClusters(Step):
 
     name: ClassVar[str] = "recycle_clusters"
     source: ClassVar[str] = "SparseVLM (ICML 2025), section 3.3"
+    asks: ClassVar[frozenset[str]] = frozenset({"merge", "reordering"})
     share: float = param(0.3, above=0, high=1, doc="share of the dropped tokens that is recycled")
     per_cluster: int = param(10, low=1, doc="pooled tokens per cluster")
     assign: str = param("cosine", choices=("cosine", "l2"), doc="how tokens choose a centre")

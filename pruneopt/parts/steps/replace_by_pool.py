@@ -33,6 +33,7 @@ class ReplaceByPool(Step):
     name: ClassVar[str] = "replace_by_pool"
     source: ClassVar[str] = "control of arXiv 2502.11501"
     tags: ClassVar[frozenset[str]] = frozenset({"uses_order"})
+    asks: ClassVar[frozenset[str]] = frozenset({"merge"})
     mode: str = param("average", choices=("average", "area"), doc="whole tokens or shared area")
 
     @property
