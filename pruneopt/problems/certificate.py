@@ -91,18 +91,24 @@ def c_transform(cost: Tensor, g: Tensor, *, real: Tensor | None, rows: bool) -> 
     return out.masked_fill(out == math.inf, 0)
 
 
+def above_cheapest(problem: TransportProblem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Lowest cost `[B]`, cost above it (0 where masked), and masses that sum to one, all in float64."""
+    a, b = problem.a.double(), problem.b.double()
+    low = problem.span()[0].double()
+    cost = problem.cost.double() - low[:, None, None]
+    real = problem.pair_mask
+    cost = cost if real is None else cost.masked_fill(~real, 0)
+    return low, cost, a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True)
+
+
 def certify(problem: TransportProblem, plan: Tensor, *, g: Tensor | None) -> Certificate:
     """Certificate of any plan `[B,N,M]` and any target potential `[B,M]` (zeros when None).
 
     Computed in float64 on the problem's device.  A non-finite plan or potential gives a NaN value or an
     infinite gap, never a small one; minus infinity is the potential of an atom without mass.
     """
-    a, b = problem.a.double(), problem.b.double()
-    a, b = a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True)
+    low, cost, a, b = above_cheapest(problem)
     real = problem.pair_mask
-    low = problem.span()[0].double()
-    cost = problem.cost.double() - low[:, None, None]
-    cost = cost if real is None else cost.masked_fill(~real, 0)
     plan = plan.double()
     row_error, col_error = (plan.sum(2) - a).abs().sum(1), (plan.sum(1) - b).abs().sum(1)
     paid = (round_to_polytope(plan, a, b=b) * cost).sum((1, 2))

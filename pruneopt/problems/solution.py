@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +17,9 @@ from pruneopt.problems.certificate import Certificate, c_transform, certify, rou
 from pruneopt.problems.gradients import envelope, refuse_gradient, refuses
 from pruneopt.problems.subset import SubsetProblem
 from pruneopt.problems.transport import TransportProblem
+
+if TYPE_CHECKING:
+    from pruneopt.problems.relaxed import Relaxation
 
 
 class Status(Enum):
@@ -99,6 +102,9 @@ class TransportSolution(Solution):
         Which side was updated last: `source`, `target`, `both` (exact solvers) or `neither`.
     solver
         Name of the solver.
+    relaxation
+        The problem that was solved in place of the balanced one; `value`, `lower_bound` and `gap` are then
+        about it.  None is the balanced one.
     """
 
     problem: TransportProblem = None  # type: ignore[assignment]
@@ -109,6 +115,7 @@ class TransportSolution(Solution):
     ended: tuple[Status, ...] = ()
     order: str = "neither"
     solver: str = ""
+    relaxation: Relaxation | None = None
 
     def __post_init__(self) -> None:
         inputs = self.problem.inputs
@@ -133,15 +140,21 @@ class TransportSolution(Solution):
     @cached_property
     def certificate(self) -> Certificate:
         with torch.set_grad_enabled(self.plan.requires_grad):  # whoever reads it first, and wherever
+            judge = certify if self.relaxation is None else self.relaxation.certify
             if not refuses(self.plan):
-                return certify(self.problem, self.plan, g=self.g)
-            found = certify(
+                return judge(self.problem, self.plan, g=self.g)
+            found = judge(
                 self.problem.detached(), self.plan.detach(), g=None if self.g is None else self.g.detach()
             )
             optimum = (self.plan.detach().double(), found.f, found.g)
             inputs = self.problem.inputs
+            balanced = self.relaxation is None  # the theorem is stated for its optimum only
             value = envelope(
-                found.value, inputs, optimum=optimum, proved=found.proved, words=self._refusal("value")
+                found.value,
+                inputs,
+                optimum=optimum,
+                proved=found.proved & balanced,
+                words=self._refusal("value"),
             )
             others = {
                 name: refuse_gradient(getattr(found, name), inputs, words=self._refusal(name))
