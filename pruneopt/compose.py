@@ -7,10 +7,13 @@ from torch import Tensor
 
 from pruneopt.errors import ProblemError, SpecError
 from pruneopt.parts import BudgetRule, Grouping
-from pruneopt.parts._sums import anchor_strength, combine, combine_anchors
+from pruneopt.parts._sums import anchor_strength, combine, combine_anchors, combine_rows
 from pruneopt.parts.scores.transport import transport_problem as state_transport
+from pruneopt.problems import unstored
+from pruneopt.problems.rows import Raised, Total, averaged
 from pruneopt.problems.subset import SubsetProblem
 from pruneopt.problems.transport import TransportProblem
+from pruneopt.problems.unstored import Unstored, matrix_bytes, refuse_large
 from pruneopt.signals import Signals
 from pruneopt.spec.schema import ProblemSpec, Protect
 from pruneopt.tensors import first_true, keep_top, normalize
@@ -23,15 +26,18 @@ def subset_problem(
     k: Tensor,
     counts: tuple[int, ...] | None = None,
     rule: BudgetRule | None = None,
+    rows: bool = False,
     check: bool = True,
 ) -> SubsetProblem:
     """The subset problem that a spec states on these signals.
 
     `k` `[B]` tokens are to be chosen, `counts` on the host; a budget rule may change them once the scores are
-    known, and only the tensor knows then.
+    known, and only the tensor knows then.  `rows` says that the solver reads rows: then a pairwise term that
+    would be too large a matrix is stated by rows.
     """
     unary = combine(spec.scores, signals, pairwise=False)
-    pairwise = combine_pairs(spec, signals)
+    state = pairs_by_rows if rows and too_large(signals) else combine_pairs
+    pairwise = state(spec, signals)
     outside = (*spec.anchors, *(s for s in spec.cost if s.external))
     anchors = combine_anchors(outside, signals)
     if rule is not None:
@@ -71,8 +77,11 @@ def quotas(
 def combine_pairs(spec: ProblemSpec, signals: Signals) -> Tensor | None:
     """The pairwise term `[B,N,N]` of a subset problem, made symmetric and raised as the spec asks.
 
-    A cost of serving tokens, source by target, becomes what each target gains from each source.
+    A cost of serving tokens, source by target, becomes what each target gains from each source.  Raises
+    ProblemError where the memory cannot hold it.
     """
+    if spec.pairwise or any(not s.external for s in spec.cost):
+        refuse_large(signals.batch, signals.tokens, device=signals.device)
     pairs = combine(spec.pairwise, signals, pairwise=True)
     if pairs is None:
         cost = combine([s for s in spec.cost if not s.external], signals, pairwise=True)
@@ -82,6 +91,22 @@ def combine_pairs(spec: ProblemSpec, signals: Signals) -> Tensor | None:
     if spec.ridge is not None:
         pairs = pairs + spec.ridge * torch.eye(pairs.shape[1], dtype=pairs.dtype, device=pairs.device)
     return pairs
+
+
+def pairs_by_rows(spec: ProblemSpec, signals: Signals) -> Tensor | None:
+    """The same, to be read a few rows at a time."""
+    pairs = combine_rows(spec.pairwise, signals)
+    if pairs is None:
+        cost = combine_rows([s for s in spec.cost if not s.external], signals)
+        return None if cost is None else Unstored(Total((cost.turned(),), (-1.0,)))
+    if spec.symmetric == "mean":
+        pairs = averaged(pairs)
+    return Unstored(pairs if spec.ridge is None else Raised(pairs, spec.ridge))
+
+
+def too_large(signals: Signals) -> bool:
+    """Whether a matrix of all pairs would take more than `unstored.WHOLE` bytes."""
+    return matrix_bytes(signals.batch, signals.tokens) > unstored.WHOLE
 
 
 def protected_tokens(protect: Protect, signals: Signals, *, k: Tensor, unary: Tensor | None) -> Tensor:

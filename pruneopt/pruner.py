@@ -146,7 +146,13 @@ class Pruner:
         k = torch.tensor(wanted, dtype=torch.int64).to(signals.device, non_blocking=True)
         with opened(book):
             problem = subset_problem(
-                stage.stated, signals, k=k, counts=wanted, rule=stage.rule, check=book.check
+                stage.stated,
+                signals,
+                k=k,
+                counts=wanted,
+                rule=stage.rule,
+                rows="rows" in stage.chooser.tags,
+                check=book.check,
             )
             book.lap("cost")
             answer = stage.chooser.solve(problem)

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pruneopt.parts._part import Part
+from pruneopt.problems.rows import Rows, Stored
 from pruneopt.problems.selection import Selection
 from pruneopt.problems.solution import SubsetSolution, TransportSolution
 from pruneopt.problems.subset import SubsetProblem
@@ -42,6 +43,11 @@ class CostTerm(Part):
 
     @abstractmethod
     def __call__(self, signals: Signals) -> Float[Tensor, "B N M"] | Float[Tensor, "B N"]: ...
+
+    def by_rows(self, signals: Signals) -> Rows:
+        """The term of shape `pairwise`, to be read a few rows at a time; a part that knows no better way
+        computes its matrix.  Finite at padding."""
+        return Stored(self(signals))
 
     def strength(self, signals: Signals) -> Float[Tensor, "B A"] | None:
         """How strong each external point is, `[B,A]`, for terms of shape `anchor`; None when alike."""
@@ -97,6 +103,10 @@ class Kernel(Part):
 
     @abstractmethod
     def __call__(self, signals: Signals) -> Float[Tensor, "B N N"]: ...
+
+    def by_rows(self, signals: Signals) -> Rows:
+        """The same to be read a few rows at a time, as for costs."""
+        return Stored(self(signals))
 
 
 class Marginal(Part):

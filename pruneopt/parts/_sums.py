@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from pruneopt.errors import SignalError, SpecError
+from pruneopt.errors import ProblemError, SignalError, SpecError
 from pruneopt.parts._nested import Weighted
+from pruneopt.problems.rows import Beside, Rows, Scaled, Total
 from pruneopt.signals import Signals
 from pruneopt.tensors import normalize
+
+_NO_SUMMAND = "every summand has weight 0; give at least one a weight"
 
 
 def combine(summands: Sequence[Weighted], signals: Signals, *, pairwise: bool) -> Tensor | None:
@@ -42,8 +46,89 @@ def added(summands: Sequence[Weighted], signals: Signals, *, pairwise: bool) -> 
     """The same where there must be a sum. Raises SpecError when every weight is 0."""
     total = combine(summands, signals, pairwise=pairwise)
     if total is None:
-        raise SpecError("every summand has weight 0; give at least one a weight")
+        raise SpecError(_NO_SUMMAND)
     return total
+
+
+def combine_rows(summands: Sequence[Weighted], signals: Signals) -> Rows | None:
+    """`combine` of pairwise terms to be read a few rows at a time."""
+    found = [(_rows(s, signals), s.weight) for s in summands if s.weight != 0]
+    if not found:
+        return None
+    terms, weights = zip(*found, strict=True)
+    return terms[0] if weights == (1,) else Total(terms, weights)
+
+
+def added_rows(summands: Sequence[Weighted], signals: Signals) -> Rows:
+    """The same where there must be a sum. Raises SpecError when every weight is 0."""
+    total = combine_rows(summands, signals)
+    if total is None:
+        raise SpecError(_NO_SUMMAND)
+    return total
+
+
+def _rows(summand: Weighted, signals: Signals) -> Rows:
+    if getattr(summand.part, "shape", "pairwise") == "pairwise":
+        view = signals.view(summand.part.needs)
+        return scaled_rows(summand.part.by_rows(view), summand.normalize, mask=signals.mask)  # type: ignore[attr-defined]
+    own = combine([replace(summand, weight=1.0)], signals, pairwise=False)
+    assert own is not None
+    return Beside(own, torch.zeros_like(own))
+
+
+def scaled_rows(term: Rows, how: str, *, mask: Tensor) -> Rows:
+    """`normalize` of a pairwise term, with the sums over its real entries taken block by block.
+
+    Raises ProblemError for a softmax over all pairs.
+    """
+    if how == "none":
+        return term
+    if how == "softmax":
+        raise ProblemError(
+            "normalize: softmax weighs all pairs of a sample against each other, and here are too many "
+            "tokens for a matrix; use minmax, max, sum, l2 or zscore"
+        )
+    found = _Moments.of(term, mask)
+    shift = torch.zeros_like(found.low)
+    if how == "sum":
+        scale = found.total
+    elif how == "max":
+        scale = torch.maximum(found.high, -found.low)
+    elif how == "l2":
+        scale = found.squares.sqrt()
+    elif how == "zscore":
+        shift = found.total / found.count.clamp_min(1)
+        scale = (_Moments.of(term, mask, around=shift).squares / found.count.clamp_min(1)).sqrt()
+    else:
+        shift, scale = found.low, found.high - found.low
+    return Scaled(term, shift.to(term.like.dtype), scale.to(term.like.dtype))
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """`[B]` float64 each: what scaling needs of the real entries of a square term."""
+
+    low: Tensor
+    high: Tensor
+    total: Tensor
+    squares: Tensor
+    count: Tensor
+
+    @staticmethod
+    def of(term: Rows, mask: Tensor, *, around: Tensor | None = None) -> _Moments:
+        """Squares are of what is left once `around` `[B]` is taken away."""
+        low = torch.full((len(mask),), torch.inf, dtype=torch.float64, device=mask.device)
+        high, total, squares = -low, torch.zeros_like(low), torch.zeros_like(low)
+        for part, entries in term.blocks():
+            real = mask[:, part, None] & mask[:, None, :]
+            low = low.minimum(entries.masked_fill(~real, torch.inf).amin((1, 2)))
+            high = high.maximum(entries.masked_fill(~real, -torch.inf).amax((1, 2)))
+            total = total + entries.masked_fill(~real, 0).sum((1, 2), dtype=torch.float64)
+            if around is not None:
+                entries = entries - around.to(entries.dtype)[:, None, None]
+            clean = entries.masked_fill(~real, 0)
+            squares = squares + clean.square_().sum((1, 2), dtype=torch.float64)
+        return _Moments(low, high, total, squares, mask.sum(1).double().square())
 
 
 def combine_anchors(summands: Sequence[Weighted], signals: Signals) -> Tensor | None:

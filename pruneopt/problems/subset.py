@@ -58,7 +58,8 @@ class SubsetProblem(Brief):
     pairwise
         `[B,N,N]`; for kinds of unordered pairs symmetric up to 1e-5 of its largest entry (four roundings in
         half precision); for kinds that ask for it positive semi-definite up to N roundings of its largest
-        entry (of float32, or of the half precision it came in).
+        entry (of float32, or of the half precision it came in).  An `Unstored` term is read by rows
+        (`pruneopt.problems.rows`), and its construction says both.
     mask
         `[B,N]` bool, True at real tokens.
     protected

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from pruneopt.errors import ProblemError
+from pruneopt.problems.unstored import Unstored
 from pruneopt.tensors import first_true
 
 if TYPE_CHECKING:
+    from pruneopt.problems.rows import Rows
     from pruneopt.problems.subset import SubsetProblem
 
 ASYMMETRY = 1e-5  # of the largest entry: what float32 products of either order may differ by
@@ -25,7 +27,9 @@ def check_values(problem: SubsetProblem, rounding: float) -> None:
     rules = problem.rules
     _check_counts(problem)
     _check_finite("unary", problem.unary, real=problem.real)
-    if problem.pairwise is not None:
+    if isinstance(problem.pairwise, Unstored):
+        _check_rows(problem, problem.pairwise.rows)
+    elif problem.pairwise is not None:
         pairs = problem.real[:, :, None] & problem.real[:, None, :]
         _check_finite("pairwise", problem.pairwise, real=pairs)
         if rules.symmetric:
@@ -63,10 +67,28 @@ def _check_counts(problem: SubsetProblem) -> None:
 def _check_finite(name: str, tensor: Tensor | None, *, real: Tensor) -> None:
     if tensor is None:
         return
+    real = real.view(*real.shape, *(1,) * (tensor.dim() - real.dim()))
     bad = (~tensor.isfinite() & real).flatten(1).any(1)
     if bad.any():
         raise ProblemError(
             f"{name} is not finite in sample {first_true(bad)}; look for NaN or infinity in the signals"
+        )
+
+
+def _check_rows(problem: SubsetProblem, rows: Rows) -> None:
+    """A term by rows is what its construction says, as long as what it is computed from is finite."""
+    for tensor in rows.inputs():
+        _check_finite("pairwise", tensor, real=problem.real)
+    rules = problem.rules
+    if rules.symmetric and not rows.symmetric:
+        raise ProblemError(
+            f"pairwise by rows is not symmetric by construction, and {problem.kind} knows unordered pairs "
+            "only. Set problem.symmetric=mean in the spec, or pass pruneopt.problems.rows.averaged(term)"
+        )
+    if rules.definite and not rows.definite:
+        raise ProblemError(
+            f"pairwise by rows is not positive semi-definite by construction, and {problem.kind} needs that. "
+            "Use kernels tagged psd with weights of at least 0, or give the matrix, whose values can be tried"
         )
 
 

@@ -33,5 +33,6 @@ TAGS: dict[str, str] = {
     "small": "refuses problems above a size named in the error",
     "time_limit": "stops at `time_limit` seconds with status TIME_LIMIT and a bound",
     "reads_shape": "reads where the mass of a source goes: cheaper need not mean higher",
+    "rows": "reads a pairwise term row by row, so that it need not be stored",
     "chaotic": "rounding may change everything after it; no agreement beyond the budget is asked",
 }

@@ -19,8 +19,8 @@ from pruneopt.lab.subset import run as subset
 from pruneopt.lab.subset import table as subset_table
 from pruneopt.parts.costs.feature_sq_l2 import FeatureSquaredL2
 from pruneopt.parts.solvers import _exact as exact
+from pruneopt.parts.solvers import _first as first
 from pruneopt.parts.solvers import _linear as linear
-from pruneopt.parts.solvers import _walk as walk
 from pruneopt.parts.solvers import branch_and_bound, farthest_point, greedy_conflict
 from pruneopt.problems import solution
 from pruneopt.problems import values as subset_values
@@ -214,8 +214,8 @@ def core_rounds_up() -> AbstractContextManager[Any]:
 def seed_reads_padding() -> AbstractContextManager[Any]:
     """The first token is looked for among what padding holds."""
 
-    def seed(rule: str, part: Any, problem: Any, pairwise: torch.Tensor) -> torch.Tensor:
-        return walk.seed_score(rule, part, problem=problem, pairwise=problem.pairwise)
+    def seed(rule: str, part: Any, problem: Any) -> torch.Tensor:
+        return first.seed_score(rule, part, problem=replace(problem, mask=None))
 
     return mock.patch.object(farthest_point, "seed_score", seed)
 

@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import CostTerm, param
+from pruneopt.problems.rows import Cosines, Rows, Total, constant
 from pruneopt.signals import Signals
-from pruneopt.tensors import cosine_gram
+from pruneopt.tensors import cosine_gram, cosine_rows
 
 
 @dataclass(frozen=True)
@@ -34,3 +35,7 @@ class CosineDistance(CostTerm):
 
     def __call__(self, signals: Signals) -> Float[Tensor, "B N M"]:
         return 1 - cosine_gram(signals[self.signal], signals.mask, heads=self.heads)
+
+    def by_rows(self, signals: Signals) -> Rows:
+        cosine = Cosines(cosine_rows(signals[self.signal], signals.mask, heads=self.heads))
+        return Total((constant(1.0, cosine), cosine), (1.0, -1.0))

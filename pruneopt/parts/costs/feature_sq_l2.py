@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import CostTerm, param
+from pruneopt.problems.rows import Beside, Gram, Mapped, Rows, Total
 from pruneopt.signals import Signals
 
 
@@ -41,6 +42,19 @@ class FeatureSquaredL2(CostTerm):
         return self.symmetric
 
     def __call__(self, signals: Signals) -> Float[Tensor, "B N M"]:
+        source, target = self._centred(signals)
+        lengths = [torch.einsum("bnd,bnd->bn", x, x) for x in (source, target)]
+        squares = lengths[0][:, :, None] + lengths[1][:, None, :]
+        return torch.baddbmm(squares, source, target.transpose(1, 2), alpha=-2).clamp_min_(0)
+
+    def by_rows(self, signals: Signals) -> Rows:
+        source, target = self._centred(signals)
+        clouds = (source,) if self.symmetric else (source, target)
+        lengths = Beside(*(torch.einsum("bnd,bnd->bn", x, x) for x in clouds))
+        squares = Total((lengths, Gram(*clouds)), (1.0, -2.0))
+        return Mapped(squares, lambda d: d.clamp_min_(0), is_negative_type=self.negative_type)
+
+    def _centred(self, signals: Signals) -> tuple[Tensor, Tensor]:
         source, target = signals[self.source_signal].float(), signals[self.target_signal].float()
         real = signals.mask[:, :, None]
         if signals.ragged:  # whole batches skip these passes over [B,N,D]
@@ -49,6 +63,4 @@ class FeatureSquaredL2(CostTerm):
         source, target = source - centre, target - centre
         if signals.ragged:
             source, target = source * real, target * real
-        lengths = [torch.einsum("bnd,bnd->bn", x, x) for x in (source, target)]
-        squares = lengths[0][:, :, None] + lengths[1][:, None, :]
-        return torch.baddbmm(squares, source, target.transpose(1, 2), alpha=-2).clamp_min_(0)
+        return source, target

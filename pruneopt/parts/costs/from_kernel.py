@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import CostTerm, Kernel, Weighted, sum_param
-from pruneopt.parts._sums import added
+from pruneopt.parts._sums import added, added_rows
+from pruneopt.problems.rows import Beside, Rows, Total
 from pruneopt.signals import Signals
 
 
@@ -34,3 +35,7 @@ class CostFromKernel(CostTerm):
         kernel = added(self.kernels, signals, pairwise=True)
         own = kernel.diagonal(dim1=1, dim2=2)
         return (own[:, :, None] + own[:, None, :]).sub_(kernel, alpha=2)
+
+    def by_rows(self, signals: Signals) -> Rows:
+        kernel = added_rows(self.kernels, signals)
+        return Total((Beside(kernel.own()), kernel), (1.0, -2.0))

@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Kernel, param
+from pruneopt.problems.rows import Cosines, Rows
 from pruneopt.signals import Signals
-from pruneopt.tensors import cosine_gram
+from pruneopt.tensors import cosine_gram, cosine_rows
 
 
 @dataclass(frozen=True)
@@ -32,3 +33,6 @@ class CosineKernel(Kernel):
 
     def __call__(self, signals: Signals) -> Float[Tensor, "B N N"]:
         return cosine_gram(signals[self.signal], signals.mask, heads=self.heads)
+
+    def by_rows(self, signals: Signals) -> Rows:
+        return Cosines(cosine_rows(signals[self.signal], signals.mask, heads=self.heads))

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pruneopt.errors import SpecError
+from pruneopt.errors import ProblemError, SpecError
 from pruneopt.parts import CostTerm, Kernel, Weighted, param, sum_param
-from pruneopt.parts._sums import added
+from pruneopt.parts._sums import added, added_rows
+from pruneopt.problems.rows import Mapped, Rows, averaged
 from pruneopt.signals import Signals
 
 
@@ -68,6 +69,17 @@ class KernelFromCost(Kernel):
             least = torch.linalg.eigvalsh(kernel.double().masked_fill(~real, 0))[:, 0].clamp_max(0)
             kernel = kernel - torch.diag_embed(least[:, None].expand(kernel.shape[:2])).to(kernel.dtype)
         return kernel
+
+    def by_rows(self, signals: Signals) -> Rows:
+        """Raises ProblemError for a median or a ridge, which are of all pairs at once."""
+        if self.repair != "none" or isinstance(self.h, str):
+            raise ProblemError(
+                "from_cost ranks all pairs for h=median and decomposes the matrix for repair=ridge, and here "
+                "are too many tokens for one: give h a number and leave repair out"
+            )
+        cost, h = averaged(added_rows(self.cost, signals)), self.h
+        proven = "psd" in self.all_tags
+        return Mapped(cost, lambda c: c.neg_().div_(h).exp_(), is_definite=proven)
 
 
 def median_pair(cost: Float[Tensor, "B N N"], mask: Bool[Tensor, "B N"]) -> Float[Tensor, " B"]:

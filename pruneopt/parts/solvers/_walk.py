@@ -1,10 +1,16 @@
-"""What greedy subset solvers share: seeds, the bookkeeping of a walk, and the result."""
+"""What greedy subset solvers share: the bookkeeping of a walk, and the result.
+
+Walks are written once for two libraries: on the host the arrays are NumPy's, which starts an operation in a
+third of the time, elsewhere they are tensors, and nothing waits for the device.
+"""
 
 from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,9 +18,10 @@ from pruneopt.errors import ProblemError
 from pruneopt.parts import SubsetSolver
 from pruneopt.problems.solution import Status, SubsetSolution
 from pruneopt.problems.subset import SubsetProblem
+from pruneopt.problems.unstored import rows_of
 from pruneopt.registry import registry
 
-SEEDS = ("max_nn_distance", "max_mean_distance", "unary", "first")
+Array = Any  # of NumPy or torch, see above
 
 
 def check_kind(solver: SubsetSolver, problem: SubsetProblem) -> None:
@@ -39,33 +46,18 @@ def needed_unary(solver: SubsetSolver, problem: SubsetProblem, *, why: str) -> T
     return problem.unary.masked_fill(~problem.real, -math.inf)
 
 
-def seed_score(rule: str, solver: SubsetSolver, *, problem: SubsetProblem, pairwise: Tensor) -> Tensor:
-    """`[B,N]` whose largest real entry is the first token of a walk over distances.
-
-    `max_nn_distance`: distance to the nearest other token (DivPrune); `max_mean_distance`: mean distance to
-    the others (TrimTokenator, ZSPAPrune ports); `unary`: the scores; `first`: the lowest index.
-    """
-    if rule == "unary":
-        return needed_unary(solver, problem, why="its seed")
-    if rule == "first":
-        score = torch.zeros(problem.shape, device=pairwise.device)
-    elif rule == "max_mean_distance":
-        total = pairwise.sum(1, dtype=torch.float64)  # compared as float32: equal tokens stay equal
-        score = (total - pairwise.diagonal(dim1=1, dim2=2)).to(pairwise.dtype)
-    else:
-        other = pairwise.clone()
-        other.diagonal(dim1=1, dim2=2).fill_(math.inf)
-        if problem.mask is not None:
-            other.masked_fill_(~problem.mask[:, :, None], math.inf)
-        score = other.amin(1)
-    return score.masked_fill(~problem.real, -math.inf)
+def core_size(problem: SubsetProblem, share: float) -> Tensor:
+    """`[B,1]` tokens that the largest scores take before a walk begins: `int(share k)`, at least one."""
+    return (problem.k.double() * share).long().clamp_min(1)[:, None]
 
 
 class Walk:
     """Bookkeeping of a greedy walk over `[B,N]` tokens.
 
-    `take(score)` picks per sample the free real token with the largest score, ties to the lower index;
-    protected tokens come first, lowest index first.  A sample that has its `k` tokens records nothing more.
+    `xp` is the library of its arrays.  `scores` makes an array in which padding is -inf; `pick` finds the
+    largest entry, ties to the lower index, and `close` makes it -inf.  What a rule does to its scores later
+    must leave -inf as it is: then no round needs a mask.  Protected tokens come first, lowest index first.
+    A sample that has its `k` tokens goes on, and what it picks then is forgotten.
     """
 
     def __init__(self, problem: SubsetProblem):
@@ -73,34 +65,87 @@ class Walk:
         self.problem = problem
         self.rounds = min(problem.most, problem.shape[1])
         self.device = problem.k.device
-        self.rows = torch.arange(problem.shape[0], device=self.device)
-        self.taken = ~problem.real
-        self.forced = None if problem.protected is None else problem.protected & problem.real
-        self.order = torch.full((problem.shape[0], self.rounds), -1, dtype=torch.int64, device=self.device)
+        self.host = self.device.type == "cpu"
+        self.xp: Any = np if self.host else torch
+        self.each = self.array(torch.arange(problem.shape[0], device=self.device))
+        self.picks = torch.empty(problem.shape[0], self.rounds, dtype=torch.int64, device=self.device)
+        self.order = self.array(self.picks)
+        self.forced = None if problem.protected is None else self._forced(problem.protected & problem.real)
         self.round = 0
+        if problem.pairwise is not None:
+            self.pairs = rows_of(problem.pairwise)
+            self.turned = self.pairs.turned()
 
-    def take(self, score: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """`[B]` picks; where `allowed` `[B]` is False the sample records nothing in this round."""
-        score = score.masked_fill(self.taken, -math.inf)
+    @property
+    def within(self) -> Tensor:
+        """`[B,rounds]` bool: rounds in which a sample still chooses."""
+        return torch.arange(self.rounds, device=self.device) < self.problem.k[:, None]
+
+    @property
+    def seeded(self) -> bool:
+        """Whether protected tokens come before the first free choice of every sample, as far as is known."""
+        return self.forced is not None and self.host and bool((self.forced[:, 0] >= 0).all())
+
+    def array(self, tensor: Tensor) -> Array:
+        """The same memory as an array of the walk."""
+        return tensor.detach().numpy() if self.host else tensor
+
+    def tensor(self, array: Array) -> Tensor:
+        """The same memory as a tensor."""
+        return torch.from_numpy(array) if self.host else array
+
+    def scores(self, values: Tensor) -> Array:
+        """A score `[B,N]` of the walk's own."""
+        return self.array(values.masked_fill(~self.problem.real, -math.inf))
+
+    def pick(self, score: Array) -> Array:
+        """`[B]` the tokens of this round."""
+        pick = score.argmax(1)
         if self.forced is not None:
-            score = score.masked_fill(self.forced, math.inf)
-        pick = score.argmax(1, keepdim=True)
-        live = self.problem.k > self.round
-        if allowed is not None:
-            live = live & allowed
-        self.order[:, self.round] = torch.where(live, pick.squeeze(1), -1)
-        self.taken.scatter_(1, pick, True)
-        if self.forced is not None:
-            self.forced = self.forced & ~self.taken
+            first = self.forced[:, self.round]
+            pick = self.xp.where(first >= 0, first, pick)
+        self.order[:, self.round] = pick
         self.round += 1
-        return pick.squeeze(1)
+        return pick
+
+    def close(self, pick: Array, *scores: Array) -> None:
+        """Make `pick` -inf in `scores`, from now on."""
+        for score in scores:
+            if self.host:
+                score[self.each, pick] = -math.inf
+            else:  # an assignment would wait for the device
+                score.scatter_(1, pick[:, None], -math.inf)
+
+    def take(self, score: Array, *others: Array) -> Array:
+        """`pick`, closed in `score` and in `others`."""
+        pick = self.pick(score)
+        self.close(pick, score, *others)
+        return pick
+
+    def row(self, pick: Array) -> Array:
+        """`[B,N]` row of the pairwise term at `pick`, 0 at padding."""
+        return self._clean(self.pairs.row(self.tensor(pick)))
+
+    def column(self, pick: Array) -> Array:
+        """`[B,N]` column of the pairwise term at `pick`, 0 at padding."""
+        return self._clean(self.turned.row(self.tensor(pick)))
 
     def solution(
         self, solver: SubsetSolver, status: Status = Status.HEURISTIC, **stats: object
     ) -> SubsetSolution:
+        order = self.picks.masked_fill_(~self.within, -1)
         return ordered_solution(
-            self.problem, self.order, solver=solver, started=self.started, status=status, **stats
+            self.problem, order, solver=solver, started=self.started, status=status, **stats
         )
+
+    def _clean(self, row: Tensor) -> Array:
+        return self.array(row if self.problem.mask is None else row.masked_fill(~self.problem.mask, 0))
+
+    def _forced(self, protected: Tensor) -> Array:
+        """`[B,rounds]` the protected tokens by index, then -1."""
+        place = torch.arange(protected.shape[1], device=protected.device)
+        first = place.masked_fill(~protected, protected.shape[1]).sort(1).values[:, : self.rounds]
+        return self.array(first.masked_fill(first == protected.shape[1], -1))
 
 
 def greedy_answer(problem: SubsetProblem, solver: SubsetSolver) -> SubsetSolution:
@@ -109,9 +154,10 @@ def greedy_answer(problem: SubsetProblem, solver: SubsetSolver) -> SubsetSolutio
     if params:
         greedy: type[SubsetSolver] = registry("solvers").get(params.pop("kind"))
         return greedy.from_spec(params).solve(problem)
-    walk, zero = Walk(problem), torch.zeros(problem.shape, device=problem.k.device)
+    walk = Walk(problem)
+    score = walk.scores(torch.zeros(problem.shape, device=walk.device))
     for _ in range(walk.rounds):
-        walk.take(zero)
+        walk.take(score)
     return walk.solution(solver)
 
 

@@ -1,4 +1,8 @@
-"""Farthest-point insertion."""
+"""Farthest-point insertion.
+
+A choice S is worth `min over i != j in S of d_ij`.  Every pick p changes the distance to the choice by
+`near_j <- min(near_j, d_pj)`, and the next pick is the largest of it.  Source: Gonzalez 1985.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,12 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from pruneopt.parts import SubsetSolver, param
-from pruneopt.parts.solvers._walk import SEEDS, Walk, check_kind, clean_pairwise, needed_unary, seed_score
+from pruneopt.parts.solvers._first import SEEDS, seed_score
+from pruneopt.parts.solvers._walk import Walk, check_kind, core_size, needed_unary
 from pruneopt.problems.solution import SubsetSolution
 from pruneopt.problems.subset import SubsetProblem
 
@@ -30,26 +36,30 @@ class FarthestPoint(SubsetSolver):
     name: ClassVar[str] = "farthest_point"
     source: ClassVar[str] = "DivPrune (CVPR 2025), Algorithm 1; Gonzalez 1985"
     kinds: ClassVar[frozenset[str]] = frozenset({"max_min"})
-    tags: ClassVar[frozenset[str]] = frozenset({"exact_budget", "factor_two_on_metrics"})
+    tags: ClassVar[frozenset[str]] = frozenset({"exact_budget", "factor_two_on_metrics", "rows"})
     seed: str = param("max_nn_distance", choices=SEEDS, doc="rule for the first token")
     core: float = param(0.0, low=0, high=1, doc="share of the budget taken by the largest scores")
 
+    @np.errstate(all="ignore")  # as torch is, where numbers overflow
     def solve(self, problem: SubsetProblem) -> SubsetSolution:
         check_kind(self, problem)
         walk = Walk(problem)
-        pairwise = clean_pairwise(problem)
-        near = torch.full(problem.shape, math.inf, dtype=pairwise.dtype, device=pairwise.device)
+        xp, dtype = walk.xp, walk.pairs.like.dtype
+        start = torch.full(problem.shape, math.inf, dtype=dtype, device=problem.k.device)
         if problem.anchors is not None and problem.anchors.shape[1]:
-            near = problem.anchors.to(near.dtype).amin(1).masked_fill(~problem.real, math.inf)
-        unary = needed_unary(self, problem, why="its core") if self.core > 0 else None
-        core = (problem.k.double() * self.core).long().clamp_min(1)[:, None]
+            start = problem.anchors.to(dtype).amin(1).masked_fill(~problem.real, math.inf)
+        near = walk.scores(start)
+        unary, core = None, walk.array(core_size(problem, self.core))
+        if self.core > 0:
+            unary = walk.scores(needed_unary(self, problem, why="its core").to(dtype))
         for t in range(walk.rounds):
-            score = near
             if unary is not None:
-                score = torch.where(t < core, unary.to(near.dtype), near)
-            elif t == 0:
-                seed = seed_score(self.seed, self, problem=problem, pairwise=pairwise).to(near.dtype)
-                score = torch.where((near == math.inf).all(1, keepdim=True), seed, near)
-            pick = walk.take(score)
-            near = torch.minimum(near, pairwise[walk.rows, pick])
+                pick = walk.take(xp.where(t < core, unary, near), unary, near)
+            elif t == 0 and not walk.seeded:
+                seed = seed_score(self.seed, self, problem=problem).to(dtype)
+                alone = (start == math.inf).all(1, keepdim=True)
+                pick = walk.take(walk.scores(torch.where(alone, seed, start)), near)
+            else:
+                pick = walk.take(near)
+            xp.minimum(near, walk.row(pick), out=near)
         return walk.solution(self)

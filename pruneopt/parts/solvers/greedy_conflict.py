@@ -33,20 +33,18 @@ class GreedyConflict(SubsetSolver):
     def solve(self, problem: SubsetProblem) -> SubsetSolution:
         check_kind(self, problem)
         walk = Walk(problem)
-        pairs = conflicts(problem)
-        score = needed_unary(self, problem, why="its order")
-        blocked = torch.zeros(problem.shape, dtype=torch.bool, device=pairs.device)
-        filled = torch.zeros_like(problem.k)
+        xp, pairs = walk.xp, walk.array(conflicts(problem))
+        score = walk.scores(needed_unary(self, problem, why="its order"))
+        free = walk.scores(needed_unary(self, problem, why="its order"))  # those in no conflict
+        fills = walk.array(torch.zeros(problem.shape[0], walk.rounds, dtype=torch.bool, device=walk.device))
         for t in range(walk.rounds):
-            open_ = ~(blocked | walk.taken)
+            short = (free == -math.inf).all(1)
             if walk.forced is not None:
-                open_ |= walk.forced
-            any_open = open_.any(1)
-            fills = ~any_open & (problem.k > t)
-            masked = torch.where(any_open[:, None], score.masked_fill(~open_, -math.inf), score)
-            allowed = None if self.on_shortfall == "fill" else any_open
-            pick = walk.take(masked, allowed)
-            blocked |= pairs[walk.rows, pick]
-            filled += fills.to(filled.dtype)
-        filled = filled if self.on_shortfall == "fill" else torch.zeros_like(filled)
-        return walk.solution(self, filled=filled)
+                short &= walk.forced[:, t] < 0
+            pick = walk.take(xp.where(short[:, None], score, free), score, free)
+            free = xp.where(pairs[walk.each, pick], -math.inf, free)
+            fills[:, t] = short
+            if self.on_shortfall == "stop":
+                walk.order[:, t] = xp.where(short, -1, pick)
+        filled = (walk.tensor(fills) & walk.within).sum(1)
+        return walk.solution(self, filled=filled if self.on_shortfall == "fill" else torch.zeros_like(filled))

@@ -1,4 +1,8 @@
-"""Farthest-first traversal for k-center."""
+"""Farthest-first traversal for k-center.
+
+A choice S costs `max over n of min over s in S of d_ns`.  Every pick p changes what the tokens pay by
+`near_n <- min(near_n, d_np)`, and the next pick is the one that pays most.  Source: Gonzalez 1985.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,13 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from pruneopt.parts import SubsetSolver
-from pruneopt.parts.solvers._walk import Walk, check_kind, clean_pairwise
+from pruneopt.parts.solvers._first import least_of_others
+from pruneopt.parts.solvers._walk import Walk, check_kind
+from pruneopt.problems.rows import Mapped
 from pruneopt.problems.solution import SubsetSolution
 from pruneopt.problems.subset import SubsetProblem
 
@@ -27,21 +34,24 @@ class GreedyKCenter(SubsetSolver):
     name: ClassVar[str] = "greedy_k_center"
     source: ClassVar[str] = "Gonzalez 1985"
     kinds: ClassVar[frozenset[str]] = frozenset({"k_center"})
-    tags: ClassVar[frozenset[str]] = frozenset({"exact_budget", "nested", "factor_two_on_metrics"})
+    tags: ClassVar[frozenset[str]] = frozenset({"exact_budget", "nested", "factor_two_on_metrics", "rows"})
 
+    @np.errstate(all="ignore")  # as torch is, where numbers overflow
     def solve(self, problem: SubsetProblem) -> SubsetSolution:
         check_kind(self, problem)
         walk = Walk(problem)
-        cost = clean_pairwise(problem)
-        near = torch.full(problem.shape, math.inf, dtype=cost.dtype, device=cost.device)
+        dtype = walk.pairs.like.dtype
+        start = torch.full(problem.shape, math.inf, dtype=dtype, device=problem.k.device)
         if problem.anchors is not None and problem.anchors.shape[1]:
-            near = problem.anchors.to(near.dtype).amin(1)
+            start = problem.anchors.to(dtype).amin(1)
+        near = walk.scores(start)
         for t in range(walk.rounds):
-            score = near
-            if t == 0:
-                own = torch.eye(cost.shape[1], dtype=torch.bool, device=cost.device)
-                centre = -cost.masked_fill(own, 0).amax(1)
-                score = torch.where((near == math.inf).all(1, keepdim=True), centre, near)
-            pick = walk.take(score)
-            near = torch.minimum(near, cost[walk.rows, :, pick])
+            if t == 0 and not walk.seeded:
+                # minus the largest distance is the least of the negated ones; a token itself pays nothing
+                centre = least_of_others(Mapped(walk.turned, torch.neg), problem).clamp_max(0)
+                alone = (start == math.inf).all(1, keepdim=True)
+                pick = walk.take(walk.scores(torch.where(alone, centre, start)), near)
+            else:
+                pick = walk.take(near)
+            walk.xp.minimum(near, walk.column(pick), out=near)
         return walk.solution(self)

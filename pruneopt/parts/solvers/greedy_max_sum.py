@@ -1,4 +1,8 @@
-"""Greedy max-sum dispersion."""
+"""Greedy max-sum dispersion.
+
+A choice S is worth the sum of `d_ij` over its pairs, plus its scores.  Every pick p changes what a token
+would add by `total_j <- total_j + d_pj`, and the next pick is the largest of it.  Source: ToDRE, stage 1.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,12 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from pruneopt.parts import SubsetSolver, param
-from pruneopt.parts.solvers._walk import SEEDS, Walk, check_kind, clean_pairwise, needed_unary, seed_score
+from pruneopt.parts.solvers._first import SEEDS, seed_score
+from pruneopt.parts.solvers._walk import Walk, check_kind, core_size, needed_unary
 from pruneopt.problems.solution import SubsetSolution
 from pruneopt.problems.subset import SubsetProblem
 
@@ -29,34 +35,36 @@ class GreedyMaxSum(SubsetSolver):
     name: ClassVar[str] = "greedy_max_sum"
     source: ClassVar[str] = "ToDRE (arXiv 2505.18757v2), stage 1; TrimTokenator (arXiv 2509.00320), stage 2"
     kinds: ClassVar[frozenset[str]] = frozenset({"max_sum"})
-    tags: ClassVar[frozenset[str]] = frozenset({"exact_budget"})
+    tags: ClassVar[frozenset[str]] = frozenset({"exact_budget", "rows"})
     seed: str = param("max_mean_distance", choices=SEEDS, doc="rule for the first token")
     core: float = param(0.0, low=0, high=1, doc="share of the budget taken by the largest scores")
     scores: str = param("add", choices=("add", "seed"), doc="whether scores belong to the objective")
 
+    @np.errstate(all="ignore")  # as torch is, where numbers overflow
     def solve(self, problem: SubsetProblem) -> SubsetSolution:
         check_kind(self, problem)
         adds = self.scores == "add"
         walk = Walk(problem if adds else replace(problem, unary=None))
-        pairwise = clean_pairwise(problem)
-        total = torch.zeros(problem.shape, dtype=pairwise.dtype, device=pairwise.device)
-        seeded = torch.ones(problem.shape[0], 1, dtype=torch.bool, device=pairwise.device)
+        xp, dtype = walk.xp, walk.pairs.like.dtype
+        start = torch.zeros(problem.shape, dtype=dtype, device=problem.k.device)
+        seeded = torch.ones(problem.shape[0], 1, dtype=torch.bool, device=start.device)
         if adds and problem.unary is not None:
-            total = problem.unary.to(total.dtype).masked_fill(~problem.real, 0)
+            start = problem.unary.to(dtype)
         if problem.anchors is not None and problem.anchors.shape[1]:
             absent = problem.anchors == math.inf
-            rows = problem.anchors.masked_fill(absent, 0).to(total.dtype)
-            total = total + rows.sum(1).masked_fill(~problem.real, 0)
+            start = start + problem.anchors.masked_fill(absent, 0).to(dtype).sum(1)
             seeded = absent.all(2).all(1, keepdim=True)
-        unary = needed_unary(self, problem, why="its core") if self.core > 0 else None
-        core = (problem.k.double() * self.core).long().clamp_min(1)[:, None]
+        total = walk.scores(start)
+        unary, core = None, walk.array(core_size(problem, self.core))
+        if self.core > 0:
+            unary = walk.scores(needed_unary(self, problem, why="its core").to(dtype))
         for t in range(walk.rounds):
-            score = total
             if unary is not None:
-                score = torch.where(t < core, unary.to(total.dtype), total)
-            elif t == 0:
-                seed = seed_score(self.seed, self, problem=problem, pairwise=pairwise).to(total.dtype)
-                score = torch.where(seeded, seed, total)
-            pick = walk.take(score)
-            total = total + pairwise[walk.rows, pick]
+                pick = walk.take(xp.where(t < core, unary, total), unary, total)
+            elif t == 0 and not walk.seeded:
+                seed = seed_score(self.seed, self, problem=problem).to(dtype)
+                pick = walk.take(walk.scores(torch.where(seeded, seed, start)), total)
+            else:
+                pick = walk.take(total)
+            xp.add(total, walk.row(pick), out=total)
         return walk.solution(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -49,9 +50,13 @@ class LazyGreedy(SubsetSolver):
         # float64 sums, compared as float32: equal tokens stay equal whatever the order of summation
         gain = (similar * weight[:, :, None] if weighs else similar).sum(1, dtype=torch.float64)
         covered: Tensor | None = None
+        each = torch.arange(len(gain), device=gain.device)
+        gain = gain.masked_fill(~problem.real, -math.inf)
         for t in range(walk.rounds):
-            pick = walk.take(gain.to(similar.dtype))
-            row = similar[walk.rows, :, pick]
+            closed = gain == -math.inf
+            pick = walk.tensor(walk.pick(walk.array(gain.to(similar.dtype))))
+            closed.scatter_(1, pick[:, None], True)
+            row = similar[each, :, pick]
             better = row if covered is None else torch.maximum(covered, row)
             if covered is None or not lazy:
                 more = (similar - better[:, :, None]).relu_()
@@ -62,5 +67,6 @@ class LazyGreedy(SubsetSolver):
                 low, high = covered[gained][:, None], better[gained][:, None]
                 lost = (torch.clamp(similar[sample, token], low, high) - low) * weight[gained][:, None]
                 gain.index_add_(0, sample, lost.double(), alpha=-1)
+            gain = gain.masked_fill(closed, -math.inf)
             covered = better
         return walk.solution(self)

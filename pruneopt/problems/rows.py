@@ -1,0 +1,458 @@
+"""Pairwise terms that are computed a few rows at a time, from features, and never stored as a whole.
+
+A small algebra: products of features, vectors beside them, functions of entries, sums, a raised diagonal.
+Entries come out of the same operations, in the same order, as those of the matrix.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+R = TypeVar("R", bound="Rows")
+BLOCK = 2**25  # bytes of a block of rows that is read at once
+Index = Tensor | slice  # places `[B,n]` int64, or the same range in every sample
+
+
+@dataclass(frozen=True, eq=False)
+class Rows(ABC):
+    """A term `[B,N,M]` whose rows are computed when they are asked for.
+
+    The fields of a subclass are what it is computed from: tensors with a leading batch axis and a token axis
+    behind it, other terms, plain numbers.
+    """
+
+    @abstractmethod
+    def block(self, rows: Index, cols: Index = slice(None)) -> Tensor:
+        """`[B,n,m]` entries of some rows and columns, in memory of their own."""
+
+    @abstractmethod
+    def own(self) -> Tensor:
+        """`[B,N]` the diagonal of a square term."""
+
+    @abstractmethod
+    def turned(self) -> Rows:
+        """The term with rows and columns exchanged."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(B, N, M)`."""
+        return self._first().shape
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the dtype and device of the entries."""
+        return self._first().like
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether entries (i, j) and (j, i) are the same by construction."""
+        return all(term.symmetric for term in self._terms())
+
+    @property
+    def definite(self) -> bool:
+        """Whether it is positive semi-definite by construction."""
+        return False
+
+    @property
+    def negative_type(self) -> bool:
+        """Whether `x^T P x <= 0` for all x that sum to zero, by construction."""
+        return False
+
+    def row(self, pick: Tensor) -> Tensor:
+        """`[B,M]` one row a sample, at `pick` `[B]`."""
+        return self.block(pick[:, None])[:, 0]
+
+    def product(self, x: Tensor) -> Tensor:
+        """`[B,N]` products with vectors `x` `[B,M]`, in their dtype; reads all entries unless it need not."""
+        found = [torch.bmm(part.to(x.dtype), x[:, :, None]).squeeze(2) for _, part in self.blocks()]
+        return torch.cat(found, 1)
+
+    def sums(self, real: Tensor | None = None) -> Tensor:
+        """`[B,N]` float64 sums of the entries of every row, of those at `real` `[B,M]` where it is given."""
+        batch, _, width = self.shape
+        ones = self.like.new_ones(batch, width, dtype=torch.float64)
+        return self.product(ones if real is None else ones * real)
+
+    def factor(self) -> Tensor | None:
+        """`[B,N,R]` float64 A with the term equal to `A A^T` up to rounding, where one is known."""
+        return None
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """All rows, a block of them at a time: their range, and `[B,n,M]`, not to be written into."""
+        batch, tokens, width = self.shape
+        step = max(1, BLOCK // (batch * width * self.like.itemsize))
+        for first in range(0, tokens, step):
+            part = slice(first, min(first + step, tokens))
+            yield part, self.block(part)
+
+    def dense(self) -> Tensor:
+        """`[B,N,M]` the whole term."""
+        return self.block(slice(None))
+
+    def inputs(self) -> Iterator[Tensor]:
+        """The tensors that it is computed from."""
+        for item in self._values():
+            if isinstance(item, Tensor):
+                yield item
+            elif isinstance(item, Rows):
+                yield from item.inputs()
+
+    def samples(self: R, which: slice) -> R:
+        """The term of some samples."""
+
+        def taken(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value[which]
+            if isinstance(value, Rows):
+                return value.samples(which)
+            return tuple(map(taken, value)) if isinstance(value, tuple) else value
+
+        return replace(self, **{f.name: taken(getattr(self, f.name)) for f in fields(self)})
+
+    def _values(self) -> Iterator[Any]:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            yield from value if isinstance(value, tuple) else (value,)
+
+    def _terms(self) -> list[Rows]:
+        return [value for value in self._values() if isinstance(value, Rows)]
+
+    def _first(self) -> Rows:
+        return self._terms()[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Stored(Rows):
+    """A matrix `[B,N,M]` that is there already."""
+
+    matrix: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        batch, tokens, width = self.matrix.shape
+        return batch, tokens, width
+
+    @property
+    def like(self) -> Tensor:
+        return self.matrix
+
+    @property
+    def symmetric(self) -> bool:
+        return False  # nobody has looked
+
+    def block(self, rows: Index, cols: Index = slice(None)) -> Tensor:
+        return _take(_take(self.matrix, rows).transpose(1, 2), cols).transpose(1, 2).clone()
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        batch, tokens, width = self.shape
+        step = max(64, 2**19 // (batch * width))
+        for first in range(0, tokens, step):
+            part = slice(first, min(first + step, tokens))
+            yield part, self.matrix[:, part]
+
+    def sums(self, real: Tensor | None = None) -> Tensor:
+        clean = self.matrix if real is None else self.matrix.masked_fill(~real[:, None, :], 0)
+        return clean.sum(2, dtype=torch.float64)
+
+    def row(self, pick: Tensor) -> Tensor:
+        return self.matrix[torch.arange(len(pick), device=pick.device), pick]
+
+    def own(self) -> Tensor:
+        return self.matrix.diagonal(dim1=1, dim2=2)
+
+    def turned(self) -> Rows:
+        return Stored(self.matrix.transpose(1, 2))
+
+
+@dataclass(frozen=True, eq=False)
+class Gram(Rows):
+    """Inner products of rows `[B,N,D]` with `others` `[B,M,D]`, by default with themselves."""
+
+    left: Tensor
+    others: Tensor | None = None
+
+    @property
+    def right(self) -> Tensor:
+        return self.left if self.others is None else self.others
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.left.shape[0], self.left.shape[1], self.right.shape[1]
+
+    @property
+    def like(self) -> Tensor:
+        return self.left
+
+    @property
+    def symmetric(self) -> bool:
+        return self.others is None
+
+    @property
+    def definite(self) -> bool:
+        return self.others is None
+
+    def block(self, rows: Index, cols: Index = slice(None)) -> Tensor:
+        left, right = _take(self.left, rows), _take(self.right, cols)
+        if left.shape[1] == 1 and left.device.type == "cpu":  # a product with one vector, the fast way
+            return torch.stack([torch.mv(r, x[0]) for r, x in zip(right, left, strict=True)])[:, None]
+        return torch.bmm(left, right.transpose(1, 2))
+
+    def own(self) -> Tensor:
+        return torch.einsum("bnd,bnd->bn", self.left, self.right)
+
+    def turned(self) -> Rows:
+        return self if self.others is None else Gram(self.others, self.left)
+
+    def product(self, x: Tensor) -> Tensor:
+        inner = torch.bmm(x[:, None, :].to(self.left.dtype), self.right)
+        return torch.bmm(self.left, inner.transpose(1, 2)).squeeze(2).to(x.dtype)
+
+    def factor(self) -> Tensor | None:
+        return self.left.double() if self.others is None else None
+
+
+@dataclass(frozen=True, eq=False)
+class Cosines(Gram):
+    """Inner products of vectors of length one or zero, with that on the diagonal whatever rounding gives."""
+
+    def own(self) -> Tensor:
+        return super().own().round()
+
+
+@dataclass(frozen=True, eq=False)
+class Beside(Rows):
+    """`u_i + v_j` of two vectors `[B,N]` and `[B,M]`; `others` is `u` itself where it is None."""
+
+    u: Tensor
+    others: Tensor | None = None
+
+    @property
+    def v(self) -> Tensor:
+        return self.u if self.others is None else self.others
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.u.shape[0], self.u.shape[1], self.v.shape[1]
+
+    @property
+    def like(self) -> Tensor:
+        return self.u
+
+    @property
+    def symmetric(self) -> bool:
+        return self.others is None
+
+    @property
+    def negative_type(self) -> bool:
+        return True
+
+    def block(self, rows: Index, cols: Index = slice(None)) -> Tensor:
+        return _take(self.u, rows)[:, :, None] + _take(self.v, cols)[:, None, :]
+
+    def own(self) -> Tensor:
+        return self.u + self.v
+
+    def turned(self) -> Rows:
+        return self if self.others is None else Beside(self.others, self.u)
+
+    def product(self, x: Tensor) -> Tensor:
+        return self.u.to(x.dtype) * x.sum(1, keepdim=True) + (self.v.to(x.dtype) * x).sum(1, keepdim=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Mapped(Rows):
+    """A function of every entry of a term, one by one; it may write into what it is given.
+
+    `definite` and `negative_type` are said by whoever knows the function.
+    """
+
+    term: Rows
+    function: Callable[[Tensor], Tensor]
+    is_definite: bool = False
+    is_negative_type: bool = False
+
+    @property
+    def definite(self) -> bool:
+        return self.is_definite
+
+    @property
+    def negative_type(self) -> bool:
+        return self.is_negative_type
+
+    def block(self, rows: Index, cols: Index = slice(None)) -> Tensor:
+        return self.function(self.term.block(rows, cols))
+
+    def own(self) -> Tensor:
+        return self.function(self.term.own().clone())
+
+    def turned(self) -> Rows:
+        return replace(self, term=self.term.turned())
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled(Rows):
+    """`(P_ij - shift) / scale` with numbers `[B]` of every sample; zero where the scale is zero."""
+
+    term: Rows
+    shift: Tensor
+    scale: Tensor
+
+    @property
+    def negative_type(self) -> bool:
+        return self.term.negative_type and bool((self.scale >= 0).all())
+
+    def block(self, rows: Index, cols: Index = slice(None)) -> Tensor:
+        return self._scaled(self.term.block(rows, cols))
+
+    def own(self) -> Tensor:
+        return self._scaled(self.term.own())
+
+    def turned(self) -> Rows:
+        return replace(self, term=self.term.turned())
+
+    def product(self, x: Tensor) -> Tensor:
+        shift, scale = (t.to(x.dtype)[:, None] for t in (self.shift, self.scale))
+        found = self.term.product(x) - shift * x.sum(1, keepdim=True)
+        return torch.where(scale != 0, found / torch.where(scale != 0, scale, 1), 0.0)
+
+    def inputs(self) -> Iterator[Tensor]:
+        return self.term.inputs()
+
+    def _scaled(self, entries: Tensor) -> Tensor:
+        shape = (-1,) + (1,) * (entries.dim() - 1)
+        shift, scale = self.shift.view(shape), self.scale.view(shape)
+        return torch.where(scale != 0, (entries - shift) / torch.where(scale != 0, scale, 1), 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Total(Rows):
+    """A weighted sum of terms."""
+
+    terms: tuple[Rows, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def definite(self) -> bool:
+        return all(w >= 0 and t.definite for t, w in self._pairs())
+
+    @property
+    def negative_type(self) -> bool:
+        return all(t.negative_type if w >= 0 else t.definite or _flat(t) for t, w in self._pairs())
+
+    def block(self, rows: Index, cols: Index = slice(None)) -> Tensor:
+        return self._sum(term.block(rows, cols) for term in self.terms)
+
+    def own(self) -> Tensor:
+        return self._sum(term.own().clone() for term in self.terms)
+
+    def turned(self) -> Rows:
+        return replace(self, terms=tuple(term.turned() for term in self.terms))
+
+    def product(self, x: Tensor) -> Tensor:
+        return self._sum(term.product(x) for term in self.terms)
+
+    def factor(self) -> Tensor | None:
+        found = [term.factor() for term in self.terms]
+        if any(part is None for part in found) or any(w < 0 for w in self.weights):
+            return None
+        return torch.cat([p * w**0.5 for p, w in zip(found, self.weights, strict=True) if p is not None], 2)
+
+    def _pairs(self) -> Iterator[tuple[Rows, float]]:
+        return zip(self.terms, self.weights, strict=True)
+
+    def _sum(self, parts: Iterator[Tensor]) -> Tensor:
+        """Every product is rounded before it is added, as in the matrix."""
+        total: Tensor | None = None
+        for part, weight in zip(parts, self.weights, strict=True):
+            part = part if weight == 1 else part.mul_(weight)
+            total = part if total is None else total.add_(part)
+        assert total is not None
+        return total
+
+
+@dataclass(frozen=True, eq=False)
+class Averaged(Rows):
+    """The mean of a square term and the term turned."""
+
+    term: Rows
+
+    @property
+    def symmetric(self) -> bool:
+        return True
+
+    @property
+    def definite(self) -> bool:
+        return self.term.definite
+
+    @property
+    def negative_type(self) -> bool:
+        return self.term.negative_type
+
+    def block(self, rows: Index, cols: Index = slice(None)) -> Tensor:
+        return self.term.block(rows, cols).add_(self.term.turned().block(rows, cols)).div_(2)
+
+    def own(self) -> Tensor:
+        return self.term.own()
+
+    def turned(self) -> Rows:
+        return self
+
+    def product(self, x: Tensor) -> Tensor:
+        return (self.term.product(x) + self.term.turned().product(x)) / 2
+
+
+@dataclass(frozen=True, eq=False)
+class Raised(Rows):
+    """A square term with a number added to its diagonal."""
+
+    term: Rows
+    by: float
+
+    @property
+    def definite(self) -> bool:
+        return self.term.definite and self.by >= 0
+
+    def block(self, rows: Index, cols: Index = slice(None)) -> Tensor:
+        found = self.term.block(rows, cols)
+        place = torch.arange(self.shape[1], device=self.like.device).expand(self.shape[:2])
+        i, j = _take(place, rows), _take(place, cols)
+        return found.add_((i[:, :, None] == j[:, None, :]) * self.by)
+
+    def own(self) -> Tensor:
+        return self.term.own() + self.by
+
+    def turned(self) -> Rows:
+        return replace(self, term=self.term.turned())
+
+    def product(self, x: Tensor) -> Tensor:
+        return self.term.product(x) + self.by * x
+
+
+def averaged(term: Rows) -> Rows:
+    """Both directions of a square term averaged; the term itself where they are the same."""
+    return term if term.symmetric else Averaged(term)
+
+
+def constant(value: float, term: Rows) -> Beside:
+    """The same number everywhere, for tokens of a square term; halves of a number add up exactly."""
+    return Beside(term.like.new_full((1, 1), value / 2).expand(term.shape[:2]))
+
+
+def _flat(term: Rows) -> bool:
+    """Whether `x^T P x` is zero for all x that sum to zero."""
+    return isinstance(term, Beside)
+
+
+def _take(values: Tensor, index: Index) -> Tensor:
+    """Entries of `[B,N]`, or rows of `[B,N,D]`, at an index."""
+    if isinstance(index, slice):
+        return values[:, index]
+    if values.dim() == 2:
+        return values.gather(1, index)
+    return values.gather(1, index[:, :, None].expand(-1, -1, values.shape[2]))
