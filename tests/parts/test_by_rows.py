@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fixed_parts import FixedCost, FixedKernel, bare
 from torch import Tensor
 
 from pruneopt import load_spec, select
@@ -13,7 +14,7 @@ from pruneopt.parts._nested import NORMALIZATIONS, Weighted
 from pruneopt.parts._sums import added_rows, combine, combine_rows
 from pruneopt.problems import rows as algebra
 from pruneopt.problems import unstored
-from pruneopt.problems.rows import Rows
+from pruneopt.problems.rows import Rows, Stored
 from pruneopt.problems.unstored import Unstored
 from pruneopt.registry import registry
 from pruneopt.signals import Signals
@@ -61,12 +62,19 @@ def test_rows_of_a_part_are_those_of_its_matrix(
 
 @pytest.mark.parametrize(("group", "name"), PAIRS)
 def test_a_part_promises_by_rows_what_it_promises_as_a_matrix(group: str, name: str) -> None:
+    """Every built-in pairwise part has a way to give rows."""
     part = part_of(group, name)
     term = part.by_rows(make_signals(part.needs, tokens=6))
-    if type(term).__name__ != "Stored":
-        assert term.symmetric is part.symmetric
-        assert term.definite is ("psd" in part.all_tags)
-        assert term.negative_type is getattr(part, "negative_type", False)
+    assert not isinstance(term, Stored)
+    assert term.symmetric is part.symmetric
+    assert term.definite is ("psd" in part.all_tags)
+    assert term.negative_type is getattr(part, "negative_type", False)
+
+
+def test_a_part_that_knows_no_rows_gives_its_matrix() -> None:
+    values = torch.rand(1, 3, 3)
+    assert read(FixedCost(values).by_rows(bare(1, 3))).equal(values)
+    assert read(FixedKernel(values).by_rows(bare(1, 3))).equal(values)
 
 
 @pytest.mark.parametrize("how", [how for how in NORMALIZATIONS if how != "softmax"])
