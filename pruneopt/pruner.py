@@ -116,12 +116,13 @@ class Pruner:
         return replace(selection, seconds=dict(clock.seconds))
 
     def _check(self, signals: Signals, needs: frozenset[str]) -> None:
+        if not signals.bad_values(needs).any():
+            return
         for name in sorted(needs):
             bad = signals.bad_values([name])
             if bad.any():
-                sample = first_true(bad)
                 raise SignalError(
-                    f"signal {name!r} holds NaN or infinity in sample {sample}; nothing was pruned. "
+                    f"signal {name!r} holds NaN or infinity in sample {first_true(bad)}; nothing was pruned. "
                     "Check the model's dtype (try float32 or bfloat16) and its inputs"
                 )
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pruneopt.brief import describe, want_tensor
 from pruneopt.errors import SignalError, nearest
-from pruneopt.tensors import across
+from pruneopt.tensors import across, not_finite
 
 
 class Attention(IntEnum):
@@ -272,11 +272,10 @@ class Signals(Mapping[str, Tensor]):
         """`[B]` bool: samples in which one of the named signals is NaN or infinite at a real token."""
         bad = torch.zeros(self.batch, dtype=torch.bool, device=self.device)
         for name in names:
-            tensor = self[name]
-            if not tensor.is_floating_point():
-                continue
-            finite = tensor.isfinite() | ~across(self.mask, signal_info(name).token_dims, rank=tensor.dim())
-            bad |= ~finite.flatten(1).all(1)
+            tensor, real = self[name], None
+            if self.ragged:
+                real = across(self.mask, signal_info(name).token_dims, rank=tensor.dim())
+            bad |= not_finite(tensor, real)
         return bad
 
 

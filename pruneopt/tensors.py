@@ -27,6 +27,17 @@ def first_true(flags: Tensor) -> int:
     return int(flags.nonzero()[0, 0])
 
 
+def not_finite(values: Tensor, real: Tensor | None = None) -> Tensor:
+    """`[B]` bool: NaN or infinity among the entries of `[B,...]`, or among the `real` ones of them.
+
+    The largest and the least entry say so: two reductions, and no temporary of the size of the tensor.
+    """
+    if not values.is_floating_point() or not values.numel():
+        return torch.zeros(values.shape[0], dtype=torch.bool, device=values.device)
+    rows = (values if real is None else values.masked_fill(~real, 0)).flatten(1)
+    return rows.amax(1) * 0 != rows.amin(1) * 0  # a number that is not finite times 0 is NaN, unlike itself
+
+
 def places(mask: Tensor) -> Tensor:
     """`[B,N]` int64: how many real tokens stand before each token of its sample."""
     return mask.long().cumsum(1) - 1

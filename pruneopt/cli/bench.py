@@ -138,6 +138,23 @@ def select(
     _report(out, names, into=into)
 
 
+@app.command("released")
+def released(
+    *,
+    out: Annotated[Path, typer.Option(help="folder for the record")] = Path("bench/select"),
+    methods: Names = None,
+    seconds: Annotated[float, typer.Option(min=0.0, help="about how long the two sides take turns")] = 3.0,
+    threads: Threads = 1,
+    into: Into = None,
+) -> None:
+    """Every method's selection beside the rule that its authors released, in turns on the same signals."""
+    plan = _plan("released", methods=split(methods) or (), seconds=seconds)
+    if into is not None:
+        _marked(into, ["released"])
+    _measure({"released": plan}, out, threads=threads)
+    _report(out, ["released"], into=into)
+
+
 @dataclass(frozen=True)
 class PrefillGrid:
     """What `bench prefill` crosses, and how often each is run."""

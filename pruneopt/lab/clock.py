@@ -111,6 +111,23 @@ def interleaved(first: Callable[[], Any], second: Callable[[], Any], *, repeats:
     return min(times[0]), min(times[1])
 
 
+def processor_in_turns(
+    first: Callable[[], Any], second: Callable[[], Any], *, seconds: float
+) -> tuple[float, float, int]:
+    """Best processor seconds of two jobs run in turns for about that many seconds, and the number of turns.
+
+    At least three turns; a warm-up of both comes first.
+    """
+    first(), second()
+    times: tuple[list[float], list[float]] = ([], [])
+    while len(times[0]) < 3 or sum(map(sum, times)) < seconds:
+        for job, into in zip((first, second), times, strict=True):
+            started = Stopwatch()
+            job()
+            into.append(started.processor)
+    return min(times[0]), min(times[1]), len(times[0])
+
+
 def processor_seconds(job: Callable[[], Any], *, repeats: int) -> float:
     """Median processor seconds of a job."""
     times = []

@@ -121,7 +121,7 @@ def _padded(tensor: Tensor, info: SignalInfo, *, tokens: int) -> Tensor:
         shape[axis] = tokens - shape[axis]
         tensor = torch.cat([tensor, tensor.new_zeros(shape)], axis)
     if info.values is Values.LOGITS:
-        missing = tokens + PREFIX + BEHIND - tensor.shape[1]
+        missing = max(0, tokens + PREFIX + BEHIND - tensor.shape[1])
         lowest = torch.finfo(tensor.dtype).min
         tensor = torch.nn.functional.pad(tensor, (0, missing, 0, missing), value=lowest)
     return tensor

@@ -32,6 +32,7 @@ GOOD: dict[str, list[str]] = {
     "bench solvers": [],
     "bench targets": [],
     "bench select": [],
+    "bench released": [],
     "bench prefill": ["--preset", "tiny"],
     "bench report": ["runs"],
 }
@@ -111,6 +112,10 @@ BAD: dict[str, dict[str, list[list[str]]]] = {
         "pictures": [*_COUNT, ["0"], ["100000", "--gap"]], "time_limit": [["-1"], ["x"]],
         "into": [["none.md"], ["file"], ["folder.yaml"], ["binary.yaml"]],
         "report": [["--report=1"], ["--report", "--out", "none"]],
+    },
+    "bench released": {
+        "out": _OUT, "methods": _NAMES, "seconds": [["-1"], ["x"]], "threads": _COUNT,
+        "into": [["none.md"], ["file"], ["folder.yaml"], ["binary.yaml"]],
     },
     "bench prefill": {
         "overrides": _OVERRIDES, "preset": [["nosuch"], [""]],
@@ -197,6 +202,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
         "pruneopt.demo.assets.load_model",
         "pruneopt.lab.prefill.run.measure_spec",
         "pruneopt.lab.selection.run._measure",
+        "pruneopt.lab.released.run.cell",
         "pruneopt.lab.grid.Cell.row",
         "pruneopt.lab.targets.run.sinkhorn_targets",
         "pruneopt.lab.cross.cells.run_cells",
