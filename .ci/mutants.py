@@ -3,7 +3,7 @@
 `python .ci/mutants.py` runs the mutants that have no verdict yet, with `[PATTERN...]` all that match, and
 with `--again` the survivors, for new tests to judge; `--report` only reads the verdicts that are there.
 Fails when a module has fewer than 90 percent killed, or when a survivor is not listed in
-tests/mutants/equivalent.toml.
+tests/mutants/equivalent.toml.  Lines there that no survivor has any more are printed, to be deleted.
 """
 
 from __future__ import annotations
@@ -23,16 +23,21 @@ from mutmut.stats import status_by_exit_code
 FOLDER = Path("tests/mutants")
 GOAL = 0.9
 KILLED = ("killed", "timeout", "segfault")
+WAITS = "not run"
+
+
+def survived(status: str) -> bool:
+    """Whether a mutant was judged and no test noticed it."""
+    return status not in (*KILLED, WAITS)
 
 
 def verdicts() -> dict[str, dict[str, str]]:
-    """Status of every mutant by module, as far as it has one."""
+    """Status of every mutant by module; WAITS where it has none yet."""
     out = {}
     for path in sorted(Path("mutants").rglob("*.meta")):
         codes = json.loads(path.read_text())["exit_code_by_key"]
-        found = {name: status_by_exit_code[code] for name, code in codes.items() if code is not None}
-        if found:
-            out[str(path.relative_to("mutants")).removesuffix(".meta")] = found
+        found = {name: WAITS if code is None else status_by_exit_code[code] for name, code in codes.items()}
+        out[str(path.relative_to("mutants")).removesuffix(".meta")] = found
     return out
 
 
@@ -44,26 +49,37 @@ def change(mutant: str) -> str:
     return f"{function}: {' '.join(new)}"
 
 
+def commit() -> str:
+    """The commit that was judged, marked where the tree has changes besides."""
+    git = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def report(found: dict[str, dict[str, str]]) -> bool:
     """Write the table and the survivors; True when the goal is met."""
     reasons = tomllib.loads((FOLDER / "equivalent.toml").read_text())["reason"]
     known = {line: i for i, r in enumerate(reasons) for line in r.get("mutants", "").strip().splitlines()}
     forms = [(re.compile(form), i) for i, r in enumerate(reasons) for form in r.get("forms", ())]
-    rows, equal, alive, good = [], Counter[int](), [], True
+    rows, equal, alive, good, seen = [], Counter[int](), [], True, set[str]()
     for module, states in found.items():
-        changes = [change(name) for name, status in states.items() if status not in KILLED]
+        changes = [change(name) for name, status in states.items() if survived(status)]
+        waiting = sum(status == WAITS for status in states.values())
         why = {text: known.get(text, next((i for f, i in forms if f.search(text)), None)) for text in changes}
         same = [text for text in changes if why[text] is not None]
         equal.update(why[text] for text in same)
+        seen.update(changes)
         alive += [text for text in changes if why[text] is None]
-        killed, total = len(states) - len(changes), len(states)
+        total = len(states) - waiting
+        killed = total - len(changes)
         good &= killed >= GOAL * total
-        rows.append((module, killed, total, f"{killed / total:.1%}", len(same), len(changes) - len(same)))
-    sums = [sum(row[i] for row in rows) for i in (1, 2, 4, 5)]
-    rows.append(("all", sums[0], sums[1], f"{sums[0] / max(1, sums[1]):.1%}", sums[2], sums[3]))
-    lines = ["# Mutants", "", "Written by `make mutants`; see docs/testing.md.", ""]
-    lines += ["| module | killed | of | share | equivalent | other survivors |", "|" + " --- |" * 6]
-    lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+        rows.append((module, killed, total, len(same), len(changes) - len(same), waiting))
+    rows.append(("all", *(sum(column) for column in list(zip(*rows, strict=True))[1:])))
+    lines = ["# Mutants", "", f"Written by `make mutants` at commit {commit()}; see docs/testing.md.", ""]
+    lines += ["| module | killed | of | share | equivalent | other survivors | not run |", "|" + " --- |" * 7]
+    lines += [
+        f"| {module} | {killed} | {total} | {killed / max(1, total):.1%} | {same} | {others} | {waiting} |"
+        for module, killed, total, same, others, waiting in rows
+    ]
     lines += [
         "",
         "## Survivors that change nothing",
@@ -76,13 +92,18 @@ def report(found: dict[str, dict[str, str]]) -> bool:
     lines += [f"- `{text}`" for text in alive] or ["None."]
     (FOLDER / "survivors.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
+    unsure = tuple(
+        m[len("pruneopt/") : -2].replace("/", ".") for m, s in found.items() if WAITS in s.values()
+    )
+    stale = sorted(line for line in known.keys() - seen if not line.startswith(unsure))
+    print("\n".join(["", "No survivor is like these lines of equivalent.toml:", *stale] if stale else []))
     return good and not alive
 
 
 def main(arguments: list[str]) -> int:
     names = [name for name in arguments if not name.startswith("--")]
     if "--again" in arguments:
-        names += [n for states in verdicts().values() for n, s in states.items() if s not in KILLED]
+        names += [n for states in verdicts().values() for n, s in states.items() if survived(s)]
     if "--report" not in arguments:
         # Without the shape checks of the tests: they would wrap what mutmut wraps, and slow every mutant.
         plain = {**os.environ, "PRUNEOPT_SHAPES": "off"}

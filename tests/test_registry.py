@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import pruneopt
 from pruneopt.errors import RegistryError
-from pruneopt.registry import GROUPS, PARTS, Claim, Registry, built_in, plugged_in, registry
+from pruneopt.registry import GROUPS, MOVED, PARTS, Claim, Entry, Registry, built_in, plugged_in, registry
 
 
 def point(name: str, value: str, origin: str = "a-plugin 1.0") -> Claim:
@@ -40,14 +41,24 @@ def test_a_broken_plugin_hides_only_itself() -> None:
     assert found.get("good").name == "spatial_gaussian"
     with pytest.raises(RegistryError, match="no_such_module"):
         found.get("bad")
-    problems = {e.name: e.problem for e in found.entries()}
-    assert problems["good"] == "" and "ModuleNotFoundError" in problems["bad"]
+    bad, good = found.entries()
+    assert good == Entry("costs", "good", GOOD.target, "a-plugin 1.0")
+    assert bad.problem == (
+        "costs 'bad' from a-plugin 1.0 cannot be loaded from no_such_module:Thing: "
+        "ModuleNotFoundError: No module named 'no_such_module'"
+    )
+    assert [entry.problem for entry in found.entries(check=False)] == ["", ""]
 
 
 def test_a_disputed_name_names_both_claims() -> None:
     found = Registry("costs", [GOOD, point("good", "other.module:Other")])
-    with pytest.raises(RegistryError, match=r"spatial_gaussian.*other\.module"):
+    with pytest.raises(RegistryError) as refusal:
         found.get("good")
+    assert str(refusal.value) == (
+        f"costs name 'good' is claimed by a-plugin 1.0 ({GOOD.target}) and "
+        "a-plugin 1.0 (other.module:Other); uninstall one of them"
+    )
+    assert [entry.problem for entry in found.entries()] == [str(refusal.value)] * 2
 
 
 def test_a_plugin_that_takes_a_built_in_name_is_named_beside_it() -> None:
@@ -74,7 +85,10 @@ def test_a_file_with_no_or_two_classes_of_its_name_is_broken(
 def test_built_in_parts_are_the_files_without_an_underscore() -> None:
     folder = ROOT / "pruneopt" / "parts" / "solvers"
     files = {path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")}
-    assert {claim.name for claim in built_in("solvers")} == files and len(files) > 20
+    claims = built_in("solvers")
+    assert {claim.name for claim in claims} == files and len(files) > 20
+    assert claims[0].target == f"pruneopt.parts.solvers.{claims[0].name}"
+    assert claims[0].origin == f"pruneopt {pruneopt.__version__}"
 
 
 def test_an_own_stale_installation_disputes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,8 +98,9 @@ def test_an_own_stale_installation_disputes_nothing(tmp_path: Path, monkeypatch:
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.0.1\n")
         (info / "entry_points.txt").write_text(f"[pruneopt.costs]\n{name} = {package}.x:X\n")
     monkeypatch.syspath_prepend(tmp_path)
-    names = {claim.name for claim in plugged_in("costs")}
-    assert "their_part" in names and "old_part" not in names
+    claims = plugged_in("costs")
+    assert Claim("their_part", "pruneopt_other.x:X", "pruneopt_other 0.0.1") in claims
+    assert "old_part" not in {claim.name for claim in claims}
 
 
 @pytest.mark.slow
@@ -109,6 +124,12 @@ def test_unknown_names_suggest_even_for_swapped_letters() -> None:
         registry("cost")
 
 
+def test_a_name_that_is_gone_says_what_to_write_instead() -> None:
+    with pytest.raises(RegistryError) as refusal:
+        registry("solvers").get("strided")
+    assert str(refusal.value) == f"unknown solver 'strided', which is gone: {MOVED['solvers', 'strided']}"
+
+
 def test_loading_from_many_threads_gives_one_class() -> None:
     found = Registry("costs", [GOOD])
     classes: list[type] = []
@@ -118,6 +139,16 @@ def test_loading_from_many_threads_gives_one_class() -> None:
     for thread in threads:
         thread.join()
     assert len(classes) == 16 and len(set(classes)) == 1
+
+
+def test_a_lent_class_answers_until_it_is_given_back() -> None:
+    found = Registry("costs", [GOOD])
+    with found.lent("mine", int):
+        assert found.get("mine") is int and list(found) == ["good", "mine"]
+        assert found.entries(check=False)[1] == Entry("costs", "mine", "builtins", "lent")
+    assert list(found) == ["good"] and "mine" not in found
+    with pytest.raises(RegistryError, match="unknown cost 'mine'"):
+        found.get("mine")
 
 
 @pytest.mark.slow

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pruneopt.tensors import across, first_true, gram, places, range_per_sample, take_rows
+from pruneopt.tensors import (
+    across,
+    cosine_gram,
+    first_true,
+    flat_heads,
+    gram,
+    places,
+    range_per_sample,
+    take_rows,
+)
 
 
 def test_rows_are_taken_by_index_sample_by_sample() -> None:
@@ -22,10 +31,16 @@ def test_a_place_is_the_number_of_real_tokens_before() -> None:
     assert found.dtype == torch.int64
 
 
+def test_heads_of_a_token_stand_side_by_side() -> None:
+    heads = torch.arange(2 * 2 * 3 * 4).view(2, 2, 3, 4)  # two heads of three tokens, four numbers each
+    wanted = [[[*heads[b, 0, n].tolist(), *heads[b, 1, n].tolist()] for n in range(3)] for b in range(2)]
+    assert flat_heads(heads).tolist() == wanted
+
+
 @pytest.mark.parametrize("padding", [-9.0, 0.0, 9.0])
 def test_a_range_is_over_all_problems_of_a_sample_and_without_padding(padding: float) -> None:
     """Groups of sample 0 stand first, third and last; sample 2 has one group."""
-    values = torch.tensor([[1.0, 2.0], [5.0, 6.0], [-3.0, 0.5], [7.0, 4.0]])
+    values = torch.tensor([[1.1, 2.0], [5.0, 6.0], [-3.3, 0.5], [7.7, 4.0]], dtype=torch.float64)
     mask = torch.tensor([[True, True], [True, False], [True, True], [True, True]])
     sample = torch.tensor([0, 2, 0, 0])
     least, most = range_per_sample(values.masked_fill(~mask, padding), mask, sample=sample)
@@ -44,10 +59,21 @@ def test_a_range_is_over_all_problems_of_a_sample_and_without_padding(padding: f
 
 @pytest.mark.parametrize("tokens", [5, 255, 256, 258])
 def test_a_gram_matrix_is_the_product_and_exactly_symmetric(tokens: int) -> None:
-    rows = torch.randn(2, tokens, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(tokens))
+    rows = torch.randn(2, tokens, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(tokens))
     found = gram(rows)
     assert found.equal(found.transpose(1, 2))
     torch.testing.assert_close(found, torch.einsum("bnd,bmd->bnm", rows, rows), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("heads", ["joined", "mean"])
+def test_cosines_of_heads_are_those_of_all_numbers_or_of_their_mean(heads: str) -> None:
+    rows = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(1))
+    mask = torch.tensor([[True] * 4, [True, False, True, True]])
+    flat = torch.cat([rows[:, h] for h in range(3)], 2) if heads == "joined" else sum(rows.unbind(1)) / 3
+    wanted = torch.nn.functional.cosine_similarity(flat[:, :, None], flat[:, None], dim=3)
+    wanted = wanted * mask[:, :, None] * mask[:, None]  # padding is like nothing
+    torch.testing.assert_close(cosine_gram(rows, mask, heads=heads), wanted)
+    torch.testing.assert_close(cosine_gram(flat, mask, heads=heads), wanted)
 
 
 def test_the_first_true_is_the_lowest_index() -> None:
