@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from pruneopt.errors import SpecError, blame, nearest
+from pruneopt.errors import RegistryError, SpecError, blame, nearest
 from pruneopt.parts import (
     BudgetRule,
     CostTerm,
@@ -269,6 +270,17 @@ def _protect(data: Any, *, scored: bool, where: str) -> Protect | None:
     return Protect(None if share is None else float(share), count, rounding, scores)
 
 
+def _solvers(kind: str) -> list[str]:
+    """The solvers of a kind of problem; one that cannot be loaded is not among them."""
+    found = []
+    for name in registry("solvers"):
+        with suppress(RegistryError):
+            part = registry("solvers").get(name)
+            subset = issubclass(part, SubsetSolver) and kind in part.kinds
+            found += [name] if subset or (kind == "transport" and issubclass(part, TransportSolver)) else []
+    return found
+
+
 def _stage(data: Mapping[str, Any], where: str) -> StageSpec:
     for key in ("insertion", "problem", "solver"):
         if not data.get(key):
@@ -283,14 +295,13 @@ def _stage(data: Mapping[str, Any], where: str) -> StageSpec:
     with blame(f"{where}problem"):
         problem = _problem(data["problem"], f"{where}problem")
     solver = build_part(Solver, data["solver"], where=f"{where}solver")
-    if not isinstance(solver, TransportSolver if problem.planned else SubsetSolver):
+    solves = TransportSolver if problem.planned else SubsetSolver
+    if not isinstance(solver, solves) or (
+        isinstance(solver, SubsetSolver) and problem.kind not in solver.kinds
+    ):
+        known = ", ".join(_solvers(problem.kind))
         raise SpecError(
-            f"{where}solver {solver.name!r} does not solve {problem.kind} problems", key=f"{where}solver"
-        )
-    if isinstance(solver, SubsetSolver) and problem.kind not in solver.kinds:
-        raise SpecError(
-            f"{where}solver {solver.name!r} does not solve {problem.kind}; it solves "
-            f"{', '.join(sorted(solver.kinds))}",
+            f"{where}solver {solver.name!r} does not solve {problem.kind}; its solvers are {known}",
             key=f"{where}solver",
         )
     readout = data.get("readout")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pruneopt.parts import SubsetSolver
 from pruneopt.problems.kinds import GROUPS, Kind
+from pruneopt.problems.kinds._swaps import dense_gains
 from pruneopt.problems.subset import SubsetProblem
 from pruneopt.registry import registry
 from pruneopt.testing import cases
@@ -165,13 +166,21 @@ def _answers(
     first, second = one.bound(keep)[0], two.bound(moved)[0]
     if first is not None and second is not None:
         yield "bound", first, second
-    if one.rules.offers("swap_gains"):
+    if _swappable(one.rules):
         yield "swap_gains", _gains(one, keep), _gains(two, moved)
 
 
+def _swappable(kind: Kind) -> bool:
+    return kind.offers("swaps") or kind.offers("swap_gains")
+
+
 def _gains(problem: SubsetProblem, keep: Tensor) -> Tensor:
-    real = keep[:, :, None] & (problem.real & ~keep)[:, None, :]
-    return problem.rules.swap_gains(problem, keep).masked_fill(~real, 0)
+    return _real(problem.rules.swap_gains(problem, keep), problem, keep=keep)
+
+
+def _real(gains: Tensor, problem: SubsetProblem, *, keep: Tensor) -> Tensor:
+    """Gains of swaps that exist, 0 elsewhere."""
+    return gains.masked_fill(~(keep[:, :, None] & (problem.real & ~keep)[:, None, :]), 0)
 
 
 def check_bound(kind: Kind) -> None:
@@ -202,6 +211,29 @@ def check_swap_gains(kind: Kind) -> None:
                     wanted, found = float((problem.value(after) - now)[b]), float(gains[b, i, j])
                     same = math.isclose(found, wanted, rel_tol=1e-7, abs_tol=1e-9)
                     require(same, f"{i} for {j} gains {wanted:.6g}, swap_gains says {found:.6g}")
+
+
+def check_swaps(kind: Kind) -> None:
+    """Gains that were kept current through some swaps are those of the choice as it is then."""
+    for problem in problems(kind):
+        keep = some(problem)
+        swaps = kind.swaps(problem, keep)
+        for _ in range(3):
+            fixed = ~keep if problem.protected is None else ~keep | problem.protected
+            gains = dense_gains(swaps).masked_fill(
+                fixed[:, :, None] | (keep | ~problem.real)[:, None, :], -math.inf
+            )
+            allowed = gains.isfinite().flatten(1)
+            sample = allowed.any(1).nonzero().squeeze(1)  # the last swap that is allowed, better or worse
+            last = TOKENS * TOKENS - 1 - allowed[sample].flip(1).int().argmax(1)
+            slot = (swaps.tokens[sample] == (last // TOKENS)[:, None]).int().argmax(1)
+            swaps.swap(sample, slot, into=last % TOKENS)
+            keep = swaps.keep
+            kept, fresh = (
+                _real(dense_gains(each), problem, keep=keep) for each in (swaps, kind.swaps(problem, keep))
+            )
+            same = torch.allclose(kept, fresh, rtol=1e-7, atol=1e-9)
+            require(same, "gains after a swap are not those of the choice; `update` leaves something behind")
 
 
 def check_model(kind: Kind) -> None:
@@ -259,7 +291,8 @@ def kind_checks(kind: Kind, witness: Witness | None = None) -> Iterator[Check]:
         check_scaled,
         check_problem_pure,
     ]
-    checks += [check_swap_gains] if kind.offers("swap_gains") else []
+    checks += [check_swap_gains] if _swappable(kind) else []
+    checks += [check_swaps] if kind.offers("swaps") else []
     checks += [check_model] if kind.offers("linear") or kind.offers("levels") else []
     for check in checks:
         yield Check(check.__name__, partial(_lent, check))

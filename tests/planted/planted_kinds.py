@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pruneopt.problems.kinds import Kind
 from pruneopt.problems.kinds._program import Program, choosing, placed
+from pruneopt.problems.kinds._swaps import Recomputed, Swaps
 from pruneopt.problems.kinds._terms import best_k, unary_or
 from pruneopt.problems.subset import SubsetProblem, Terms
 
@@ -157,6 +158,22 @@ class SortsInPlace(Good):
         return bound
 
 
+class StaleGains(Good):
+    """Gains stay those of the choice that the search began with."""
+
+    def swaps(self, problem: SubsetProblem, keep: Tensor) -> Swaps:
+        return _Stale(problem, keep)
+
+
+class _Stale(Recomputed):
+    def __init__(self, problem: SubsetProblem, keep: Tensor) -> None:
+        super().__init__(problem, keep)
+        self.first = super().gains()
+
+    def gains(self) -> Tensor:
+        return self.first
+
+
 # Which checks each of them fails, and no other.
 KILLS: dict[type[Good], list[str]] = {
     Good: [],
@@ -168,6 +185,7 @@ KILLS: dict[type[Good], list[str]] = {
     BoundAroundChoice: ["check_bound"],
     NoReason: ["check_bound"],
     GainsBackwards: ["check_swap_gains"],
+    StaleGains: ["check_swaps"],
     MaximisesLosses: ["check_model"],
     ForgetsProtected: ["check_model"],
     Offset: ["check_model", "check_scaled"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from planted_kinds import KILLS, Good
+from planted_kinds import KILLS, Good, StaleGains
 
 from pruneopt.errors import PruneoptError
 from pruneopt.parts.solvers.stable_top_k import StableTopK
@@ -20,9 +20,8 @@ def test_kills_are_exactly_those_recorded(kind: type[Good]) -> None:
 
 
 def test_every_check_of_a_kind_kills_something() -> None:
-    assert {check.name for check in checks_for(Good())} == {
-        name for kills in KILLS.values() for name in kills
-    }
+    checks = {check.name for kind in (Good, StaleGains) for check in checks_for(kind())}
+    assert checks == {name for kills in KILLS.values() for name in kills}
 
 
 def test_a_witness_is_a_second_opinion_on_values() -> None:

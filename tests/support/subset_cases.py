@@ -17,7 +17,7 @@ DISTANCE_KINDS = ("max_min", "max_sum", "k_center")
 OWN = (
     "branch_and_bound", "brute_force", "farthest_point", "greedy_conflict", "greedy_k_center",
     "greedy_log_det", "greedy_max_sum", "lazy_greedy", "local_search", "milp", "pivot",
-    "quota_top_k", "stable_top_k",
+    "quota_top_k", "stable_top_k", "threshold_search",
 )  # fmt: skip
 
 

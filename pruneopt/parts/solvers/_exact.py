@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from pruneopt.parts import SubsetSolver
-from pruneopt.parts.solvers._walk import greedy_answer
-from pruneopt.parts.solvers.local_search import LocalSearch
+from pruneopt.parts.solvers._walk import answer_of
 from pruneopt.problems.solution import Status, SubsetSolution
 from pruneopt.problems.subset import SubsetProblem
 
@@ -28,11 +27,9 @@ class Answer:
     status: Status
 
 
-def first_answer(problem: SubsetProblem) -> tuple[list[int], float]:
-    """A greedy choice of the only sample, improved by swaps where the kind offers them, and its value."""
-    search = LocalSearch()
-    swaps = problem.rules.offers("swap_gains")
-    solution = search.solve(problem) if swaps else greedy_answer(problem, search)
+def first_answer(problem: SubsetProblem, solver: SubsetSolver) -> tuple[list[int], float]:
+    """The choice of the kind's own search for the only sample, or a greedy one, and its value."""
+    solution = answer_of(problem.rules.search or problem.rules.greedy, solver, problem=problem)
     return solution.keep[0].nonzero().squeeze(1).tolist(), float(solution.value[0])
 
 
@@ -78,12 +75,12 @@ def solve_samples(
     return replace(solution, proved_bound=proved, tolerance=tolerance)
 
 
-def bisection(problem: SubsetProblem, decide: Callable[[float], Decision]) -> Answer:
+def bisection(problem: SubsetProblem, solver: SubsetSolver, *, decide: Callable[[float], Decision]) -> Answer:
     """Exact optimum of the only sample of a kind that offers `levels`.
 
     `decide(level)` says whether a choice is worth at least that.
     """
-    chosen, value = first_answer(problem)
+    chosen, value = first_answer(problem, solver)
     levels, bound = problem.rules.levels(problem), generic_bound(problem, chosen)
     levels = levels[(levels > value) & (levels <= bound)]
     low, high, refuted = -1, len(levels) - 1, len(levels)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pruneopt.errors import ProblemError
+from pruneopt.errors import ProblemError, SpecError
 from pruneopt.parts import SubsetSolver
 from pruneopt.problems.solution import Status, SubsetSolution
 from pruneopt.problems.subset import SubsetProblem
@@ -150,15 +151,33 @@ class Walk:
 
 def greedy_answer(problem: SubsetProblem, solver: SubsetSolver) -> SubsetSolution:
     """The answer of the kind's greedy rule; where it has none, the first tokens, in the name of `solver`."""
-    params = dict(problem.rules.greedy)
+    return answer_of(problem.rules.greedy, solver, problem=problem)
+
+
+def answer_of(rule: Mapping[str, Any], solver: SubsetSolver, *, problem: SubsetProblem) -> SubsetSolution:
+    """The answer of a rule written as in a spec; of none, the first tokens, in the name of `solver`."""
+    params = dict(rule)
     if params:
-        greedy: type[SubsetSolver] = registry("solvers").get(params.pop("kind"))
-        return greedy.from_spec(params).solve(problem)
+        found: type[SubsetSolver] = registry("solvers").get(params.pop("kind"))
+        return found.from_spec(params).solve(problem)
     walk = Walk(problem)
     score = walk.scores(torch.zeros(problem.shape, device=walk.device))
     for _ in range(walk.rounds):
         walk.take(score)
     return walk.solution(solver)
+
+
+def started_from(start: str, solver: SubsetSolver, *, problem: SubsetProblem) -> SubsetSolution:
+    """The answer that a search starts from: of the solver named `start`, or for `auto` of the greedy rule.
+
+    Raises SpecError where `start` does not solve this kind, or is the search itself.
+    """
+    if start == "auto":
+        return greedy_answer(problem, solver)
+    found = registry("solvers").get(start)()
+    if not isinstance(found, SubsetSolver) or problem.kind not in found.kinds or found.name == solver.name:
+        raise SpecError(f"{solver.name}.start {start!r} is not another solver of {problem.kind}")
+    return found.solve(problem)
 
 
 def ordered_solution(

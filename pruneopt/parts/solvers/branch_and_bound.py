@@ -60,7 +60,8 @@ class BranchAndBound(SubsetSolver):
 
         def one(single: SubsetProblem) -> Answer:
             limit = _Limit(self.nodes, self.time_limit)
-            answer = (_log_det if single.rules.offers("kernel") else _apart)(single, limit)
+            solve = _log_det if single.rules.offers("kernel") else _apart
+            answer = solve(single, self, limit=limit)
             used.append(limit.used)
             return answer
 
@@ -117,7 +118,7 @@ class _Node:
         return self.gained + float(factorised_bound(torch.from_numpy(self.kernel)[None], simplex, rounds=8))
 
 
-def _log_det(problem: SubsetProblem, limit: _Limit) -> Answer:
+def _log_det(problem: SubsetProblem, solver: SubsetSolver, *, limit: _Limit) -> Answer:
     kernel = problem.rules.kernel(problem)[0].cpu().numpy()
     k = int(problem.k[0])
     singular = singular_below(problem, problem.k).cpu()
@@ -128,7 +129,7 @@ def _log_det(problem: SubsetProblem, limit: _Limit) -> Answer:
         block = torch.from_numpy(kernel[np.ix_(sorted(chosen), sorted(chosen))])
         return float(block_log_det(block[None], singular))
 
-    best, value = first_answer(problem)
+    best, value = first_answer(problem, solver)
     slack = 1e-10 * k
     able = np.flatnonzero(problem.real[0].cpu().numpy() & (kernel.diagonal() > np.maximum(least, 0)))
     node = _Node([], 0.0, able, kernel[np.ix_(able, able)])
@@ -163,7 +164,7 @@ def _log_det(problem: SubsetProblem, limit: _Limit) -> Answer:
     return Answer(best, value, Status.OPTIMAL)
 
 
-def _apart(problem: SubsetProblem, limit: _Limit) -> Answer:
+def _apart(problem: SubsetProblem, solver: SubsetSolver, *, limit: _Limit) -> Answer:
     k = int(problem.k[0])
     forced = _forced(problem)
 
@@ -179,7 +180,7 @@ def _apart(problem: SubsetProblem, limit: _Limit) -> Answer:
         found = _clique(bits, (1 << len(places)) - 1, size=k - len(forced), limit=limit)
         return found if found is None or isinstance(found, str) else forced + [places[i] for i in found]
 
-    return bisection(problem, decide)
+    return bisection(problem, solver, decide=decide)
 
 
 def _clique(adjacent: list[int], candidates: int, *, size: int, limit: _Limit) -> Decision:

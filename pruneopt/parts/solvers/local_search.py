@@ -1,4 +1,8 @@
-"""Swap improvement of any subset."""
+"""Swap improvement of any subset.
+
+Problem: any kind whose swaps have known gains.  Update: the swap that gains most, until none gains.  Gains
+stay current from swap to swap (see `problems/kinds/_swaps.py`).
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from pruneopt.errors import SpecError
 from pruneopt.parts import SubsetSolver, param
-from pruneopt.parts.solvers._walk import check_kind, greedy_answer
+from pruneopt.parts.solvers._walk import check_kind, started_from
 from pruneopt.problems.kinds import KindsOffering
 from pruneopt.problems.solution import Status, SubsetSolution
 from pruneopt.problems.subset import SubsetProblem
@@ -26,12 +30,12 @@ class LocalSearch(SubsetSolver):
     no swap improves is a local optimum (for max-sum dispersion with metric distances at least half of the
     optimum: Cevallos, Eisenbrand, Zenklusen 2017).  `start=auto` takes the greedy rule of the kind, or the
     first tokens where it has none; a start that breaks a constraint, or whose determinant is zero, is
-    returned as it is.  O(N^2) memory a round.
+    returned as it is.  Where `k` is a maximum, adding a token is a swap too.  O(KN) a round for most kinds.
     """
 
     name: ClassVar[str] = "local_search"
     source: ClassVar[str] = "textbook: 1-swap neighbourhood, best improvement"
-    kinds = KindsOffering("swap_gains")
+    kinds = KindsOffering("swaps", "swap_gains")
     start: str = param("auto", doc="name of the solver that gives the first answer")
     rounds: int = param(100, low=1, doc="most swaps a sample may make")
     tolerance: float = param(1e-9, low=0, doc="relative improvement that counts as none")
@@ -39,44 +43,47 @@ class LocalSearch(SubsetSolver):
     def solve(self, problem: SubsetProblem) -> SubsetSolution:
         check_kind(self, problem)
         started = time.perf_counter()
-        first = self._start(problem)
+        first = started_from(self.start, self, problem=problem)
         problem = first.problem  # a start that leaves scores out of the objective keeps them out
-        keep = first.keep.clone()
-        batch, tokens = problem.shape
-        sound = problem.value(keep).isfinite()
-        swaps = torch.zeros_like(problem.k)
-        number = torch.arange(batch, device=keep.device)
-        fixed = problem.protected if problem.protected is not None else torch.zeros_like(keep)
+        swaps = problem.rules.swaps(problem, first.keep)
+        keep, made = first.keep.clone(), torch.zeros_like(problem.k)
+        least = self.tolerance * problem.magnitude(keep)
+        # protected tokens stay, what is unsound is left alone, and up to a maximum free slots may be filled
+        fixed = torch.zeros_like(keep) if problem.protected is None else problem.protected
+        free = ~fixed.gather(1, swaps.slots)
+        width = torch.arange(swaps.slots.shape[1], device=keep.device)
+        may = (width < problem.k[:, None]) if problem.rules.at_most else swaps.filled
+        may = may & (free | ~swaps.filled) & problem.value(keep).isfinite()[:, None]
         for _ in range(self.rounds):
-            gain, scale = problem.rules.swap_gains(problem, keep), problem.magnitude(keep)
-            legal = (keep & ~fixed)[:, :, None] & (~keep & problem.real)[:, None, :]
-            gain = gain.masked_fill(~legal, -math.inf).nan_to_num(nan=-math.inf)
-            best, place = gain.flatten(1).max(1)
-            better = sound & (best > self.tolerance * scale)
-            if not bool(better.any()):
+            gain = swaps.gains().nan_to_num_(nan=-math.inf, neginf=-math.inf)
+            gain.masked_fill_(~(may[:, :, None] & (problem.real & ~keep)[:, None, :]), -math.inf)
+            slot, into, most = _best(gain, swaps.tokens)
+            sample = (most > least).nonzero().squeeze(1)
+            if not len(sample):
                 break
-            out, into = place // tokens, place % tokens
-            keep[number[better], out[better]] = False
-            keep[number[better], into[better]] = True
-            swaps += better.to(swaps.dtype)
-        # a swap can raise a determinant and yet make the choice singular to its dtype
-        worse = problem.value(keep) < problem.value(first.keep)
+            swaps.swap(sample, slot[sample], into=into[sample])
+            keep = swaps.keep
+            made[sample] += 1
+        # rounding, or a swap that raises a determinant and yet makes the choice singular to its dtype
+        worse = ~(problem.value(keep) >= problem.value(first.keep))
         keep = torch.where(worse[:, None], first.keep, keep)
         return SubsetSolution(
             seconds=time.perf_counter() - started,
-            stats={"swaps": swaps, "start": first.solver},
+            stats={"swaps": made, "start": first.solver},
             problem=problem,
             keep=keep,
-            ended=(Status.HEURISTIC,) * batch,
+            ended=(Status.HEURISTIC,) * len(keep),
             solver=self.name,
         )
 
-    def _start(self, problem: SubsetProblem) -> SubsetSolution:
-        if self.start == "auto":
-            return greedy_answer(problem, self)
-        from pruneopt.registry import registry
 
-        found = registry("solvers").get(self.start)()
-        if not isinstance(found, SubsetSolver) or problem.kind not in found.kinds or found.name == self.name:
-            raise SpecError(f"local_search.start {self.start!r} is not another solver of {problem.kind}")
-        return found.solve(problem)
+def _best(gain: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`[B]` slot, token that comes and gain of the best swap of `[B,K,N]`; of equals the lowest token goes.
+
+    An empty slot, whose token is N, is filled only where that is better than any exchange.
+    """
+    each = gain.amax(2)
+    most = each.amax(1)
+    slot = tokens.masked_fill(each < most[:, None], tokens.shape[1] + gain.shape[2]).argmin(1)
+    into = gain[torch.arange(len(gain), device=gain.device), slot].argmax(1)
+    return slot, into, most

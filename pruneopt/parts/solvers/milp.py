@@ -62,14 +62,16 @@ class Milp(SubsetSolver):
 
         def one(single: SubsetProblem) -> Answer:
             if not single.rules.offers("linear"):
-                return bisection(single, self._decider(single, time.perf_counter()))
+                return bisection(single, self, decide=self._decider(single, time.perf_counter()))
             program = single.rules.linear(single)
             outcome = run(program, self.backend, solver=self.solver, time_limit=self.time_limit)
             words.append(outcome.words)
             first.append(outcome.chosen is None and outcome.status is Status.TIME_LIMIT)
             if outcome.status is Status.INFEASIBLE or outcome.status is Status.FAILED:
                 return Answer([], np.inf if outcome.status is Status.FAILED else -np.inf, outcome.status)
-            chosen = first_answer(single)[0] if outcome.chosen is None else _picked(outcome.chosen, program)
+            chosen = (
+                first_answer(single, self)[0] if outcome.chosen is None else _picked(outcome.chosen, program)
+            )
             return Answer(chosen, min(outcome.bound, generic_bound(single, chosen)), outcome.status)
 
         return solve_samples(self, problem, one=one, tolerance=TOLERANCE, words=words, first=first)

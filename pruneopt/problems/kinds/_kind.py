@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pruneopt.errors import RegistryError
+from pruneopt.problems.kinds._swaps import Recomputed, Swaps, dense_gains
 from pruneopt.registry import registry
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ class Kind(ABC):
     """One kind of subset problem: everything that is known about it stands in its class.
 
     Required is `value`.  What else a class overrides is what it offers (`offers`): solvers that work for any
-    kind ask for that, so a kind that offers `swap_gains` is improved by swaps, and one that offers `linear`
-    or `levels` is solved by integer programming, without an edit to them.
+    kind ask for that, so a kind that offers `swap_gains` (or `swaps`, which is faster) is improved by swaps,
+    and one that offers `linear` or `levels` is solved by integer programming, without an edit to them.
 
     Class attributes
     ----------------
@@ -42,7 +43,9 @@ class Kind(ABC):
     at_most: `k` is a maximum, not an exact number.
     unit: of a loss: `percent` of the optimum, or `nats`.
     scaled: terms that multiply the value (or, in nats, shift it) when they are all multiplied by one number.
-    greedy: the solver, as in a spec, whose answer local search starts from; empty where there is none.
+    greedy: the solver, as in a spec, whose answer a search starts from; empty where there is none.
+    search: the solver, as in a spec, that comes closest to the optimum without proving it; exact solvers
+        start from its answer.  Empty where there is none.
     """
 
     name: ClassVar[str]
@@ -57,6 +60,7 @@ class Kind(ABC):
     unit: ClassVar[str] = "percent"
     scaled: ClassVar[frozenset[str]] = frozenset({"unary", "pairwise", "anchors"})
     greedy: ClassVar[Mapping[str, Any]] = {}
+    search: ClassVar[Mapping[str, Any]] = {}
 
     def offers(self, what: str) -> bool:
         """Whether this kind has its own `what`, a method of `Kind`."""
@@ -77,9 +81,15 @@ class Kind(ABC):
     def swap_gains(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
         """Gain `[B,N,N]` float64 of exchanging chosen token i for token j; -inf where that is not allowed.
 
-        Entries for i not chosen or j chosen are meaningless.
+        Entries for i not chosen or j chosen are meaningless.  A kind that offers `swaps` has them from there.
         """
-        raise NotImplementedError
+        if not self.offers("swaps"):
+            raise NotImplementedError
+        return dense_gains(self.swaps(problem, keep))
+
+    def swaps(self, problem: SubsetProblem, keep: Tensor) -> Swaps:
+        """The same for a search: gains that stay current while swaps are made."""
+        return Recomputed(problem, keep)
 
     def magnitude(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
         """`[B]` float64 size of the terms that make up the value of `keep`: the unit of relative tolerances.

@@ -13,7 +13,8 @@ from pruneopt.problems.kinds._capped_simplex import CappedSimplex
 from pruneopt.problems.kinds._kind import Kind
 from pruneopt.problems.kinds._packing import packing_bound
 from pruneopt.problems.kinds._program import Program, choosing, placed
-from pruneopt.problems.kinds._terms import modular, modular_gains, pair_mask, unary_or
+from pruneopt.problems.kinds._swaps import Swaps
+from pruneopt.problems.kinds._terms import modular, pair_mask, unary_or
 
 if TYPE_CHECKING:
     from pruneopt.problems.subset import SubsetProblem, Terms
@@ -29,6 +30,7 @@ class IndependentSet(Kind):
     at_most: ClassVar[bool] = True
     scaled: ClassVar[frozenset[str]] = frozenset({"unary"})
     greedy = {"kind": "greedy_conflict", "on_shortfall": "stop"}
+    search = {"kind": "local_search"}
 
     def value(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
         return modular(problem, keep)
@@ -44,11 +46,8 @@ class IndependentSet(Kind):
         every = [_bound_one(problem.sample(b)) for b in range(problem.shape[0])]
         return torch.tensor(every, dtype=torch.float64, device=problem.k.device)
 
-    def swap_gains(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
-        pairs = conflicts(problem)
-        against = (pairs & keep[:, None, :]).sum(2)
-        legal = (against[:, None, :] - pairs.to(against.dtype)) == 0
-        return modular_gains(problem).masked_fill(~legal, -math.inf)
+    def swaps(self, problem: SubsetProblem, keep: Tensor) -> Swaps:
+        return _Conflicts(problem, keep)
 
     def linear(self, problem: SubsetProblem) -> Program:
         program = choosing(problem, least=1)
@@ -60,6 +59,27 @@ class IndependentSet(Kind):
         """Conflicts are the most similar tenth of all pairs of the first sample."""
         terms = super().draw(unit, quality, k=k)
         return {**terms, "threshold": float(terms["pairwise"][0].double().quantile(0.9))}  # type: ignore[index]
+
+
+class _Conflicts(Swaps):
+    """How many chosen tokens each token conflicts with: O(N) a swap."""
+
+    def __init__(self, problem: SubsetProblem, keep: Tensor) -> None:
+        super().__init__(problem, keep)
+        self.pairs, self.worth = conflicts(problem), unary_or(problem, 0.0)
+        wide = self.slots[:, :, None].expand(-1, -1, self.pairs.shape[2])
+        self.rows = self.pairs.gather(1, wide) & self.filled[:, :, None]
+        self.against = self.rows.sum(1)
+
+    def gains(self) -> Tensor:
+        lost = self.worth.gather(1, self.slots).masked_fill(~self.filled, 0)
+        gains = self.worth[:, None, :] - lost[:, :, None]
+        return gains.masked_fill_(self.against[:, None, :] > self.rows, -math.inf)
+
+    def update(self, sample: Tensor, slot: Tensor, *, into: Tensor) -> None:
+        row = self.pairs[sample, into]
+        self.against[sample] += row.to(torch.int64) - self.rows[sample, slot].to(torch.int64)
+        self.rows[sample, slot] = row
 
 
 def conflicts(problem: SubsetProblem) -> Tensor:

@@ -29,6 +29,7 @@ class KCenter(Kind):
     pairs: ClassVar[str] = "costs"
     anchored: ClassVar[bool] = True
     greedy = {"kind": "greedy_k_center"}
+    search = {"kind": "local_search"}
 
     def value(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
         return -_nearest(served(problem), outside(problem), keep=keep).amax(1)

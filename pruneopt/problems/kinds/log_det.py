@@ -12,6 +12,7 @@ from pruneopt.problems.kinds._capped_simplex import CappedSimplex
 from pruneopt.problems.kinds._ddgfact import factorised_bound
 from pruneopt.problems.kinds._kind import Kind
 from pruneopt.problems.kinds._linx import linx_bound
+from pruneopt.problems.kinds._swaps import Swaps, chosen_first
 from pruneopt.problems.kinds._terms import symmetric_pairwise, unary_or
 
 if TYPE_CHECKING:
@@ -31,13 +32,14 @@ class LogDet(Kind):
     unit: ClassVar[str] = "nats"
     scaled: ClassVar[frozenset[str]] = frozenset({"pairwise"})
     greedy = {"kind": "greedy_log_det"}
+    search = {"kind": "local_search"}
 
     def kernel(self, problem: SubsetProblem) -> Tensor:
         quality = unary_or(problem, 1.0)
         return quality[:, :, None] * symmetric_pairwise(problem) * quality[:, None, :]
 
     def value(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
-        order, inside = _chosen_first(keep)
+        order, inside = chosen_first(keep, max(1, int(keep.sum(1).max())))
         rows = order[:, :, None].expand(-1, -1, keep.shape[1])
         block = self.kernel(problem).gather(1, rows)
         block = block.gather(2, order[:, None, :].expand(-1, order.shape[1], -1))
@@ -64,32 +66,73 @@ class LogDet(Kind):
             bound[many] = torch.minimum(bound[many], linx_bound(kernel[many], simplex.at(many)))
         return bound
 
-    def swap_gains(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
-        kernel = self.kernel(problem)
-        inside, exists = _chosen_first(keep)
-        width = inside.shape[1]
-        rows = kernel.gather(1, inside[:, :, None].expand(-1, -1, kernel.shape[2]))
-        rows = rows.masked_fill(~exists[:, :, None], 0)
-        block = rows.gather(2, inside[:, None, :].expand(-1, width, -1)).masked_fill(~exists[:, None, :], 0)
-        block = block + torch.diag_embed((~exists).to(block.dtype))
-        inverse = torch.linalg.pinv(block, hermitian=True)
-        mixed = inverse @ rows
-        residual = kernel.diagonal(dim1=1, dim2=2) - (rows * mixed).sum(1)
-        # det(S - i + j) / det(S) = A_ii (L_jj - c^T A c) + (A c)_i^2 with A = L_S^-1, c = L_Sj
-        ratio = inverse.diagonal(dim1=1, dim2=2)[:, :, None] * residual[:, None, :] + mixed.square()
-        gain = ratio.clamp_min(0).log()
-        full = torch.full_like(kernel, -math.inf)
-        return full.scatter_(1, inside[:, :, None].expand(-1, -1, kernel.shape[2]), gain)
+    def swaps(self, problem: SubsetProblem, keep: Tensor) -> Swaps:
+        return _Inverse(problem, keep)
 
     def draw(self, unit: Tensor, quality: Tensor, *, k: int) -> Terms:
         """With scores as quality."""
         return {**super().draw(unit, quality, k=k), "unary": quality}
 
 
-def _chosen_first(keep: Tensor) -> tuple[Tensor, Tensor]:
-    """`[B,K]` places of the chosen tokens, and which of the entries are chosen ones."""
-    order = (~keep).to(torch.int8).argsort(dim=1, stable=True)[:, : max(1, int(keep.sum(1).max()))]
-    return order, keep.gather(1, order)
+class _Inverse(Swaps):
+    """The inverse of the block of the chosen, changed by two matrices of rank one: O(KN) a swap.
+
+    With `A = L_S^-1`, `M = A L_S,:` and `r_n = L_nn - L_nS A L_Sn`, what n adds to a determinant:
+
+        det(S - i + j) / det(S) = A_ii r_j + M_ij^2.
+
+    Rounding adds up, so every `FRESH` swaps all of it is computed anew.
+    """
+
+    FRESH = 32
+
+    def __init__(self, problem: SubsetProblem, keep: Tensor) -> None:
+        super().__init__(problem, keep)
+        self.kernel = problem.rules.kernel(problem)
+        self.age = torch.zeros_like(problem.k)
+        wide = self.slots[:, :, None].expand(-1, -1, self.kernel.shape[2])
+        self.rows = self.kernel.gather(1, wide).masked_fill_(~self.filled[:, :, None], 0)
+        self.inverse, self.mixed, self.left = self._fresh(torch.arange(len(keep), device=keep.device))
+
+    def _fresh(self, sample: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows, slots, filled = self.rows[sample], self.slots[sample], self.filled[sample]
+        block = rows.gather(2, slots[:, None, :].expand(-1, slots.shape[1], -1))
+        block = block.masked_fill(~filled[:, None, :], 0) + torch.diag_embed((~filled).to(block.dtype))
+        inverse = torch.linalg.inv_ex(block).inverse
+        mixed = inverse @ rows
+        return inverse, mixed, self.kernel[sample].diagonal(dim1=1, dim2=2) - (rows * mixed).sum(1)
+
+    def gains(self) -> Tensor:
+        alone = self.inverse.diagonal(dim1=1, dim2=2)[:, :, None] * self.left[:, None, :]
+        return torch.addcmul(alone, self.mixed, self.mixed).clamp_min_(0).log_()
+
+    def update(self, sample: Tensor, slot: Tensor, *, into: Tensor) -> None:
+        each = torch.arange(len(sample), device=sample.device)
+        inverse, mixed = self.inverse[sample], self.mixed[sample]
+        # the token of the slot goes
+        column, gone, weight = inverse[each, :, slot], mixed[each, slot], inverse[each, slot, slot][:, None]
+        left = self.left[sample] + gone.square() / weight
+        inverse -= (column / weight)[:, :, None] * column[:, None, :]
+        mixed -= (column / weight)[:, :, None] * gone[:, None, :]
+        # another one comes
+        rows = self.rows[sample]
+        row = self.kernel[sample, into]
+        parts = mixed[each, :, into]
+        parts[each, slot] = 0
+        rest = row - (parts[:, None, :] @ rows).squeeze(1)
+        weight = rest[each, into][:, None]
+        parts[each, slot] = -1
+        self.inverse[sample] = inverse + (parts / weight)[:, :, None] * parts[:, None, :]
+        self.mixed[sample] = mixed - (parts / weight)[:, :, None] * rest[:, None, :]
+        self.left[sample] = left - rest.square() / weight
+        self.rows[sample, slot] = row
+        self.age[sample] += 1
+
+    def swap(self, sample: Tensor, slot: Tensor, *, into: Tensor) -> None:
+        super().swap(sample, slot, into=into)
+        old = sample[self.age[sample] % self.FRESH == 0]
+        if len(old):
+            self.inverse[old], self.mixed[old], self.left[old] = self._fresh(old)
 
 
 def log_best_k(logs: Tensor, k: Tensor) -> Tensor:

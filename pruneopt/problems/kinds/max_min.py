@@ -13,6 +13,7 @@ from pruneopt.problems.kinds._capped_simplex import CappedSimplex
 from pruneopt.problems.kinds._kind import Kind
 from pruneopt.problems.kinds._packing import packing_bound
 from pruneopt.problems.kinds._program import Program, choosing
+from pruneopt.problems.kinds._swaps import Swaps, symmetric_rows, two_best
 from pruneopt.problems.kinds._terms import anchor_min, distances
 
 if TYPE_CHECKING:
@@ -32,13 +33,14 @@ class MaxMin(Kind):
     symmetric: ClassVar[bool] = True
     anchored: ClassVar[bool] = True
     greedy = {"kind": "farthest_point"}
+    search = {"kind": "threshold_search"}
 
     def value(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
         apart = keep[:, :, None] & keep[:, None, :]
         distance = distances(problem, math.inf).masked_fill(~apart, math.inf)
         outside = anchor_min(problem).masked_fill(~keep, math.inf)
         value = torch.minimum(distance.amin((1, 2)), outside.amin(1))
-        return torch.where(value == math.inf, 0.0, value)
+        return _worth(value)
 
     def bound(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
         """Largest distance above the value of `keep` that is not refuted.
@@ -68,22 +70,8 @@ class MaxMin(Kind):
             levels = levels[: high + 1]
         return float(levels[-1]) if len(levels) else value
 
-    def swap_gains(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
-        distance = distances(problem, math.inf)
-        outside = anchor_min(problem)
-        tokens = distance.shape[1]
-        two = distance.masked_fill(~keep[:, None, :], math.inf).topk(min(2, tokens), dim=2, largest=False)
-        first, second = two.values[:, :, 0], two.values[:, :, -1]
-        nearest = two.indices[:, :, 0]
-        place = torch.arange(tokens, device=keep.device)
-        # without[b, i, n]: distance of token n to the choice once i has left it
-        left = nearest[:, None, :] == place[None, :, None]
-        without = torch.where(left, second[:, None, :], first[:, None, :])
-        without = torch.minimum(without, outside[:, None, :])
-        others = keep[:, None, :] & ~torch.eye(tokens, dtype=torch.bool, device=keep.device)
-        rest = without.masked_fill(~others, math.inf).amin(2)
-        after = torch.minimum(rest[:, :, None], without)
-        return torch.where(after == math.inf, 0.0, after) - self.value(problem, keep)[:, None, None]
+    def swaps(self, problem: SubsetProblem, keep: Tensor) -> Swaps:
+        return _Nearest(problem, keep)
 
     def levels(self, problem: SubsetProblem) -> np.ndarray:
         outside = anchor_min(problem)[0].cpu().numpy()
@@ -107,6 +95,40 @@ class MaxMin(Kind):
         program = choosing(problem, usable)
         program.add_conflicts(close[np.ix_(program.place, program.place)])
         return program
+
+
+class _Nearest(Swaps):
+    """The two nearest chosen tokens of every token, from the rows of the chosen: O(KN) a swap."""
+
+    def __init__(self, problem: SubsetProblem, keep: Tensor) -> None:
+        super().__init__(problem, keep)
+        rows = symmetric_rows(problem, self.slots, own=math.inf)
+        self.rows = rows.masked_fill_(~self.filled[:, :, None], math.inf)
+        self.outside = anchor_min(problem)
+
+    def gains(self) -> Tensor:
+        first, nearest, second = two_best(-self.rows, dim=1)
+        slot = torch.arange(self.rows.shape[1], device=nearest.device)
+        # without[b, s, n]: distance of token n to the choice once the token in s has left it
+        leaves = nearest[:, None, :] == slot[:, None]
+        without = torch.where(leaves, -second[:, None, :], -first[:, None, :])
+        without = torch.minimum(without, self.outside[:, None, :])
+        others = without.gather(2, self.slots[:, None, :].expand(-1, len(slot), -1))
+        others = others.masked_fill(~self.filled[:, None, :], math.inf)
+        others.diagonal(dim1=1, dim2=2).fill_(math.inf)
+        after = torch.minimum(others.amin(2)[:, :, None], without)
+        now = torch.minimum(-first, self.outside).gather(1, self.slots)
+        now = now.masked_fill(~self.filled, math.inf).amin(1)[:, None, None]
+        return _worth(after) - _worth(now)
+
+    def update(self, sample: Tensor, slot: Tensor, *, into: Tensor) -> None:
+        row = symmetric_rows(self.problem, into[:, None], sample=sample, own=math.inf)
+        self.rows[sample, slot] = row.squeeze(1)
+
+
+def _worth(least: Tensor) -> Tensor:
+    """A single token without anchors is worth 0."""
+    return torch.where(least == math.inf, 0.0, least)
 
 
 def metric_bound(problem: SubsetProblem, keep: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pruneopt.parts.solvers.pivot import walk_pivots
 from pruneopt.problems.subset import SubsetProblem
 
 HEURISTIC = [(n, kind) for kind in KINDS for n in names(kind) if n not in ("milp", "branch_and_bound")]
-GREEDY = [(n, kind) for n, kind in HEURISTIC if n not in ("brute_force", "local_search")]
+GREEDY = [(n, kind) for n, kind in HEURISTIC if n not in ("brute_force", "local_search", "threshold_search")]
 
 # The rows of the worked checks in the method cards of GreedyPrune, ToDRE, ZSPAPrune and TrimTokenator.
 V = torch.tensor([[1, 0], [0.9, 0.1], [0, 1], [-1, 0], [0.6, 0.8], [0, -2]], dtype=torch.float64)

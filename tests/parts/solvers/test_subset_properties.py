@@ -48,7 +48,8 @@ def test_heuristic_exact_bound_are_in_this_order(kind, seed, tokens, share, ragg
             assert not problem.broken(solution.keep).any(), name
 
 
-HOT = sorted(set(OWN) - {"brute_force", "milp", "branch_and_bound", "local_search", "lazy_greedy"})
+HOST = {"brute_force", "milp", "branch_and_bound", "local_search", "lazy_greedy", "threshold_search"}
+HOT = sorted(set(OWN) - HOST)
 
 
 @pytest.mark.parametrize(("name", "kind"), [(n, k) for k in KINDS for n in names(k) if n in HOT])
