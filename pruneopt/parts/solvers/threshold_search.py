@@ -33,7 +33,8 @@ _TURN, _NEVER = 1 << 24, 1 << 60  # more than any number of moves, and than any 
 class ThresholdSearch(SubsetSolver):
     """Max-min dispersion by tabu search over `levels` thresholds, with at most `moves` swaps at each.
 
-    Deterministic: of equal tokens the one that has not moved for longest moves, then the lower index.
+    Deterministic: of equal tokens the one that has not moved for longest moves, then the lower index; so which
+    of several choices of equal value is found depends on the order of the tokens.
     Protected tokens never leave, and the value is never below that of the start (`start=auto`: the greedy
     rule).  No optimality claim.  O(N) a move, O(N^2) a level.  Works on the host, one sample after another.
     """
@@ -41,7 +42,7 @@ class ThresholdSearch(SubsetSolver):
     name: ClassVar[str] = "threshold_search"
     source: ClassVar[str] = "Sayah and Irnich 2017; Porumbel, Hao and Glover 2011"
     kinds: ClassVar[frozenset[str]] = frozenset({"max_min"})
-    tags: ClassVar[frozenset[str]] = frozenset({"exact_budget", "host"})
+    tags: ClassVar[frozenset[str]] = frozenset({"exact_budget", "host", "uses_order"})
     start: str = param("auto", doc="name of the solver that gives the first answer")
     levels: int = param(12, low=1, doc="most thresholds asked for")
     moves: int = param(1000, low=1, high=1_000_000, doc="most swaps at a threshold")

@@ -197,7 +197,7 @@ def test_permuting_tokens_permutes_the_answer(name, kind):
         part = solver(name, **({"pivots": 1} if name == "pivot" else {}))  # several are visited by index
         first, second = part.solve(problem), part.solve(moved)
         torch.testing.assert_close(second.value, first.value)
-        if name != "brute_force":  # which of several optima comes first depends on the index
+        if name not in ("brute_force", "threshold_search"):  # which of equal values depends on the index
             assert second.keep.equal(first.keep[:, p])
 
 
