@@ -157,11 +157,13 @@ class Pruner:
             )
             book.lap("cost")
             answer = stage.chooser.solve(problem)
+            if stage.rule is not None:
+                answer = stage.rule.settle(answer, k, sample=signals.sample)
             book.lap("solve")
         evidence = self._evidence(book, answer)
         selection = Selection(
             answer.keep,
-            problem.counts if "exact_budget" in stage.chooser.tags else None,
+            answer.problem.counts if "exact_budget" in stage.chooser.tags else None,
             problem.unary,
             solution=evidence["problem"],
             evidence=evidence,

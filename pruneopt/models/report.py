@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from pruneopt.problems.allotment import Allotment
 from pruneopt.problems.selection import Selection
 from pruneopt.problems.solution import Solution, SubsetSolution, TransportSolution
 from pruneopt.signals import Attention
@@ -241,11 +242,16 @@ def _certificate(solution: Solution | None) -> dict[str, Any]:
         errors = {"row_error": _numbers(solution.row_error), "col_error": _numbers(solution.col_error)}
     elif isinstance(solution, SubsetSolution):
         bound, errors = _numbers(solution.upper_bound), {}
+    elif isinstance(solution, Allotment):
+        bound, errors = _numbers(solution.upper_bound), {"price": _numbers(solution.price)}
+        item["counts"] = list(solution.counts)
     else:
         return {**item, "text": item["solver"]}
     gap = _numbers(solution.gap)
     item |= {"value": value, "bound": bound, "gap": gap, **errors}
     words = f"{item['solver']} {'/'.join(status).lower()}, value {_few(value)}, bound {_few(bound)}"
+    if "counts" in item:
+        words = f"counts {item['counts']} at price {_few(item['price'])}, {words}"
     return {**item, "text": f"{words}, gap {_few(gap)}"}
 
 

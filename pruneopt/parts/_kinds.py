@@ -192,6 +192,8 @@ class BudgetRule(Part):
     `__call__(signals, k, importance)` takes the counts `[B]` int64 of the plain budget, one per problem
     (`signals.sample` tells which problems belong together), and the importance `[B,N]` where the problem
     is `top_k`, else None; it returns the counts to use, each from 1 to the tokens of the problem.
+
+    A rule that must see the answer first returns the most that a problem may get, and cuts back in `settle`.
     """
 
     group: ClassVar[str] = "budgets"
@@ -200,6 +202,27 @@ class BudgetRule(Part):
     def __call__(
         self, signals: Signals, k: Int[Tensor, " B"], *, importance: Float[Tensor, "B N"] | None
     ) -> Int[Tensor, " B"]: ...
+
+    def settle(
+        self, answer: SubsetSolution, k: Int[Tensor, " B"], *, sample: Int[Tensor, " B"]
+    ) -> SubsetSolution:
+        """Say what stays of an answer.
+
+        Parameters
+        ----------
+        answer
+            The choice of the counts that the rule returned.
+        k
+            The counts of the plain budget.
+        sample
+            Which problems belong together.
+
+        Returns
+        -------
+        SubsetSolution
+            The answer itself, unless a rule says otherwise; its `problem` has the counts that it keeps.
+        """
+        return answer
 
 
 class Insertion(Part):

@@ -272,4 +272,5 @@ def check_rule_pure(rule: BudgetRule) -> None:
 def budget_checks(rule: BudgetRule) -> Iterator[Check]:
     """Checks of a budget rule."""
     yield from part_checks(rule)
-    yield from checks_of((check_counts_in_range, check_rule_batch, check_rule_pure))
+    alone = () if "across_batch" in rule.all_tags else (check_rule_batch,)
+    yield from checks_of((check_counts_in_range, *alone, check_rule_pure))

@@ -64,12 +64,19 @@ def draw(kind: str, count: int, seed: int) -> SubsetProblem:
 
 def values(p: SubsetProblem) -> Tensor:
     """`[B,128]` objective of every choice in `EVERY`, -inf where it is not allowed; written from the text."""
-    hot = EVERY.double()
     size = EVERY.sum(1)
+    many = size != p.k[:, None]
+    if p.kind == "independent_set":
+        many = (size > p.k[:, None]) | (size == 0)
+    return of_any_size(p).masked_fill(many, -math.inf)
+
+
+def of_any_size(p: SubsetProblem) -> Tensor:
+    """The same for choices of any number of tokens."""
+    hot = EVERY.double()
     pairwise, unary = p.pairwise.double(), p.unary.double().masked_fill(~p.real, 0)
     both = EVERY[:, :, None] & EVERY[:, None, :] & ~torch.eye(TOKENS, dtype=torch.bool)
     bad = (EVERY[None] & ~p.real[:, None]).any(2) | (p.protected[:, None] & ~EVERY[None]).any(2)
-    bad |= (size != p.k[:, None]) if p.kind != "independent_set" else (size > p.k[:, None]) | (size == 0)
     clean = pairwise.masked_fill(~(p.real[:, :, None] & p.real[:, None, :]), 0)
     rows = None if p.anchors is None else p.anchors.masked_fill(~p.real[:, None, :], math.inf)
     if p.kind == "independent_set":

@@ -34,7 +34,7 @@ class GreedyLogDet(SubsetSolver):
     name: ClassVar[str] = "greedy_log_det"
     source: ClassVar[str] = "Chen, Zhang, Zhou 2018 (NeurIPS), Algorithm 1; CDPruner (NeurIPS 2025)"
     kinds: ClassVar[frozenset[str]] = frozenset({"log_det"})
-    tags: ClassVar[frozenset[str]] = frozenset({"exact_budget", "rows"})
+    tags: ClassVar[frozenset[str]] = frozenset({"exact_budget", "nested", "rows"})
     tolerance: float = param(1e-6, low=0, high=1, doc="relative residual that counts as zero")
 
     @np.errstate(all="ignore")  # as torch is, where numbers overflow

@@ -55,16 +55,24 @@ class CappedSimplex:
         """The shares of the free tokens alone."""
         return CappedSimplex(self.k - self.forced.sum(1), self.free, torch.zeros_like(self.forced))
 
+    def best_first(self, values: Tensor) -> Tensor:
+        """`[B,N]` tokens as a choice takes them: forced ones first, then the largest `values`."""
+        rank = values.masked_fill(~self.real, -math.inf).masked_fill(self.forced, math.inf)
+        return rank.argsort(dim=1, descending=True, stable=True)
+
     def choice(self, values: Tensor) -> Tensor:
         """`[B,N]` bool: the choice of the largest sum of `values` `[B,N]`; of equals the lower index."""
-        rank = values.masked_fill(~self.real, -math.inf).masked_fill(self.forced, math.inf)
-        order = rank.argsort(dim=1, descending=True, stable=True)
+        order = self.best_first(values)
         first = torch.arange(values.shape[1], device=values.device) < self.k[:, None]
         return torch.zeros_like(self.real).scatter(1, order, first)
 
     def most(self, values: Tensor) -> Tensor:
         """`[B]` largest `<values, y>` over all shares y: that of a choice."""
         return values.masked_fill(~self.choice(values), 0).sum(1)
+
+    def most_of_each(self, values: Tensor) -> Tensor:
+        """`[B,N]` the same for every count from 1 to N in the place of k; tokens that are not there add 0."""
+        return values.masked_fill(~self.real, 0).gather(1, self.best_first(values)).cumsum(1)
 
     def centre(self) -> Tensor:
         """The free tokens in equal shares."""

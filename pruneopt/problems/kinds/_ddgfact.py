@@ -31,12 +31,18 @@ class Factor:
     k: Tensor
 
     def tangent(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Value `[B]` of the relaxation at shares `x` `[B,N]`, and its gradient `[B,N]`.
+        """Value `[B]` of the relaxation at shares `x` `[B,N]`, and its gradient `[B,N]`."""
+        values, slope = self.tangents(x)
+        return values.gather(1, self.k[:, None] - 1).squeeze(1), slope
+
+    def tangents(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Minus the sum of the logarithms of the c smallest eigenvalues of L below, `[B,N]` for every count c
+        from 1 to N, and the gradient `[B,N]`.  The entry at k is the value of the relaxation.
 
         The gradient is the diagonal of `A L A^T`, where L has the eigenvalues `1 / lambda_l` and one over the
-        mean of the tail; `<gradient, x> = k`.  Any positive definite L bounds every choice by
-        `<gradient, 1_S> - k - sum of the logarithms of its k smallest eigenvalues`, so truncation and
-        rounding cost tightness only.
+        mean of the tail; `<gradient, x> = k`.  Any positive definite L bounds every choice of c
+        tokens by `<gradient, 1_S> - c - sum of the logarithms of its c smallest eigenvalues`, so truncation
+        and rounding cost tightness only, and the L of one count bounds all others.
         """
         weighed = self.rows.transpose(1, 2) @ (x[:, :, None] * self.rows)
         eigen, basis = torch.linalg.eigh(weighed)
@@ -45,10 +51,10 @@ class Factor:
         above, level = tail_level(eigen, trace, k=self.k)
         head = torch.arange(eigen.shape[1], device=x.device) < above
         levels = torch.where(head, torch.maximum(eigen, level), level)
-        value = levels.log().masked_fill(~head, 0).sum(1)
-        value = value + ((self.k[:, None] - above) * level.log()).squeeze(1)
+        more = level.expand(-1, x.shape[1] - levels.shape[1])
+        values = torch.cat([levels, more], 1).log().cumsum(1)
         slope = ((self.rows @ basis).square() / levels[:, None, :]).sum(2) + self.own / level
-        return value, slope
+        return values, slope
 
 
 def tail_level(eigen: Tensor, trace: Tensor, *, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,7 +88,12 @@ def factorise(kernel: Tensor, simplex: CappedSimplex, *, small: float = 0.01) ->
 
 
 def factorised_bound(kernel: Tensor, simplex: CappedSimplex, *, rounds: int = 20) -> Tensor:
-    """`[B]` float64: no block of `k` tokens of `kernel` `[B,N,N]` has a larger log-determinant, in nats.
+    """`[B]` float64: no block of `k` tokens of `kernel` `[B,N,N]` has a larger log-determinant, in nats."""
+    return factorised_bounds(kernel, simplex, rounds=rounds).gather(1, simplex.k[:, None] - 1).squeeze(1)
+
+
+def factorised_bounds(kernel: Tensor, simplex: CappedSimplex, *, rounds: int = 20) -> Tensor:
+    """`[B,N]` float64: the same for blocks of every size, from shares that move for the bound of `k`.
 
     Every round multiplies shares by a power of the gradient (Silvey, Titterington and Torsney 1978), which
     needs no step size, and certifies; the power 2 is over-relaxed.  Rounds cost O(N R^2 + R^3), R the number
@@ -92,9 +103,10 @@ def factorised_bound(kernel: Tensor, simplex: CappedSimplex, *, rounds: int = 20
     unit = kernel.diagonal(dim1=1, dim2=2).abs().amax(1).clamp_min(1e-300)
     factor = factorise(kernel / unit[:, None, None], simplex)
     x = simplex.centre()
-    best = torch.full_like(unit, torch.inf)
+    best = torch.full_like(x, torch.inf)
+    count = torch.arange(1, x.shape[1] + 1, device=x.device)
     for _ in range(rounds):
-        value, slope = factor.tangent(x)
-        best = torch.minimum(best, value + simplex.most(slope) - simplex.k)
+        values, slope = factor.tangents(x)
+        best = torch.minimum(best, values + simplex.most_of_each(slope) - count)
         x = simplex.scaled(x * slope.square())
-    return best + simplex.k * unit.log() + 1e-12 * (simplex.k + best.abs())
+    return best + count * unit.log()[:, None] + 1e-12 * (count + best.abs())

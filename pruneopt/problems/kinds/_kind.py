@@ -78,6 +78,31 @@ class Kind(ABC):
         """Upper bound `[B]` float64 of the optimum, taken around any choice `keep`, or why there is none."""
         return f"no bound of {self.name} is known"
 
+    def bounds(self, problem: SubsetProblem, keep: Tensor) -> Tensor | str:
+        """The same `[B,N]` for every count: entry k-1 bounds the choices of k tokens.
+
+        Counts that leave out protected tokens or exceed the real ones have no meaning.  Costs N bounds where
+        a kind does not know better.
+        """
+        real, forced = problem.real.sum(1), problem.protected
+        least = torch.ones_like(real) if forced is None else forced.sum(1).clamp_min(1)
+        every: list[Tensor] = []
+        for count in range(1, problem.shape[1] + 1):
+            k = torch.full_like(real, count).maximum(least).minimum(real)
+            found = self.bound(replace(problem, k=k, counts=None), keep)
+            if isinstance(found, str):
+                return found
+            every.append(found)
+        return torch.stack(every, 1)
+
+    def gains(self, problem: SubsetProblem, order: Tensor) -> Tensor:
+        """What each token of `order` `[B,K]` adds to those before it, `[B,K]` float64; NaN where order is -1.
+
+        The first entry is what that token is worth alone.  Offered by kinds for which the gains of a greedy
+        order never rise, so that one price can spend a budget over several problems.
+        """
+        raise NotImplementedError
+
     def swap_gains(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
         """Gain `[B,N,N]` float64 of exchanging chosen token i for token j; -inf where that is not allowed.
 

@@ -20,7 +20,13 @@ PATIENCE = 5  # rounds without gain after which steps are halved
 
 
 def serving_bound(worth: Tensor, first: Tensor, *, simplex: CappedSimplex, rounds: int = 100) -> Tensor:
-    """`[B]` float64: no choice of `k` tokens serves all for more.
+    """`[B]` float64: no choice of `k` tokens serves all for more; parameters as below."""
+    bounds = serving_bounds(worth, first, simplex=simplex, rounds=rounds)
+    return bounds.gather(1, simplex.k[:, None] - 1).squeeze(1)
+
+
+def serving_bounds(worth: Tensor, first: Tensor, *, simplex: CappedSimplex, rounds: int = 100) -> Tensor:
+    """`[B,N]` float64: the same for every count of tokens, from prices that move for the bound of `k`.
 
     Steps aim at the best value of the choices that come up on the way.
 
@@ -30,12 +36,14 @@ def serving_bound(worth: Tensor, first: Tensor, *, simplex: CappedSimplex, round
     first: `[B,R]` first prices, such as what a good choice serves the targets for.
     """
     price, best = first, torch.full_like(first[:, 0], torch.inf)
+    every = torch.full_like(worth[:, 0], torch.inf)
     aim, length, waited = -best, torch.ones_like(best), torch.zeros_like(best)
     there = (worth != 0).any(2)
     for _ in range(rounds):
         gains = (worth - price[:, :, None]).clamp_min(0)
         choice = simplex.choice(gains.sum(1))
-        bound = price.sum(1) + (gains.sum(1) * choice).sum(1)
+        bounds = price.sum(1)[:, None] + simplex.most_of_each(gains.sum(1))
+        every, bound = torch.minimum(every, bounds), bounds.gather(1, simplex.k[:, None] - 1).squeeze(1)
         aim = torch.maximum(aim, worth.masked_fill(~choice[:, None, :], -torch.inf).amax(2).sum(1))
         won = bound < best
         best, waited = torch.where(won, bound, best), torch.where(won, 0, waited + 1)
@@ -45,4 +53,4 @@ def serving_bound(worth: Tensor, first: Tensor, *, simplex: CappedSimplex, round
         slope = (1.0 - times.double()) * there
         step = length * (bound - aim) / slope.square().sum(1).clamp_min(1)
         price = price - step[:, None] * slope
-    return best + 1e-14 * worth.shape[1] * worth.abs().amax(2).sum(1)
+    return every + 1e-14 * worth.shape[1] * worth.abs().amax(2).sum(1)[:, None]

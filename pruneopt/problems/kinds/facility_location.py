@@ -13,7 +13,7 @@ from pruneopt.errors import ProblemError
 from pruneopt.problems.kinds._capped_simplex import CappedSimplex
 from pruneopt.problems.kinds._kind import Kind
 from pruneopt.problems.kinds._program import Program, choosing
-from pruneopt.problems.kinds._serving import serving_bound
+from pruneopt.problems.kinds._serving import serving_bounds
 from pruneopt.problems.kinds._swaps import Swaps, two_best
 from pruneopt.problems.kinds._terms import pair_mask, unary_or
 
@@ -43,10 +43,14 @@ class FacilityLocation(Kind):
         return (best.masked_fill(weight == 0, 0) * weight).sum(1)
 
     def bound(self, problem: SubsetProblem, keep: Tensor) -> Tensor | str:
+        found = self.bounds(problem, keep)
+        return found if isinstance(found, str) else found.gather(1, problem.k[:, None] - 1).squeeze(1)
+
+    def bounds(self, problem: SubsetProblem, keep: Tensor) -> Tensor | str:
         """The Lagrangian bound (see `_serving`), with first prices around `keep`.
 
-        It is never above the trivial bound, nor above that of Leskovec et al. 2007 around `keep`, which is
-        never worse than the 1 - 1/e of greedy.
+        It is never above the trivial bound, nor above that of Leskovec et al. 2007 around `keep`, which for
+        the count of the problem is never worse than the 1 - 1/e of greedy.
         """
         if problem.unary is not None and bool((problem.unary.masked_fill(~problem.real, 0) < 0).any()):
             return "negative weights: the value is not submodular, so gains bound nothing"
@@ -55,7 +59,16 @@ class FacilityLocation(Kind):
         best = worth.masked_fill(~problem.real[:, None, :], -math.inf).amax(2)
         first = worth.masked_fill(~(keep & problem.real)[:, None, :], -math.inf).amax(2)
         first = torch.where(first == -math.inf, best, first)  # nobody is chosen
-        return torch.minimum(best.sum(1), serving_bound(worth, first, simplex=CappedSimplex.of(problem)))
+        bounds = serving_bounds(worth, first, simplex=CappedSimplex.of(problem))
+        return torch.minimum(best.sum(1)[:, None], bounds)
+
+    def gains(self, problem: SubsetProblem, order: Tensor) -> Tensor:
+        gain, weight = served(problem)
+        column = order.clamp_min(0)[:, None, :].expand(-1, gain.shape[1], -1)
+        best = gain.gather(2, column).double().cummax(2).values
+        best = best.diff(dim=2, prepend=torch.zeros_like(best[:, :, :1]))
+        more = (best.masked_fill((weight == 0)[:, :, None], 0) * weight[:, :, None]).sum(1)
+        return more.masked_fill(order < 0, math.nan)
 
     def swaps(self, problem: SubsetProblem, keep: Tensor) -> Swaps:
         return _Servers(problem, keep)

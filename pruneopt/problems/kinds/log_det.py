@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from pruneopt.problems.kinds._capped_simplex import CappedSimplex
-from pruneopt.problems.kinds._ddgfact import factorised_bound
+from pruneopt.problems.kinds._ddgfact import factorised_bound, factorised_bounds
 from pruneopt.problems.kinds._kind import Kind
 from pruneopt.problems.kinds._linx import linx_bound
 from pruneopt.problems.kinds._swaps import Swaps, chosen_first
 from pruneopt.problems.kinds._terms import symmetric_pairwise, unary_or
+from pruneopt.problems.unstored import rows_of
 
 if TYPE_CHECKING:
     from pruneopt.problems.subset import SubsetProblem, Terms
@@ -65,6 +66,27 @@ class LogDet(Kind):
         if len(many):
             bound[many] = torch.minimum(bound[many], linx_bound(kernel[many], simplex.at(many)))
         return bound
+
+    def bounds(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
+        """The smaller of the Hadamard bound and the factorised one, which is made for the count it has."""
+        kernel, simplex = self.kernel(problem), CappedSimplex.of(problem)
+        logs = kernel.diagonal(dim1=1, dim2=2).clamp_min(0).log().masked_fill(~problem.real, -math.inf)
+        hadamard = logs.sort(dim=1, descending=True).values.cumsum(1)
+        return torch.minimum(hadamard, factorised_bounds(kernel, simplex))
+
+    def gains(self, problem: SubsetProblem, order: Tensor) -> Tensor:
+        """Twice the logarithms of the pivots of a Cholesky factor; -inf once a choice is singular."""
+        assert problem.pairwise is not None
+        rows, there = order.clamp_min(0), order >= 0
+        quality = unary_or(problem, 1.0).gather(1, rows)
+        block = rows_of(problem.pairwise).block(rows, rows).double()
+        block = quality[:, :, None] * (block + block.transpose(1, 2)) / 2 * quality[:, None, :]
+        eye = torch.eye(rows.shape[1], dtype=block.dtype, device=block.device)
+        root, fails = torch.linalg.cholesky_ex(torch.where(there[:, :, None] & there[:, None, :], block, eye))
+        singular = torch.arange(1, rows.shape[1] + 1, device=rows.device) >= fails[:, None]
+        gains = 2 * root.diagonal(dim1=1, dim2=2).log()
+        gains = gains.masked_fill(singular & (fails > 0)[:, None], -math.inf)
+        return gains.masked_fill(~there, math.nan)
 
     def swaps(self, problem: SubsetProblem, keep: Tensor) -> Swaps:
         return _Inverse(problem, keep)
