@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 import threading
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
 import pruneopt
+from pruneopt import registry as registry_module
 from pruneopt.errors import RegistryError
 from pruneopt.registry import GROUPS, MOVED, PARTS, Claim, Entry, Registry, built_in, plugged_in, registry
 
@@ -100,7 +102,14 @@ def test_an_own_stale_installation_disputes_nothing(tmp_path: Path, monkeypatch:
     monkeypatch.syspath_prepend(tmp_path)
     claims = plugged_in("costs")
     assert Claim("their_part", "pruneopt_other.x:X", "pruneopt_other 0.0.1") in claims
-    assert "old_part" not in {claim.name for claim in claims}
+    assert "old_part" not in {claim.name for claim in claims} and "their_part" in Registry("costs")
+
+
+def test_a_part_of_no_known_distribution_is_taken_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [EntryPoint(name, f"some:{name}", "pruneopt.costs") for name in ("One", "Two")]
+    monkeypatch.setattr(registry_module, "entry_points", lambda group: points * (group == "pruneopt.costs"))
+    origin = "unknown distribution"
+    assert plugged_in("costs") == [Claim("One", "some:One", origin), Claim("Two", "some:Two", origin)]
 
 
 @pytest.mark.slow

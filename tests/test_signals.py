@@ -52,6 +52,10 @@ def test_layers_may_be_named_after_an_at_sign() -> None:
 
 def test_token_axes_follow_the_documented_shape() -> None:
     assert signal_info("cls_attention").token_dims == (2,)
+    assert signal_info("cls_attention") == SignalInfo(
+        "[B,H,N]", "softmax attention of CLS to each patch, per head", place=Place.ENCODER,
+        made_from=("q", "k"), values=Values.SHARES, attention=Attention.ROW,
+    )  # fmt: skip
     assert signal_info("attention_visual").token_dims == (2, 3)
     assert signal_info("text_features").token_dims == ()
     assert all(info.doc and info.shape.startswith("[B,") for info in SIGNALS.values())

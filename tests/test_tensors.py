@@ -14,6 +14,7 @@ from pruneopt.tensors import (
     places,
     range_per_sample,
     take_rows,
+    unit_rows,
 )
 
 
@@ -29,6 +30,14 @@ def test_a_place_is_the_number_of_real_tokens_before() -> None:
     found = places(mask)
     assert [found[b, n].item() for b, n in mask.nonzero().tolist()] == [0, 1, 2, 0, 1]
     assert found.dtype == torch.int64
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_unit_rows_have_length_one_in_the_finer_type(dtype: torch.dtype) -> None:
+    found = unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0], [5e-7, 0.0]], dtype=dtype))
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    wanted = torch.tensor([[0.6, 0.8], [0.0, 0.0], [1.0, 0.0]], dtype=found.dtype)
+    torch.testing.assert_close(found, wanted)
 
 
 def test_heads_of_a_token_stand_side_by_side() -> None:

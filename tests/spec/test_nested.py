@@ -121,6 +121,8 @@ def test_an_override_of_a_kind_keeps_the_weight_at_every_depth() -> None:
     spec = load_spec(SPEC, ["problem.scores.move.cost.near=central_distance"])
     (near,) = [s for s in spec.stages[0].problem.scores[0].part.cost if s.label == "near"]
     assert (near.part.name, near.weight) == ("central_distance", 0.5)
+    same = load_spec(SPEC, ["problem.scores.move.cost.alike.kernels.k=cosine"])
+    assert same == load_spec(SPEC)  # the same kind keeps its parameters too
     gone = load_spec(SPEC, ["problem.scores.move.kind=random"]).stages[0].problem.scores[0]
     assert gone.part.name == "random" and (gone.weight, gone.normalize) == (-2.0, "minmax")
 

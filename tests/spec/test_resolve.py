@@ -359,6 +359,12 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
         "problem",
     ),
     (
+        put(SPREAD, problem__pairwise__c="text_pivots"),
+        "problem.pairwise.c: text_pivots reaches external points, not tokens; write it under "
+        "problem.anchors, or under problem.cost of facility_location",
+        "problem",
+    ),
+    (
         put(SPREAD, problem__symmetric="max"),
         "problem.symmetric can be mean, got 'max'",
         "problem.symmetric",
