@@ -237,6 +237,27 @@ def traced_by_the_reader() -> AbstractContextManager[Any]:
     return patch(TransportSolution, "certificate", prop)
 
 
+def absent_rows_count() -> AbstractContextManager[Any]:
+    """The first round is stabilised by rows that carry no mass, so that what matters underflows."""
+    real = scaling.Scaled.opening.__func__  # type: ignore[attr-defined]
+
+    def blind(cls: Any, problem: Any, eps: Any) -> Any:
+        everywhere = transport.TransportProblem(problem.cost, problem.a.clamp_min(1e-30), problem.b)
+        return real(cls, everywhere, eps)
+
+    return patch(scaling.Scaled, "opening", classmethod(blind))
+
+
+def potentials_are_rounded() -> AbstractContextManager[Any]:
+    """Potentials lose digits before they meet the cost."""
+    real = scaling.gibbs
+
+    def coarse(problem: Any, f: Any, *, g: Any, eps: Any) -> Any:
+        return real(problem, f.bfloat16().double(), g=g.bfloat16().double(), eps=eps)
+
+    return patch(scaling, "gibbs", coarse)
+
+
 def nan_is_a_success() -> AbstractContextManager[Any]:
     """NaN potentials become 0 before anyone looks."""
     real = TransportSolution.__post_init__
@@ -277,6 +298,8 @@ PLANTED: dict[str, tuple[str, Bug]] = {
         ("uniform_is_exact", roughly_uniform),
         ("assignment_duals_are_relative", absolute_stop),
         ("one_kernel_lasts_to_its_limit", kernel_beyond_float32),
+        ("first_round_is_that_of_the_log_domain", absent_rows_count),
+        ("rounds_in_float32_give_the_plan_of_float64", potentials_are_rounded),
         ("atoms_without_mass", massless_sign),
         ("atoms_without_mass", massless_hosts),
         ("value_of_optima", wrong_envelope_sign),

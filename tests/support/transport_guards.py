@@ -261,6 +261,50 @@ def check_one_kernel_lasts_to_its_limit() -> None:
             torch.testing.assert_close(found.plan.double(), want, rtol=0, atol=3e-5)
 
 
+def check_first_round_is_that_of_the_log_domain() -> None:
+    """The kernel of the first round holds its potentials and its plan, whatever the dtype, scale and masses.
+
+    Few rows at a time give the same bits of the rows as all of them.
+    """
+    for seed, dtype, close in ((0, torch.float32, 2e-6), (1, torch.float64, 1e-12)):
+        for unit, offset, ratio in ((1.0, 0.0, 80), (1e-12, 0.0, 3000), (1e6, 3e6, 100), (1.0, -50.0, 300)):
+            cost, a, b = random_problem(seed, n=23, m=19)
+            cost[:, 4] += 2.0  # a row that is far from everything
+            cost[:, 2] -= 1.0  # one that is close to everything, and not there
+            a, b = a.clone(), b.clone()
+            a[:, 2], b[:, 3] = 0, 0
+            a, b = a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True)
+            problem = TransportProblem.build((cost * unit + offset).to(dtype), a=a, b=b)
+            eps = problem.cost_range().double() / ratio
+            at = scaling.Scaled.opening(problem, eps)
+            empty = torch.full((), -torch.inf, dtype=torch.float64)
+            f = torch.where(problem.a > 0, 0.0, empty)
+            f, g = scaling._log_rounds(problem, eps, f=f, g=torch.zeros_like(b), n=1, omega=torch.ones(2))
+            scale = eps[:, None]
+            for found, want in zip(at.potentials(), (f, g), strict=True):
+                torch.testing.assert_close(found / scale, want / scale, rtol=0, atol=close * ratio)
+            want = scaling.gibbs(problem, f, g=g, eps=eps)
+            torch.testing.assert_close(at.plan(), want, rtol=close * 100, atol=close)
+            with mock.patch.object(scaling, "BLOCK", 40):
+                torch.testing.assert_close(
+                    scaling.Scaled.opening(problem, eps).plan(), want, rtol=close * 100, atol=close
+                )
+                torch.testing.assert_close(scaling.gibbs(problem, f, g=g, eps=eps), want, rtol=0, atol=0)
+
+
+def check_rounds_in_float32_give_the_plan_of_float64() -> None:
+    """After the same rounds from zero, watched or not, to the rounding of the products."""
+    for seed, epsilon in ((0, 0.01), (1, 0.004), (2, 0.05)):
+        cost, a, b = random_problem(seed, batch=3, n=40, m=31)
+        for rounds in (1, 7, 60):
+            with mock.patch.object(scaling, "plain_limit", lambda dtype: 0.0):
+                ours = run("sinkhorn", cost.float(), a.float(), b.float(), epsilon=epsilon, rounds=rounds)
+            exact = run("sinkhorn", cost.float().double(), a, b, epsilon=epsilon, rounds=rounds)
+            distance = (ours.plan.double() - exact.plan).abs().sum((1, 2))
+            assert float(distance.max()) < 2e-6, (epsilon, rounds, distance)
+            assert float(ours.row_error.max()) < 1e-6
+
+
 def check_atoms_without_mass() -> None:
     """They are priced by the other side, with this sign: minus the cheapest way to a target at its price."""
     cost, a, b = random_problem(7, n=6, m=5)

@@ -97,25 +97,19 @@ class Sinkhorn(TransportSolver):
             ended = (Status.ROUNDS_DONE,) * len(eps)
         else:
             state = self._begin(oriented, start, flip=flip)
+            run: dict[str, Any] = {"state": state, "omega": self.omega}
             for i, stage in enumerate(stages):
                 first = start is None and i == 0
-                scaling.iterate(
-                    oriented,
-                    eps * stage,
-                    state=state,
-                    rounds=self.anneal_rounds,
-                    tolerance=None,
-                    omega=self.omega,
-                    first=first,
-                )
-            final: dict[str, Any] = {"state": state, "rounds": self.rounds, "omega": self.omega}
+                few = self.anneal_rounds
+                scaling.iterate(oriented, eps * stage, rounds=few, tolerance=None, first=first, **run)
             if self.tolerance is None and self.rounds <= FEW and problem.cost.is_cuda:
-                scaling.iterate_blindly(oriented, eps, **final)
+                scaling.iterate_blindly(oriented, eps, rounds=self.rounds, **run)
+                plan = scaling.gibbs(oriented, state.f, g=state.g, eps=eps)
             else:
                 first = start is None and not stages
-                scaling.iterate(oriented, eps, tolerance=self.tolerance, first=first, **final)
+                run |= {"rounds": self.rounds, "tolerance": self.tolerance, "first": first}
+                plan = scaling.iterate(oriented, eps, **run)
             f, g, rounds = state.f, state.g, state.rounds
-            plan = scaling.gibbs(oriented, f, g=g, eps=eps)
             ended = self._ended(state)
             stats |= {"kernel_builds": state.rebuilds, "log_rounds": state.log_rounds}
         if flip:
