@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -36,7 +37,7 @@ def check_command(
     from pruneopt.testing.suites import check_part
     from pruneopt.testing.targets import build, find_parts
 
-    params, reasons = _pairs(param, "--param", parse=True), _pairs(expect, "--expect", parse=False)
+    params, reasons = _pairs(param, "--param", read=parse_value), _pairs(expect, "--expect", read=str)
     screen = console()
     good = True
     parts = [part for target in targets for part in find_parts(target)]
@@ -50,13 +51,13 @@ def check_command(
         raise typer.Exit(1)
 
 
-def _pairs(given: list[str] | None, option: str, *, parse: bool) -> dict[str, Any]:
+def _pairs(given: list[str] | None, option: str, *, read: Callable[[str], Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for text in given or []:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise SpecError(f"{option} {text!r} is not of the form NAME=VALUE")
-        out[name] = parse_value(value) if parse else value
+        out[name] = read(value)
     return out
 
 

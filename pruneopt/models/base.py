@@ -48,15 +48,14 @@ class Picture:
     free: Tensor
 
     @classmethod
-    def plain(cls, width: int, height: int, *, frames: int = 1, separate: bool = True) -> Picture:
-        """Raster order over `frames` grids; each frame is a group of its own when `separate`."""
+    def plain(cls, width: int, height: int, *, frames: int = 1) -> Picture:
+        """Raster order over `frames` grids; each frame is a group of its own."""
         index = torch.arange(width * height * frames)
         cell, frame = index % (width * height), index // (width * height)
         xy = torch.stack([cell % width, cell // width], 1)
         grid = torch.tensor([width, height]).expand(len(index), 2)
-        crop = frame if separate else torch.zeros_like(frame)
         free = torch.ones(len(index), dtype=torch.bool)
-        return cls(xy, grid, crop, torch.zeros_like(xy), frame, free)
+        return cls(xy, grid, frame, torch.zeros_like(xy), frame, free)
 
     def __len__(self) -> int:
         return len(self.xy)
@@ -151,9 +150,13 @@ class ModelAdapter(ABC):
         """The vision encoder, for signals of it.  Raises ModelError where the family exposes none."""
         raise ModelError(f"{self.family} exposes no encoder signals")
 
-    def pack(self, signal: Tensor, inputs: Mapping[str, Any], *, video: bool) -> Tensor:
-        """Encoder patches `[crops,P,C]` to visual tokens `[tokens,C]`, as the model packs its features."""
+    def pack(self, signal: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """Encoder patches `[crops,P,C]` of images to visual tokens `[tokens,C]`, as features are packed."""
         return signal.flatten(0, 1)
+
+    def pack_video(self, signal: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """The same for patches of videos; as for images unless a family says otherwise."""
+        return self.pack(signal, inputs)
 
     def take_deepstack(self, kwargs: dict[str, Any]) -> tuple[Tensor, list[Tensor]] | None:
         """Features that the text model adds after its first layers: visual columns `[B,L]`, and per layer

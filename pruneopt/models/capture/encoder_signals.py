@@ -60,22 +60,14 @@ class EncoderCapture:
 
     def _packed(self, values: Sequence[Tensor], inputs: Mapping[str, Any]) -> Tensor:
         """`[crops,P,...]` of each call to `[tokens,...]`, as the model packs its features."""
-        streams = self._streams(inputs, len(values))
-        packed = [
-            self.adapter.pack(value.flatten(2), inputs, video=video)
-            for value, video in zip(values, streams, strict=True)
-        ]
-        return torch.cat(packed).unflatten(1, values[0].shape[2:])
-
-    def _streams(self, inputs: Mapping[str, Any], calls: int) -> list[bool]:
-        """Which calls of the encoder were videos: models encode images first."""
-        kinds = [False] * (inputs.get("pixel_values") is not None)
-        kinds += [True] * (inputs.get("pixel_values_videos") is not None)
-        if len(kinds) != calls:
+        packs = {"pixel_values": self.adapter.pack, "pixel_values_videos": self.adapter.pack_video}
+        given = [pack for name, pack in packs.items() if inputs.get(name) is not None]  # images come first
+        if len(given) != len(values):
             raise ModelError(
-                f"the vision encoder ran {calls} times for {len(kinds)} inputs; cannot tell which"
+                f"the vision encoder ran {len(values)} times for {len(given)} inputs; cannot tell which"
             )
-        return kinds
+        packed = [pack(value.flatten(2), inputs) for pack, value in zip(given, values, strict=True)]
+        return torch.cat(packed).unflatten(1, values[0].shape[2:])
 
     def crops(self, inputs: Mapping[str, Any], prompt: Prompt) -> Tensor | None:
         """`[B',N]`: which crop of the encoder's output each token came from; None when nobody asks."""

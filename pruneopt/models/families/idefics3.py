@@ -43,7 +43,7 @@ class Idefics3Adapter(ModelAdapter):
         height, width = (int(size) // patch // self.merge for size in pixels.shape[-2:])
         return [Picture.plain(width, height)] * real, []
 
-    def pack(self, signal: Tensor, inputs: Mapping[str, Any], *, video: bool) -> Tensor:
+    def pack(self, signal: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         mask = inputs.get("pixel_attention_mask")
         pixels = inputs["pixel_values"]
         if mask is not None:

@@ -37,7 +37,7 @@ class InternVLAdapter(ModelAdapter):
         side = self.side // self.merge
         return [Picture.plain(side, side)] * int(inputs["pixel_values"].shape[0]), []
 
-    def pack(self, signal: Tensor, inputs: Mapping[str, Any], *, video: bool) -> Tensor:
+    def pack(self, signal: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         if signal.shape[1] != self.side**2:  # the projector already sees shuffled patches
             return signal.flatten(0, 1)
         maps = signal.unflatten(1, (self.side, self.side)).contiguous()

@@ -55,7 +55,7 @@ class LlavaAdapter(ModelAdapter):
             picture = picture.separated(torch.arange(-1, len(picture)))
         return [picture] * int(inputs["pixel_values"].shape[0]), []
 
-    def pack(self, signal: Tensor, inputs: Mapping[str, Any], *, video: bool) -> Tensor:
+    def pack(self, signal: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         return self.padded(signal).flatten(0, 1)
 
     def padded(self, signal: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class LlavaNextAdapter(LlavaAdapter):
         )
         return list(found)
 
-    def pack(self, signal: Tensor, inputs: Mapping[str, Any], *, video: bool) -> Tensor:
+    def pack(self, signal: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         return torch.cat(self.packed(list(torch.split(signal, self.crops(inputs))), inputs))
 
     def pictures(self, inputs: Mapping[str, Any]) -> tuple[list[Picture], list[Picture]]:

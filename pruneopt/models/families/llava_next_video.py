@@ -31,9 +31,7 @@ class LlavaNextVideoAdapter(LlavaNextAdapter):
         side = self.side // int(self.config.spatial_pool_stride)
         return images, [Picture.plain(side, side, frames=int(videos.shape[1]))] * int(videos.shape[0])
 
-    def pack(self, signal: Tensor, inputs: Mapping[str, Any], *, video: bool) -> Tensor:
-        if not video:
-            return super().pack(signal, inputs, video=video)
+    def pack_video(self, signal: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         if signal.shape[1] != self.side**2:  # the projector already sees pooled frames
             return signal.flatten(0, 1)
         maps = signal.transpose(1, 2).unflatten(2, (self.side, self.side))

@@ -41,9 +41,7 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
         )
         return list(found)
 
-    def pack(self, signal: Tensor, inputs: Mapping[str, Any], *, video: bool) -> Tensor:
-        if not video:
-            return super().pack(signal, inputs, video=video)
+    def pack_video(self, signal: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         videos = int(inputs["pixel_values_videos"].shape[0])
         pooled = self.base.apply_pooling(signal).reshape(videos, -1, signal.shape[2])
         newline = pooled.new_zeros(videos, 1, signal.shape[2])

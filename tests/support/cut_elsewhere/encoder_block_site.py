@@ -126,4 +126,4 @@ class EncoderBlockSite(Site):
 
     def _tokens(self, values: Tensor, run: Prefill) -> Tensor:
         """Patch values `[crops,P]` in the order of the packed tokens, zero where a token is no patch."""
-        return self.adapter.pack(values[:, :, None].double(), run.sources.inputs, video=False)[:, 0]
+        return self.adapter.pack(values[:, :, None].double(), run.sources.inputs)[:, 0]
