@@ -17,7 +17,6 @@ from pruneopt.cli.catalogue import console
 from pruneopt.cli.options import Asked, Machine, Method, Overrides, grouped
 from pruneopt.lab.progress import progress
 from pruneopt.lab.records import prepare_folder
-from pruneopt.lab.statistics import mean_and_spread, paired, share
 from pruneopt.show.compare import Comparison, compare
 from pruneopt.show.images import open_image
 from pruneopt.show.picture import save_overlay
@@ -120,43 +119,26 @@ def controls(spec: Spec, kept: int) -> dict[str, Spec]:
     place = {"insertion": last.insertion.to_spec(), "positions": spec.positions_at(last)}
     budget = {"keep": kept if kept > 1 else 1e-9, "scope": "sample"}
     base = {**place, "budget": budget, "solver": "stable_top_k"}
-    found = {
-        f"random {seed}": load_spec(
-            {
-                **base,
-                "name": "random",
-                "problem": {"kind": "top_k", "scores": {"r": {"kind": "random", "seed": seed}}},
-            }
-        )
-        for seed in _RANDOM_SEEDS
+    scores: dict[str, Any] = {f"random choice seed {n}": {"kind": "random", "seed": n} for n in _RANDOM_SEEDS}
+    scores["uniform grid"] = {"kind": "uniform_grid"}
+    return {
+        label: load_spec({**base, "name": label, "problem": {"kind": "top_k", "scores": {"it": score}}})
+        for label, score in scores.items()
     }
-    grid = {"kind": "top_k", "scores": {"grid": {"kind": "uniform_grid"}}}
-    return {**found, "uniform grid": load_spec({**base, "name": "uniform_grid", "problem": grid})}
 
 
 def _accuracy(model: Any, processor: Any, *, spec: Spec, chosen: Sequence[Any], show: Any) -> None:
+    from pruneopt.lab import tables
     from pruneopt.lab.accuracy.answer import answer
+    from pruneopt.lab.accuracy.table import HEADER, compared
 
     with progress(show, "questions", total=len(chosen) * 8) as step:
         ask = partial(answer, model, processor, questions=chosen, on_batch=step)
         dense, ours = ask(), ask(spec=spec)
         kept = round(sum(o.kept or 0 for o in ours) / len(ours))
         others = {name: ask(spec=other) for name, other in controls(spec, kept).items()}
-    truth = [o.right for o in dense]
-    table = Table(
-        "method", "kept", "accuracy %, 95 % interval", "against dense, paired",
-        title=f"{len(chosen)} questions of the embedded set, controls at the same count",
-    )  # fmt: skip
-    table.add_row("dense", "all", str(share(truth)), "")
-    random = [[o.right for o in rows] for name, rows in others.items() if name.startswith("random")]
-    right = [o.right for o in ours]
-    table.add_row(spec.name, str(kept), str(share(right)), str(paired(right, truth)))
-    pooled = [value for rows in random for value in rows]
-    mean, deviation = mean_and_spread([sum(rows) / len(rows) for rows in random])
-    table.add_row(
-        f"random, {len(random)} seeds", str(kept),
-        f"{100 * mean:.1f} +- {100 * deviation:.1f} over seeds", str(paired(pooled, truth * len(random))),
-    )  # fmt: skip
-    grid = [o.right for o in others["uniform grid"]]
-    table.add_row("uniform grid", str(kept), str(share(grid)), str(paired(grid, truth)))
-    show.print(table)
+    said = {"dense": dense, spec.name: ours, **others}
+    rights = {name: [outcome.right for outcome in outcomes] for name, outcomes in said.items()}
+    rows = compared(rights, dict.fromkeys(said, kept))
+    title = f"{len(chosen)} questions of the embedded set, percent; controls at the same count"
+    show.print(tables.Table(HEADER, rows, title).drawn())

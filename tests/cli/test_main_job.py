@@ -36,7 +36,7 @@ def test_the_demo_shows_everything_it_promises(tmp_path: Path) -> None:
         "bound",
     ):
         assert words in out, words
-    for words in ("random, 5 seeds", "uniform grid", "16 questions"):
+    for words in ("random choice", "over 5 seeds", "uniform grid", "16 questions"):
         assert words in out, words
     saved = re.search(r"picture of the kept tokens: (\S+\.png)", out)
     assert saved is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pruneopt.errors import InputError
@@ -10,6 +11,7 @@ from pruneopt.lab.statistics import mean_and_spread, paired, share
 from pruneopt.lab.tables import Piece, Table
 
 HOME = "accuracy"
+HEADER = ("method", "tokens kept", "accuracy", "against dense")
 
 
 def tables(out: Path) -> list[Piece]:
@@ -27,9 +29,27 @@ def tables(out: Path) -> list[Piece]:
         raise InputError(f"{str(out)!r} mixes question sets; keep one")
     rights = {run.record["label"]: [s["right"] for s in run.samples] for run in runs}
     kept = {run.record["label"]: run.record["kept_mean"] for run in runs}
-    dense = rights.pop("dense")
+    return [
+        Table(HEADER, compared(rights, kept)),
+        f"{len(rights['dense'])} questions; accuracy in percent with 95 percent Wilson interval; difference "
+        "paired.",
+    ]
+
+
+def compared(rights: Mapping[str, Sequence[bool]], kept: Mapping[str, float | None]) -> list[list[str]]:
+    """Rows of `HEADER`, one a method, `dense` first, then by tokens kept and accuracy.
+
+    Parameters
+    ----------
+    rights
+        Whether each question was answered right, by label, `dense` among them; those that end in `seed N`
+        are pooled.
+    kept
+        Tokens kept, by label.
+    """
+    dense = list(rights["dense"])
     groups: dict[str, list[str]] = {}
-    for label in rights:
+    for label in (label for label in rights if label != "dense"):
         groups.setdefault(label.partition(" seed ")[0], []).append(label)
     rows = [["dense", "all", str(share(dense)), ""]]
 
@@ -45,7 +65,4 @@ def tables(out: Path) -> list[Piece]:
         else:
             shown = str(share(pooled))
         rows.append([name, f"{kept[labels[0]]:g}", shown, str(paired(pooled, dense * len(labels)))])
-    return [
-        Table(("method", "tokens kept", "accuracy", "against dense"), rows),
-        f"{len(dense)} questions; accuracy in percent with 95 percent Wilson interval; difference paired.",
-    ]
+    return rows
