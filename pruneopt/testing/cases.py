@@ -159,6 +159,20 @@ def transport(
     return TransportProblem.build(cost.to(dtype), a=a.to(dtype), b=b.to(dtype))
 
 
+def ragged(
+    problem: TransportProblem, sizes: Sequence[int]
+) -> tuple[TransportProblem, list[TransportProblem]]:
+    """A square problem with so many atoms per sample and padding behind, and each of its samples alone."""
+    mask = torch.arange(problem.cost.shape[1]) < torch.tensor(sizes)[:, None]
+    a, b = problem.a * mask, problem.b * mask
+    a, b = a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True)
+    alone = [
+        TransportProblem.build(problem.cost[i : i + 1, :n, :n], a=a[i : i + 1, :n], b=b[i : i + 1, :n])
+        for i, n in enumerate(sizes)
+    ]
+    return TransportProblem.build(problem.cost, a=a, b=b, row_mask=mask, col_mask=mask), alone
+
+
 def transport_optimum(problem: TransportProblem) -> Tensor:
     """`[B]` float64 optimum by a linear program (HiGHS through SciPy): the witness."""
 

@@ -22,7 +22,7 @@ class Check:
     """One conformance check: `run(part)` returns or raises."""
 
     name: str
-    run: Callable[[Any], None]
+    run: Callable[..., None]
 
     def __call__(self, part: Checked) -> None:
         """Run on `part`. Raises CheckFailure, also for anything unexpected that the part raises."""
@@ -36,10 +36,11 @@ class Check:
             ) from error
 
 
-def checks_of(functions: Iterable[Callable[[Any], None]]) -> Iterator[Check]:
-    """A check of each function, called as the function is."""
-    for function in functions:
-        yield Check(function.__name__, function)
+def checks_that(apply: Mapping[Callable[..., None], object]) -> Iterator[Check]:
+    """A check of each function that says of itself that it applies, called as the function is."""
+    for function, applies in apply.items():
+        if applies:
+            yield Check(function.__name__, function)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pruneopt.problems.kinds._swaps import dense_gains
 from pruneopt.problems.subset import SubsetProblem
 from pruneopt.registry import registry
 from pruneopt.testing import cases
-from pruneopt.testing.core import Check, require
+from pruneopt.testing.core import Check, checks_that, require
 from pruneopt.testing.purity import require_pure, tensors_in
 from pruneopt.testing.subset_choices import tokens_of
 
@@ -281,21 +281,21 @@ def kind_checks(kind: Kind, witness: Witness | None = None) -> Iterator[Check]:
 
     `witness(problem, sample, chosen)` is a second opinion on values, such as loops over Python numbers.
     """
-    checks: list[Callable[[Any], None]] = [
-        check_declared,
-        check_draw,
-        check_values,
-        check_padding,
-        check_token_order,
-        check_bound,
-        check_scaled,
-        check_problem_pure,
-    ]
-    checks += [check_swap_gains] if _swappable(kind) else []
-    checks += [check_swaps] if kind.offers("swaps") else []
-    checks += [check_model] if kind.offers("linear") or kind.offers("levels") else []
-    for check in checks:
-        yield Check(check.__name__, partial(_lent, check))
+    applies = {
+        check_declared: True,
+        check_draw: True,
+        check_values: True,
+        check_padding: True,
+        check_token_order: True,
+        check_bound: True,
+        check_scaled: True,
+        check_problem_pure: True,
+        check_swap_gains: _swappable(kind),
+        check_swaps: kind.offers("swaps"),
+        check_model: kind.offers("linear") or kind.offers("levels"),
+    }
+    for check in checks_that(applies):
+        yield replace(check, run=partial(_lent, check.run))
     if witness is not None:
         yield Check("check_witness", partial(_lent, partial(check_witness, witness=witness)))
 

@@ -14,7 +14,7 @@ from pruneopt.parts import Readout, TransportSolver
 from pruneopt.problems.transport import TransportProblem
 from pruneopt.testing import cases
 from pruneopt.testing.calls import agree
-from pruneopt.testing.core import Check, CheckFailure, changed, checks_of, require
+from pruneopt.testing.core import Check, CheckFailure, changed, checks_that, require
 from pruneopt.testing.part_checks import part_checks
 from pruneopt.testing.purity import require_own_generator, require_pure, tensors_in
 
@@ -112,17 +112,11 @@ def check_permutation(readout: Readout) -> None:
 
 def check_batch(readout: Readout) -> None:
     """A problem gives in a ragged batch what it gives alone."""
-    problem = cases.transport(seed=5)
-    mask = torch.arange(12) < torch.tensor([12, 8])[:, None]
-    a, b = problem.a * mask, problem.b * mask
-    a, b = a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True)
-    ragged = TransportProblem.build(problem.cost, a=a, b=b, row_mask=mask, col_mask=mask)
-    for i, n in enumerate((12, 8)):
-        part = slice(i, i + 1)
-        single = TransportProblem.build(problem.cost[part, :n, :n], a=a[part, :n], b=b[part, :n])
+    ragged, singles = cases.ragged(cases.transport(seed=5), (12, 8))
+    for i, single in enumerate(singles):
         for solver, out in _reads(readout, ragged):
             alone = readout(single, solver.solve(single))
-            same = agree(out[part, :n], alone) < 1e-3
+            same = agree(out[i : i + 1, : alone.shape[1]], alone) < 1e-3
             require(same, f"a sample of a ragged batch differs from itself alone after {solver.name}")
 
 
@@ -157,15 +151,14 @@ def check_refusal_is_named(readout: Readout) -> None:
 def readout_checks(readout: Readout) -> Iterator[Check]:
     """Checks of a readout."""
     yield from part_checks(readout)
-    chosen = [
-        check_shape_and_dtype,
-        check_cost_blindness_declared,
-        check_permutation,
-        check_batch,
-        check_inputs_pure,
-        check_global_rng,
-        check_refusal_is_named,
-    ]
-    if "reads_shape" not in readout.tags:
-        chosen.append(check_cheaper_token_gains)
-    yield from checks_of(chosen)
+    applies = {
+        check_shape_and_dtype: True,
+        check_cost_blindness_declared: True,
+        check_permutation: True,
+        check_batch: True,
+        check_inputs_pure: True,
+        check_global_rng: True,
+        check_refusal_is_named: True,
+        check_cheaper_token_gains: "reads_shape" not in readout.tags,
+    }
+    yield from checks_that(applies)

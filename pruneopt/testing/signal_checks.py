@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruneopt.errors import PruneoptError
-from pruneopt.parts import CostTerm, Kernel, Marginal, Part, Score
+from pruneopt.parts import CostTerm, Kernel, Marginal, Part
 from pruneopt.signals import Signals, Values, signal_info
 from pruneopt.testing import cases
 from pruneopt.testing.calls import agree, call, layout, real_entries, token_axes
-from pruneopt.testing.core import Check, CheckFailure, changed, checks_of, require
+from pruneopt.testing.core import Check, CheckFailure, changed, checks_that, require
 from pruneopt.testing.invariance_checks import (
     check_batch_invariance,
     check_padding_anywhere,
@@ -322,43 +322,30 @@ def check_marginal_sums_to_one(part: Part) -> None:
 
 def signal_checks(part: Part) -> Iterator[Check]:
     """Checks of a cost term, score, kernel or marginal, according to its tags."""
+    tags = part.all_tags
+    alike = isinstance(part, Kernel) or {"symmetric", "zero_diagonal"} <= tags
     yield from part_checks(part)
-    chosen = [
-        check_reads_only_needs,
-        check_shapes,
-        check_output_dtype,
-        check_half_precision_ranks_alike,
-        check_finite_on_hard_input,
-        check_nan_is_flagged,
-        check_padding_invariance,
-        check_inputs_pure,
-        check_global_rng,
-        check_memory_order,
-    ]
-    if "across_batch" not in part.all_tags:
-        chosen.append(check_batch_invariance)
-    if "stochastic" not in part.all_tags:
-        chosen.append(check_padding_anywhere)
-    if not part.all_tags & {"stochastic", "uses_order"}:
-        chosen.append(check_permutation)
-    if "stochastic" in part.tags:
-        chosen.append(check_seed_is_used)
-    if "host" not in part.all_tags:
-        chosen.append(check_no_host_sync)
-    if _declared(part) & set(_RANGES):
-        chosen.append(check_declared_range)
-    if part.all_tags & {"scale_free", "homogeneous"}:
-        chosen.append(check_declared_scale)
-    alike = isinstance(part, Kernel) or {"symmetric", "zero_diagonal"} <= part.all_tags
-    if alike and "uses_positions" not in part.all_tags:
-        chosen.append(check_duplicates_are_alike)
-    if "differentiable" in part.all_tags:
-        chosen.append(check_gradient)
-    if hasattr(part, "sign_case"):
-        chosen.append(check_sign_case)
-    if isinstance(part, Marginal):
-        chosen.append(check_marginal_sums_to_one)
-    yield from checks_of(chosen)
-
-
-SIGNAL_PARTS = (CostTerm, Score, Kernel, Marginal)
+    applies = {
+        check_reads_only_needs: True,
+        check_shapes: True,
+        check_output_dtype: True,
+        check_half_precision_ranks_alike: True,
+        check_finite_on_hard_input: True,
+        check_nan_is_flagged: True,
+        check_padding_invariance: True,
+        check_inputs_pure: True,
+        check_global_rng: True,
+        check_memory_order: True,
+        check_batch_invariance: "across_batch" not in tags,
+        check_padding_anywhere: "stochastic" not in tags,
+        check_permutation: not tags & {"stochastic", "uses_order"},
+        check_seed_is_used: "stochastic" in part.tags,
+        check_no_host_sync: "host" not in tags,
+        check_declared_range: _declared(part) & set(_RANGES),
+        check_declared_scale: tags & {"scale_free", "homogeneous"},
+        check_duplicates_are_alike: alike and "uses_positions" not in tags,
+        check_gradient: "differentiable" in tags,
+        check_sign_case: hasattr(part, "sign_case"),
+        check_marginal_sums_to_one: isinstance(part, Marginal),
+    }
+    yield from checks_that(applies)

@@ -16,7 +16,7 @@ from pruneopt.problems.transport import TransportProblem
 from pruneopt.signals import Signals
 from pruneopt.testing import cases
 from pruneopt.testing.calls import agree
-from pruneopt.testing.core import Check, checks_of, require
+from pruneopt.testing.core import Check, checks_that, require
 from pruneopt.testing.part_checks import part_checks
 from pruneopt.testing.purity import require_own_generator, require_pure, tensors_in
 
@@ -121,32 +121,35 @@ def check_step_batch(step: Step) -> None:
     signals = cases.make_signals(step.needs, lengths=(12, 6))
     out = apply(step, selection_on(signals), signals=signals)
     for b in range(2):
-        single = cases.sample_alone(signals, b)
-        full = selection_on(signals)
-        n = single.tokens
-        assert full.importance is not None
-        alone = selection_on(single, order=None) if n == signals.tokens else _restricted(single, full, b=b)
-        after = apply(step, alone, signals=single)
-        require(
-            torch.equal(after.keep[0], out.keep[b, :n]),
-            f"sample {b} of a ragged batch keeps other tokens than alone",
-        )
-        if out.merge is not None:
-            assert after.merge is not None
-            rows = agree(after.merge[0][after.keep[0]], out.merge[b, :n, :n][after.keep[0]])
-            require(rows < 1e-4, f"sample {b} of a ragged batch is merged differently than alone")
+        after = _alone(step, signals, whole=selection_on(signals), b=b)
+        here = torch.arange(after.keep.shape[1])
+        _require_alike(out, after, b=b, here=here, where=f"sample {b} of a ragged batch")
     dirty = cases.garbage_in_padding(signals)
     again = apply(step, selection_on(dirty), signals=dirty)
     require(torch.equal(again.keep, out.keep), "values at padded tokens change what is kept")
 
 
-def _restricted(single: Signals, full: Selection, *, b: int) -> Selection:
-    assert full.importance is not None and full.counts is not None
-    n = single.tokens
-    group = full.solution.problem.group  # type: ignore[union-attr]
-    return _selected(
-        single, full.importance[b : b + 1, :n], group=group[b : b + 1, :n], counts=(full.counts[b],)
-    )
+def _alone(step: Step, signals: Signals, *, whole: Selection, b: int) -> Selection:
+    """What a step makes of sample b without the others, from its part of the selection `whole`."""
+    assert whole.importance is not None and whole.counts is not None
+    single = cases.sample_alone(signals, b)
+    score, group = (t[b : b + 1, : single.tokens] for t in (whole.importance, _group(whole)))
+    return apply(step, _selected(single, score, group=group, counts=(whole.counts[b],)), signals=single)
+
+
+def _group(selection: Selection) -> Tensor:
+    return selection.solution.problem.group  # type: ignore[union-attr, return-value]
+
+
+def _require_alike(out: Selection, alone: Selection, *, b: int, here: Tensor, where: str) -> None:
+    """Fail unless sample b of `out` is at its tokens `here` what it is alone."""
+    same = torch.equal(out.keep[b, here], alone.keep[0])
+    require(same, f"{where} keeps other tokens than alone; mind signals.mask")
+    if out.merge is not None and alone.merge is not None:
+        rows = out.merge[b][here][:, here][alone.keep[0]]
+        require(
+            agree(rows, alone.merge[0][alone.keep[0]]) < 1e-4, f"{where} is merged differently than alone"
+        )
 
 
 def check_step_padding(step: Step) -> None:
@@ -154,23 +157,17 @@ def check_step_padding(step: Step) -> None:
     signals = cases.make_signals(step.needs, tokens=14, lengths=(12, 6))
     whole = selection_on(signals)
     assert whole.importance is not None and whole.counts is not None
-    group = whole.solution.problem.group  # type: ignore[union-attr]
     for fill in cases.FILLS:
         moved, old = cases.spread(signals, fill)
-        score = cases.fill_out(whole.importance.gather(1, old.clamp_min(0)), moved.mask, fill=fill)
-        before = _selected(moved, score, group=group.gather(1, old.clamp_min(0)), counts=whole.counts)
+        place = old.clamp_min(0)
+        score = cases.fill_out(whole.importance.gather(1, place), moved.mask, fill=fill)
+        before = _selected(moved, score, group=_group(whole).gather(1, place), counts=whole.counts)
         out = apply(step, before, signals=moved)
+        where = f"a sample with padding between its tokens, {fill} all real values,"
+        require(not (out.keep & ~moved.mask).any(), f"{where} keeps padding; mind signals.mask")
         for b in range(2):
-            single = cases.sample_alone(signals, b)
-            after = apply(step, _restricted(single, whole, b=b), signals=single)
             here = (old[b] >= 0).nonzero().squeeze(1)
-            where = f"a sample with padding between its tokens, {fill} all real values"
-            same = torch.equal(out.keep[b, here], after.keep[0]) and not bool((out.keep & ~moved.mask).any())
-            require(same, f"{where} keeps other tokens than alone; mind signals.mask")
-            if out.merge is None or after.merge is None:
-                continue
-            rows = out.merge[b][here][:, here][after.keep[0]]
-            require(agree(rows, after.merge[0][after.keep[0]]) < 1e-4, f"{where} is merged differently")
+            _require_alike(out, _alone(step, signals, whole=whole, b=b), b=b, here=here, where=where)
 
 
 def check_step_pure(step: Step) -> None:
@@ -208,12 +205,16 @@ def check_step_permutation(step: Step) -> None:
 def step_checks(step: Step) -> Iterator[Check]:
     """Checks of a post-step."""
     yield from part_checks(step)
-    chosen = [check_selection_is_sound, check_count_agrees, check_step_pure, check_step_rng]
-    if "across_batch" not in step.tags:
-        chosen += [check_step_batch, check_step_padding]
-    if "uses_order" not in step.tags:
-        chosen.append(check_step_permutation)
-    yield from checks_of(chosen)
+    applies = {
+        check_selection_is_sound: True,
+        check_count_agrees: True,
+        check_step_pure: True,
+        check_step_rng: True,
+        check_step_batch: "across_batch" not in step.tags,
+        check_step_padding: "across_batch" not in step.tags,
+        check_step_permutation: "uses_order" not in step.tags,
+    }
+    yield from checks_that(applies)
 
 
 def check_counts_in_range(rule: BudgetRule) -> None:
@@ -272,5 +273,9 @@ def check_rule_pure(rule: BudgetRule) -> None:
 def budget_checks(rule: BudgetRule) -> Iterator[Check]:
     """Checks of a budget rule."""
     yield from part_checks(rule)
-    alone = () if "across_batch" in rule.all_tags else (check_rule_batch,)
-    yield from checks_of((check_counts_in_range, *alone, check_rule_pure))
+    applies = {
+        check_counts_in_range: True,
+        check_rule_batch: "across_batch" not in rule.all_tags,
+        check_rule_pure: True,
+    }
+    yield from checks_that(applies)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 from pruneopt.errors import ProblemError
@@ -10,7 +11,7 @@ from pruneopt.parts import SubsetSolver
 from pruneopt.problems.kinds import all_kinds
 from pruneopt.problems.solution import Status, SubsetSolution
 from pruneopt.testing import cases
-from pruneopt.testing.core import Check, CheckFailure, require
+from pruneopt.testing.core import Check, CheckFailure, checks_that, require
 from pruneopt.testing.part_checks import part_checks
 from pruneopt.testing.subset_choices import count_holds, size
 from pruneopt.testing.subset_optimum import (
@@ -82,40 +83,35 @@ def check_fields(solver: SubsetSolver, kind: str) -> None:
 
 def subset_checks(solver: SubsetSolver) -> Iterator[Check]:
     """Checks of a subset solver, according to its tags."""
+    tags = solver.tags
+    steady = "chaotic" not in tags
     yield from part_checks(solver)
-    yield Check(check_kinds.__name__, check_kinds)
-    tagged = {
-        "exact": check_optimal,
-        "factor_two_on_metrics": check_half_of_optimum,
-        "submodular_greedy": check_submodular_bound,
-        "nested": check_nested,
-        "time_limit": check_time_limit,
+    yield from checks_that({check_kinds: True})
+    applies = {
+        check_exact_budget: True,
+        check_protected: True,
+        check_fields: True,
+        check_below_bound: True,
+        check_inputs_pure: True,
+        check_global_rng: True,
+        check_degenerate: True,
+        check_batch: steady,
+        check_dtype: steady,
+        check_permutation: steady and "uses_order" not in tags,
+        check_ties: steady and not tags & {"uses_order", "exact"},
+        check_beats_random: "cost_blind" not in tags,
+        check_optimal: "exact" in tags,
+        check_half_of_optimum: "factor_two_on_metrics" in tags,
+        check_submodular_bound: "submodular_greedy" in tags,
+        check_nested: "nested" in tags,
+        check_time_limit: "time_limit" in tags,
+        check_scale: steady,
     }
-    chosen = [
-        check_exact_budget,
-        check_protected,
-        check_fields,
-        check_below_bound,
-        check_inputs_pure,
-        check_global_rng,
-        check_degenerate,
-    ]
-    if "chaotic" not in solver.tags:
-        chosen += [check_batch, check_dtype]
-        if "uses_order" not in solver.tags:
-            chosen.append(check_permutation)
-        if not solver.tags & {"uses_order", "exact"}:
-            chosen.append(check_ties)
-    if "cost_blind" not in solver.tags:
-        chosen.append(check_beats_random)
-    chosen += [function for tag, function in tagged.items() if tag in solver.tags]
-    if "chaotic" not in solver.tags:
-        chosen.append(check_scale)
-    for function in chosen:
-        yield Check(function.__name__, partial(_for_each_kind, function))
+    for check in checks_that(applies):
+        yield replace(check, run=partial(_for_each_kind, check.run))
 
 
-def _for_each_kind(check: Callable[[SubsetSolver, str], None], solver: SubsetSolver) -> None:
+def _for_each_kind(check: Callable[..., None], solver: SubsetSolver) -> None:
     """Run a check on every kind that a solver declares; a failure says on which."""
     for kind in sorted(solver.kinds):
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pruneopt.errors import PruneoptError, SpecError
@@ -43,23 +43,23 @@ _SUITES: tuple[tuple[type[Checked], str, Any], ...] = (
 )
 
 
-def kind_of(part: Checked) -> str:
-    """What a part is, in words. Raises PruneoptError for something that is no known kind of part."""
-    for base, kind, _ in _SUITES:
+def _suite(part: Checked) -> tuple[str, Callable[[Any], Iterator[Check]]]:
+    for base, kind, checks in _SUITES:
         if isinstance(part, base):
-            return kind
+            return kind, checks
     raise PruneoptError(
         f"{type(part).__name__} is no kind of part that pruneopt checks; subclass one of pruneopt.parts"
     )
 
 
+def kind_of(part: Checked) -> str:
+    """What a part is, in words. Raises PruneoptError for something that is no known kind of part."""
+    return _suite(part)[0]
+
+
 def checks_for(part: Checked) -> Iterator[Check]:
-    """All checks that apply to a part, by its kind and tags."""
-    for base, _, generator in _SUITES:
-        if isinstance(part, base):
-            yield from generator(part)
-            return
-    kind_of(part)
+    """All checks that apply to a part, by its kind and tags. Raises PruneoptError as `kind_of` does."""
+    return _suite(part)[1](part)
 
 
 def check_part(
@@ -79,12 +79,9 @@ def check_part(
     on_fail: `"raise"` raises CheckFailure listing all failures; `"report"` only returns the verdict.
     """
     part = built(part)
-    return _judged(
-        run_checks(
-            part, kind_of(part), checks=checks_for(part), expected_failures=expected_failures, strict=strict
-        ),
-        on_fail,
-    )
+    kind, checks = _suite(part)
+    verdict = run_checks(part, kind, checks=checks(part), expected_failures=expected_failures, strict=strict)
+    return _judged(verdict, on_fail)
 
 
 def _judged(verdict: Verdict, on_fail: str) -> Verdict:
@@ -109,10 +106,10 @@ def built(part: Checked | type[Checked]) -> Checked:
         ) from error
 
 
-def _entry(base: type[Checked], words: str) -> Any:
+def _entry(words: str, *bases: type[Checked]) -> Any:
     def check(part: Any, **options: Any) -> Verdict:
         part = built(part)
-        if not isinstance(part, base):
+        if not isinstance(part, bases):
             raise PruneoptError(f"{part!r} is no {words}")
         return check_part(part, **options)
 
@@ -120,21 +117,14 @@ def _entry(base: type[Checked], words: str) -> Any:
     return check
 
 
-check_cost_term = _entry(CostTerm, "cost term")
-check_score = _entry(Score, "score")
-check_kernel = _entry(Kernel, "kernel")
-check_marginal = _entry(Marginal, "marginal")
-check_readout = _entry(Readout, "readout")
-check_step = _entry(Step, "step")
-check_budget_rule = _entry(BudgetRule, "budget rule")
-
-
-def check_solver(part: TransportSolver | SubsetSolver | type, **options: Any) -> Verdict:
-    """Check a transport or subset solver; see `check_part` for the options."""
-    solver = built(part)
-    if not isinstance(solver, (TransportSolver, SubsetSolver)):
-        raise PruneoptError(f"{solver!r} is no solver")
-    return check_part(solver, **options)
+check_cost_term = _entry("cost term", CostTerm)
+check_score = _entry("score", Score)
+check_kernel = _entry("kernel", Kernel)
+check_marginal = _entry("marginal", Marginal)
+check_readout = _entry("readout", Readout)
+check_step = _entry("step", Step)
+check_budget_rule = _entry("budget rule", BudgetRule)
+check_solver = _entry("solver", TransportSolver, SubsetSolver)
 
 
 def check_kind(kind: Kind | type[Kind], *, witness: Witness | None = None, on_fail: str = "raise") -> Verdict:
@@ -168,11 +158,8 @@ def parametrize_with_checks(
         reasons = dict(expected.get(part.name, {}))
         for check in checks_for(part):
             reason = reasons.pop(check.name, None)
-            marks = (
-                []
-                if reason is None
-                else [pytest.mark.xfail(reason=reason, strict=strict, raises=CheckFailure)]
-            )
+            xfail = pytest.mark.xfail(reason=reason or "", strict=strict, raises=CheckFailure)
+            marks = () if reason is None else (xfail,)
             rows.append(pytest.param(part, check, marks=marks, id=f"{part.name}-{check.name}"))
         if reasons:
             raise PruneoptError(f"expected failures of {part.name} name no check of it: {', '.join(reasons)}")

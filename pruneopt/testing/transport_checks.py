@@ -12,7 +12,7 @@ from pruneopt.parts import TransportSolver
 from pruneopt.problems.solution import Status, TransportSolution
 from pruneopt.problems.transport import TransportProblem
 from pruneopt.testing import cases
-from pruneopt.testing.core import Check, changed, checks_of, require
+from pruneopt.testing.core import Check, changed, checks_that, require
 from pruneopt.testing.part_checks import part_checks
 from pruneopt.testing.purity import require_own_generator, require_pure, tensors_in
 from pruneopt.testing.transport_instances import accuracy, excess, instance, marginals_hold
@@ -172,15 +172,11 @@ def check_global_rng(solver: TransportSolver) -> None:
 
 def check_batch(solver: TransportSolver) -> None:
     """A problem gives in a batch, next to padding, what it gives alone."""
-    big = instance(solver, batch=3, rows=12, cols=12, seed=10)
     sizes = (12, 9, 1)
-    mask = torch.arange(12) < torch.tensor(sizes)[:, None]
-    a, b = big.a * mask, big.b * mask
-    a, b = a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True)
-    together = solver.solve(TransportProblem.build(big.cost, a=a, b=b, row_mask=mask, col_mask=mask))
+    ragged, singles = cases.ragged(instance(solver, batch=3, rows=12, cols=12, seed=10), sizes)
+    together = solver.solve(ragged)
     for i, n in enumerate(sizes):
-        single = TransportProblem.build(big.cost[i : i + 1, :n, :n], a=a[i : i + 1, :n], b=b[i : i + 1, :n])
-        solution = solver.solve(single)
+        solution = solver.solve(singles[i])
         difference = float((together.plan[i, :n, :n] - solution.plan[0]).abs().amax())
         require(
             difference < 1e-5, f"problem {i} of a ragged batch differs from itself alone by {difference:.2g}"
@@ -260,25 +256,32 @@ def check_warm_start(solver: TransportSolver) -> None:
 
 def transport_checks(solver: TransportSolver) -> Iterator[Check]:
     """Checks of a transport solver, according to its tags."""
+    tags, parameters = solver.tags, type(solver).__dataclass_fields__
+    seeing = "cost_blind" not in tags
+    optimal = seeing and "relaxed" not in tags
     yield from part_checks(solver)
-    chosen = [check_runs, check_stats, check_marginals, check_shift, check_scale, check_inputs_pure,
-              check_global_rng, check_batch, check_degenerate, check_dtype, check_status_honest,
-              check_gradient]  # fmt: skip
-    if "exact" in solver.tags:
-        chosen.append(check_optimum_proved)
-    if "uniform_square" not in solver.tags:
-        chosen.append(check_rectangular)
-    blind = "cost_blind" in solver.tags
-    if not blind and "uses_order" not in solver.tags:
-        chosen.append(check_permutation)
-    if not blind and "relaxed" not in solver.tags:
-        chosen += [check_gap, check_offset, check_potential_shift]
-        if not solver.tags & {"uniform_square", "uses_order"}:
-            chosen.append(check_transpose)
-        if getattr(solver, "certified", True):
-            chosen.append(check_certificate)
-        if "epsilon" in type(solver).__dataclass_fields__:
-            chosen.append(check_smaller_epsilon_is_closer)
-    if getattr(solver, "warm", False):
-        chosen.append(check_warm_start)
-    yield from checks_of(chosen)
+    applies = {
+        check_runs: True,
+        check_stats: True,
+        check_marginals: True,
+        check_shift: True,
+        check_scale: True,
+        check_inputs_pure: True,
+        check_global_rng: True,
+        check_batch: True,
+        check_degenerate: True,
+        check_dtype: True,
+        check_status_honest: True,
+        check_gradient: True,
+        check_optimum_proved: "exact" in tags,
+        check_rectangular: "uniform_square" not in tags,
+        check_permutation: seeing and "uses_order" not in tags,
+        check_gap: optimal,
+        check_offset: optimal,
+        check_potential_shift: optimal,
+        check_transpose: optimal and not tags & {"uniform_square", "uses_order"},
+        check_certificate: optimal and getattr(solver, "certified", True),
+        check_smaller_epsilon_is_closer: optimal and "epsilon" in parameters,
+        check_warm_start: getattr(solver, "warm", False),
+    }
+    yield from checks_that(applies)

@@ -54,16 +54,10 @@ def marginals_hold(
     col = (plan.sum(1) - problem.b.double()).abs().sum(1)
     fine = 1e-5 if problem.cost.dtype == torch.float64 else 1e-3
     tolerance = max(fine, 2 * float(getattr(solver, "tolerance", None) or 0))
-    if solution.order in ("source", "both"):
-        require(
-            float(row.amax()) <= fine,
-            f"order is {solution.order!r}, yet rows miss `a` by {float(row.amax()):.2g}",
-        )
-    if solution.order in ("target", "both"):
-        require(
-            float(col.amax()) <= fine,
-            f"order is {solution.order!r}, yet columns miss `b` by {float(col.amax()):.2g}",
-        )
+    for side, missed, what in (("source", row, "rows miss `a`"), ("target", col, "columns miss `b`")):
+        if solution.order in (side, "both"):
+            worst = float(missed.amax())
+            require(worst <= fine, f"order is {solution.order!r}, yet {what} by {worst:.2g}")
     for i, status in enumerate(solution.status):
         error = max(float(row[i]), float(col[i]))
         if "relaxed" in solver.tags:
