@@ -79,8 +79,8 @@ class Rows(ABC):
         ones = self.like.new_ones(batch, width, dtype=torch.float64)
         return self.product(ones if real is None else ones * real)
 
-    def factor(self) -> Tensor | None:
-        """`[B,N,R]` float64 A with the term equal to `A A^T` up to rounding, where one is known."""
+    def factor(self) -> tuple[Tensor, Tensor] | None:
+        """A `[B,N,R]` and d `[B,N]` >= 0, float64, of a term equal to `A A^T + diag(d)`, where known."""
         return None
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
@@ -210,11 +210,15 @@ class Gram(Rows):
         return self if self.others is None else Gram(self.others, self.left)
 
     def product(self, x: Tensor) -> Tensor:
-        inner = torch.bmm(x[:, None, :].to(self.left.dtype), self.right)
-        return torch.bmm(self.left, inner.transpose(1, 2)).squeeze(2).to(x.dtype)
+        inner = x.new_zeros(len(x), 1, self.left.shape[2])
+        for part, some in _chunks(self.right, x.dtype):
+            inner += torch.bmm(x[:, None, part], some)
+        found = [torch.bmm(some, inner.transpose(1, 2)) for _, some in _chunks(self.left, x.dtype)]
+        return torch.cat(found, 1).squeeze(2)
 
-    def factor(self) -> Tensor | None:
-        return self.left.double() if self.others is None else None
+    def factor(self) -> tuple[Tensor, Tensor] | None:
+        rest = self.left.new_zeros(self.left.shape[:2], dtype=torch.float64)
+        return (self.left.double(), rest) if self.others is None else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -357,11 +361,13 @@ class Total(Rows):
     def product(self, x: Tensor) -> Tensor:
         return self._sum(term.product(x) for term in self.terms)
 
-    def factor(self) -> Tensor | None:
-        found = [term.factor() for term in self.terms]
-        if any(part is None for part in found) or any(w < 0 for w in self.weights):
+    def factor(self) -> tuple[Tensor, Tensor] | None:
+        found = [(term.factor(), weight) for term, weight in self._pairs()]
+        known = [(*part, weight) for part, weight in found if part is not None and weight >= 0]
+        if len(known) < len(found):
             return None
-        return torch.cat([p * w**0.5 for p, w in zip(found, self.weights, strict=True) if p is not None], 2)
+        rest = torch.stack([rest * weight for _, rest, weight in known]).sum(0)
+        return torch.cat([rows * weight**0.5 for rows, _, weight in known], 2), rest
 
     def _pairs(self) -> Iterator[tuple[Rows, float]]:
         return zip(self.terms, self.weights, strict=True)
@@ -422,7 +428,7 @@ class Raised(Rows):
         found = self.term.block(rows, cols)
         place = torch.arange(self.shape[1], device=self.like.device).expand(self.shape[:2])
         i, j = _take(place, rows), _take(place, cols)
-        return found.add_((i[:, :, None] == j[:, None, :]) * self.by)
+        return found.add_((i[:, :, None] == j[:, None, :]).to(found.dtype), alpha=self.by)
 
     def own(self) -> Tensor:
         return self.term.own() + self.by
@@ -433,6 +439,10 @@ class Raised(Rows):
     def product(self, x: Tensor) -> Tensor:
         return self.term.product(x) + self.by * x
 
+    def factor(self) -> tuple[Tensor, Tensor] | None:
+        found = self.term.factor()
+        return None if found is None or self.by < 0 else (found[0], found[1] + self.by)
+
 
 def averaged(term: Rows) -> Rows:
     """Both directions of a square term averaged; the term itself where they are the same."""
@@ -442,6 +452,15 @@ def averaged(term: Rows) -> Rows:
 def constant(value: float, term: Rows) -> Beside:
     """The same number everywhere, for tokens of a square term; halves of a number add up exactly."""
     return Beside(term.like.new_full((1, 1), value / 2).expand(term.shape[:2]))
+
+
+def _chunks(features: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Features in another dtype, some tokens at a time."""
+    batch, tokens, width = features.shape
+    step = max(1, BLOCK // (batch * width * 8))
+    for first in range(0, tokens, step):
+        part = slice(first, min(first + step, tokens))
+        yield part, features[:, part].to(dtype)
 
 
 def _flat(term: Rows) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 from pruneopt.brief import Brief, want_tensor
 from pruneopt.errors import ProblemError
 from pruneopt.problems.kinds import Kind, all_kinds, find_kind
+from pruneopt.problems.unstored import Unstored
 from pruneopt.problems.values import check_values
 from pruneopt.registry import registry
 
@@ -188,7 +189,8 @@ class SubsetProblem(Brief):
         """
         if keep.shape != self.shape or keep.dtype != torch.bool:
             raise ProblemError(f"keep must be bool {list(self.shape)}, got {keep.dtype} {list(keep.shape)}")
-        return self.rules.value(self, keep & self.real).masked_fill(self.broken(keep), -math.inf)
+        read = self.rules.value_by_rows if isinstance(self.pairwise, Unstored) else self.rules.value
+        return read(self, keep & self.real).masked_fill(self.broken(keep), -math.inf)
 
     def broken(self, keep: Tensor) -> Tensor:
         """`[B]` bool: the choice breaks budget, padding, a protected token, or a constraint of the kind."""
@@ -204,7 +206,8 @@ class SubsetProblem(Brief):
 
     def bound(self, keep: Tensor) -> tuple[Tensor | None, str]:
         """Bound `[B]` float64 of the optimum, taken around any choice `keep`; or the reason for none."""
-        found = self.rules.bound(self, keep)
+        read = self.rules.bound_by_rows if isinstance(self.pairwise, Unstored) else self.rules.bound
+        found = read(self, keep)
         return (None, found) if isinstance(found, str) else (found, "")
 
 

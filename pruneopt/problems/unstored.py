@@ -59,8 +59,9 @@ class Unstored(Tensor):
         return self._whole
 
 
-def rows_of(pairwise: Tensor) -> Rows:
-    """How to read rows of a pairwise term, stored or not."""
+def rows_of(pairwise: Tensor | None) -> Rows:
+    """How to read rows of the pairwise term of a problem that has one, stored or not."""
+    assert pairwise is not None
     return pairwise.rows if isinstance(pairwise, Unstored) else Stored(pairwise)
 
 

@@ -6,11 +6,23 @@ from collections.abc import Callable
 from functools import partial
 
 import test_bounds as seen
+import test_rows
+import test_streamed as read
 from core_bugs import Bug
 
-from pruneopt.problems.kinds import _concave_quadratic, _ddgfact, _linx, _packing, _serving, max_min
+from pruneopt.problems.kinds import (
+    _concave_quadratic,
+    _ddgfact,
+    _linx,
+    _packing,
+    _serving,
+    _streamed,
+    max_min,
+)
 from pruneopt.problems.kinds._capped_simplex import CappedSimplex
+from pruneopt.problems.kinds.facility_location import FacilityLocation
 from pruneopt.problems.kinds.max_min import MaxMin
+from pruneopt.problems.rows import Gram, Raised
 
 
 def below(kind: str) -> Callable[[], None]:
@@ -38,7 +50,40 @@ LINE = seen.test_max_min_bound_is_the_optimum_of_a_line
 CLOSED = seen.test_bounds_are_exact_in_closed_forms
 SHARES = seen.test_shares_are_feasible_and_nearest
 
+
+def by_rows(kind: str, form: int = 0) -> Callable[[], None]:
+    return partial(read.test_no_bound_by_rows_is_below_an_optimum, kind, form)
+
+
 BUGS = [
+    # by rows
+    Bug("by rows: a block forgets the token itself", Raised, "block", "alpha=self.by", "alpha=0.0",
+        partial(test_rows.test_every_way_to_read_a_term_gives_its_matrix, "raised")),
+    Bug("by rows: a row that is one off", Gram, "block", "_take(self.left, rows)",
+        "_take(self.left.roll(1, 1), rows)",
+        partial(test_rows.test_every_way_to_read_a_term_gives_its_matrix, "gram")),
+    Bug("by rows: the widest group counts the last piece only", _streamed, "_widest_group",
+        "torch.maximum(widest, apart.amax().double())", "apart.amax().double()", by_rows("max_min")),
+    Bug("by rows: as many groups as tokens", _streamed, "_widest_group",
+        "len(centres) >= int(problem.k[0])", "len(centres) > int(problem.k[0])", by_rows("max_min")),
+    Bug("by rows: the last block of tokens forgotten", _streamed, "priced",
+        "for part, entries in term.blocks():",
+        "for part, entries in [*term.blocks()][:-1] + [(slice(0, 0), next(term.blocks())[1][:, :0])]:",
+        read.test_the_last_block_counts_for_prices),
+    Bug("by rows: the best two share nothing", _streamed, "shared_server_bound",
+        "largest=False).values[:, :, 1]", "largest=False).values[:, :, -1] * 2", by_rows("k_center")),
+    Bug("by rows: prices without what they leave", FacilityLocation, "bound_by_rows",
+        "bound = least + CappedSimplex.of(problem).most(added)", "bound = least",
+        by_rows("facility_location")),
+    Bug("by rows: a shift not paid back", _streamed, "negative_type_bound", "own + shift / 2", "own",
+        by_rows("max_sum", 1)),
+    Bug("by rows: stars of k - 2", _streamed, "star_bound", "problem.k[:, None] - 1",
+        "problem.k[:, None] - 2", by_rows("max_sum", 2)),
+    Bug("by rows: what is beside the factor lost", _ddgfact, "thin_bound",
+        "square().sum(2) + rest / unit[:, None]", "square().sum(2) + 0.5 * rest / unit[:, None]",
+        by_rows("log_det", 1)),
+    Bug("by rows: a unit of the factor forgotten", _ddgfact, "thin_bound", "best + simplex.k * unit.log()",
+        "best", by_rows("log_det")),
     # the simplex
     Bug("a value without its linear term", CappedSimplex, "bound",
         "value + self.most(slope) - (slope * x).sum(1)", "value", below("max_sum")),

@@ -99,8 +99,9 @@ def test_what_a_term_says_of_itself_holds(name: str) -> None:
     assert not term.symmetric or torch.allclose(matrix, matrix.transpose(1, 2))
     assert not term.definite or eigen.min() >= -1e-5
     assert not term.negative_type or flat.max() <= 1e-5
-    if (factor := term.factor()) is not None:
-        torch.testing.assert_close(factor @ factor.transpose(1, 2), matrix.double(), rtol=1e-5, atol=1e-5)
+    if (found := term.factor()) is not None:
+        made = found[0] @ found[0].transpose(1, 2) + torch.diag_embed(found[1])
+        torch.testing.assert_close(made, matrix.double(), rtol=1e-5, atol=1e-5)
 
 
 def test_signs_of_sums_are_known() -> None:

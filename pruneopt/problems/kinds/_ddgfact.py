@@ -79,12 +79,39 @@ def factorise(kernel: Tensor, simplex: CappedSimplex, *, small: float = 0.01) ->
     eigen, basis = torch.linalg.eigh(kernel)
     noise = eigen.abs().amax(1, keepdim=True) * 1e-15 * kernel.shape[1]
     eigen, basis = (eigen.clamp_min(0) + noise).flip(1), basis.flip(2)
-    share = (simplex.k.double() / simplex.real.sum(1))[:, None] * eigen
-    tail = share <= small * tail_level(share, share.sum(1), k=simplex.k)[1]
+    trace = eigen.sum(1) * simplex.k / simplex.real.sum(1)
+    tail = _small(eigen, trace, simplex=simplex, small=small)
     large = int((~tail).sum(1).max())
     rows = (basis * eigen.sqrt()[:, None, :]).masked_fill(tail[:, None, :], 0)[:, :, :large]
     own = (basis.square() * eigen.masked_fill(~tail, 0)[:, None, :]).sum(2)
     return Factor(rows, own, simplex.k)
+
+
+def thin_bound(rows: Tensor, rest: Tensor, *, simplex: CappedSimplex, rounds: int = 6) -> Tensor:
+    """`[B]` float64: the same for the kernel `rows @ rows^T + diag(rest)`, rows `[B,N,R]`, rest `[B,N]` >= 0.
+
+    Nothing of the size of the kernel is made.  Rounds cost O(N R^2), R the number of eigenvalues that matter.
+    """
+    unit = (rows.square().sum(2) + rest).amax(1).clamp_min(1e-300)
+    eigen, basis = torch.linalg.eigh(rows.transpose(1, 2) @ rows / unit[:, None, None])
+    eigen, basis = eigen.clamp_min(0).flip(1), basis.flip(2)
+    trace = ((rest / unit[:, None]).sum(1) + eigen.sum(1)) * simplex.k / simplex.real.sum(1)
+    large = min(rows.shape[1], int((~_small(eigen, trace, simplex=simplex)).sum(1).max()))
+    turned = rows @ (basis / unit.sqrt()[:, None, None])
+    own = turned[:, :, large:].square().sum(2) + rest / unit[:, None]
+    factor, x = Factor(turned[:, :, :large], own, simplex.k), simplex.centre()
+    best = torch.full_like(unit, torch.inf)
+    for _ in range(rounds):
+        value, slope = factor.tangent(x)
+        best = torch.minimum(best, value + simplex.most(slope) - simplex.k)
+        x = simplex.scaled(x * slope.square())
+    return best + simplex.k * unit.log() + 1e-12 * (simplex.k + best.abs())
+
+
+def _small(eigen: Tensor, trace: Tensor, *, simplex: CappedSimplex, small: float = 0.01) -> Tensor:
+    """`[B,R]` bool: falling eigenvalues below a share of `small` of the level of the tail at equal shares."""
+    share = (simplex.k.double() / simplex.real.sum(1))[:, None] * eigen
+    return share <= small * tail_level(share, trace, k=simplex.k)[1]
 
 
 def factorised_bound(kernel: Tensor, simplex: CappedSimplex, *, rounds: int = 20) -> Tensor:

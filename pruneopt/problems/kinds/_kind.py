@@ -116,6 +116,14 @@ class Kind(ABC):
         """The same for a search: gains that stay current while swaps are made."""
         return Recomputed(problem, keep)
 
+    def value_by_rows(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
+        """`value` where the pairwise term is `Unstored`; without a better way the whole of it is read."""
+        return self.value(problem, keep)
+
+    def bound_by_rows(self, problem: SubsetProblem, keep: Tensor) -> Tensor | str:
+        """`bound` where the pairwise term is `Unstored`, from rows."""
+        return f"no bound of {self.name} is known that reads the pairwise term by rows"
+
     def magnitude(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
         """`[B]` float64 size of the terms that make up the value of `keep`: the unit of relative tolerances.
 

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pruneopt.problems.kinds._capped_simplex import CappedSimplex
-from pruneopt.problems.rows import BLOCK, Rows
+from pruneopt.problems.kinds._swaps import chosen_first
+from pruneopt.problems.rows import BLOCK, Mapped, Rows
+from pruneopt.problems.unstored import rows_of
 
 if TYPE_CHECKING:
     from pruneopt.problems.subset import SubsetProblem
@@ -21,13 +24,7 @@ if TYPE_CHECKING:
 ROUNDINGS = 16  # of the largest entry, for what two ways to compute the same entry may differ by
 
 
-def chosen_first(keep: Tensor) -> tuple[Tensor, Tensor]:
-    """`[B,K]` places of the chosen tokens, and which of the entries are chosen ones."""
-    order = (~keep).to(torch.int8).argsort(dim=1, stable=True)[:, : max(1, int(keep.sum(1).max()))]
-    return order, keep.gather(1, order)
-
-
-def over_blocks(term: Rows, cols: Tensor, read: Callable[[Tensor, slice], Tensor]) -> Tensor:
+def over_blocks(term: Rows, cols: Tensor, *, read: Callable[[Tensor, slice], Tensor]) -> Tensor:
     """`[B,N]` of what `read` makes of all rows at some columns `[B,m]`, a block `[B,n,m]` at a time."""
     batch, tokens, _ = term.shape
     step = max(1, BLOCK // (batch * cols.shape[1] * term.like.itemsize))
@@ -37,51 +34,68 @@ def over_blocks(term: Rows, cols: Tensor, read: Callable[[Tensor, slice], Tensor
 
 def largest_chosen(term: Rows, keep: Tensor) -> Tensor:
     """`[B,N]` float64 largest entry of every row at the chosen columns; -inf where there is none."""
-    order, inside = chosen_first(keep)
-    return over_blocks(term, order, lambda e, _: e.masked_fill_(~inside[:, None], -math.inf).amax(2)).double()
+    order, inside = chosen_first(keep, _most(keep))
+    outside = ~inside[:, None]
+    return over_blocks(term, order, read=lambda e, _: e.masked_fill_(outside, -math.inf).amax(2)).double()
 
 
-def rounded(bound: Tensor, size: Tensor, like: Tensor) -> Tensor:
+def smallest_chosen(term: Rows, keep: Tensor) -> Tensor:
+    """`[B,N]` float64 smallest entry of every row at the chosen columns, at least 0; +inf where none is."""
+    return -largest_chosen(Mapped(term, torch.neg), keep).clamp_max(0)
+
+
+def rounded(bound: Tensor, size: Tensor, *, like: Tensor) -> Tensor:
     """`bound` and the rounding of entries of some size."""
     return bound + ROUNDINGS * torch.finfo(like.dtype).eps * size
 
 
-def same_group_bound(problem: SubsetProblem, term: Rows, keep: Tensor) -> Tensor:
+def chosen_part(problem: SubsetProblem, keep: Tensor) -> tuple[SubsetProblem, Tensor]:
+    """The problem of the chosen tokens alone, with a matrix, and the choice of all of them."""
+    order, inside = chosen_first(keep, _most(keep))
+    terms: dict[str, Any] = {"pairwise": rows_of(problem.pairwise).block(order, order), "mask": inside}
+    for name in ("unary", "anchors"):
+        term = getattr(problem, name)
+        if term is not None:
+            index = order if term.dim() == 2 else order[:, None, :].expand(-1, term.shape[1], -1)
+            terms[name] = term.gather(-1, index)
+    return replace(problem, k=inside.sum(1), counts=None, protected=None, **terms), inside
+
+
+def same_group_bound(problem: SubsetProblem, term: Rows, *, keep: Tensor) -> Tensor:
     """`[B]` float64: of any k tokens two are in one of k - 1 groups, so none are farther apart than that.
 
     The groups are those of the tokens nearest to all tokens of `keep` but one of its closest pair, and what
-    is read is a square a group.  No triangle inequality is needed; where there is one, a group has at most
-    twice the radius that a farthest-point choice has.  Source: Gonzalez 1985.
+    is read is a square a group.  No triangle inequality is needed; where there is one, a group is at most
+    twice as wide as the next pick of a farthest-point walk is far.  +inf for a single token.
     """
-    every = [_same_group(problem.sample(b), term.samples(slice(b, b + 1)), keep[b]) for b in range(len(keep))]
+    each = [slice(b, b + 1) for b in range(len(keep))]
+    every = [_widest_group(problem.sample(b.start), term.samples(b), keep=keep[b.start]) for b in each]
     return torch.stack(every)
 
 
-def _same_group(problem: SubsetProblem, term: Rows, keep: Tensor) -> Tensor:
+def _widest_group(problem: SubsetProblem, term: Rows, *, keep: Tensor) -> Tensor:
+    widest = torch.tensor(math.inf, dtype=torch.float64, device=keep.device)
+    if int(problem.k[0]) == 1:
+        return widest
+    centres = keep.nonzero().squeeze(1)
+    if len(centres) >= int(problem.k[0]):
+        among = term.block(centres[None], centres[None])[0]
+        among.diagonal().fill_(math.inf)
+        centres = centres[torch.arange(len(centres), device=centres.device) != among.amin(1).argmin()]
+    group = over_blocks(term, centres[None], read=lambda entries, _: entries.argmin(2))[0]
+    group[centres] = torch.arange(len(centres), device=centres.device)
     real = problem.real[0].nonzero().squeeze(1)
-    centres = keep.nonzero().squeeze(1)[None]
-    among = term.block(centres, centres)[0]
-    among.diagonal().fill_(math.inf)
-    far = torch.cat([centres[0, : int(among.amin(1).argmin())], centres[0, int(among.amin(1).argmin()) + 1 :]])
-    if not len(far):
-        return torch.zeros((), dtype=torch.float64, device=keep.device)
-    group = over_blocks(term, far[None], lambda e, _: e.argmin(2))[0]
-    group[far] = torch.arange(len(far), device=far.device)
-    inside = group[real]
-    order = inside.argsort(stable=True)
-    members = real[order].split(inside.bincount(minlength=len(far)).tolist())
-    widest = torch.tensor(-math.inf, dtype=torch.float64, device=keep.device)
-    for tokens in members:
-        step = max(1, BLOCK // (len(tokens) * term.like.itemsize)) if len(tokens) else 1
-        for first in range(0, len(tokens), step):
-            some = tokens[first : first + step]
-            apart = term.block(some[None], tokens[None])[0]
-            apart.masked_fill_(some[:, None] == tokens, -math.inf)
+    counts = group[real].bincount(minlength=len(centres)).tolist()
+    widest = -widest
+    for tokens in real[group[real].argsort(stable=True)].split(counts):
+        step = max(1, BLOCK // (max(1, len(tokens)) * term.like.itemsize))
+        for some in tokens.split(step):
+            apart = term.block(some[None], tokens[None])[0].masked_fill_(some[:, None] == tokens, -math.inf)
             widest = torch.maximum(widest, apart.amax().double())
-    return rounded(widest, widest.abs(), term.like)
+    return rounded(widest, widest.abs(), like=term.like)
 
 
-def star_bound(problem: SubsetProblem, term: Rows, own: Tensor) -> Tensor:
+def star_bound(problem: SubsetProblem, term: Rows, *, own: Tensor) -> Tensor:
     """`[B]` float64: a chosen token adds at most its own worth and half of its k - 1 largest distances."""
     most = int(problem.k.max()) - 1
     stars, size = [], torch.zeros_like(own[:, 0])
@@ -94,10 +108,10 @@ def star_bound(problem: SubsetProblem, term: Rows, own: Tensor) -> Tensor:
         stars.append(top.masked_fill(~counts[:, None, :] | (top == -math.inf), 0).sum(2))
         size = torch.maximum(size, top.masked_fill(top == -math.inf, 0).abs().amax((1, 2)) if most else size)
     best = CappedSimplex.of(problem).most(own + torch.cat(stars, 1) / 2)
-    return rounded(best, problem.k.square() * size, term.like)
+    return rounded(best, problem.k.square() * size, like=term.like)
 
 
-def negative_type_bound(problem: SubsetProblem, term: Rows, own: Tensor, *, rounds: int = 20) -> Tensor:
+def negative_type_bound(problem: SubsetProblem, term: Rows, *, own: Tensor, rounds: int = 20) -> Tensor:
     """`[B]` float64: the concave quadratic bound of max-sum (see `_concave_quadratic`) from products.
 
     A term of negative type is concave along `sum x = k` as it is, but for a diagonal below zero.
@@ -112,7 +126,8 @@ def negative_type_bound(problem: SubsetProblem, term: Rows, own: Tensor, *, roun
         return value, (bent + straight).masked_fill(~problem.real, 0)
 
     size = term.product(problem.real.double()).abs().amax(1) / problem.real.sum(1)
-    return rounded(simplex.certify(tangent, rounds), problem.k.square() * (size + shift[:, 0]), term.like)
+    size = problem.k.square() * (size + shift[:, 0])
+    return rounded(simplex.certify(tangent, rounds), size, like=term.like)
 
 
 def shared_server_bound(problem: SubsetProblem, term: Rows, *, near: Tensor, keep: Tensor) -> Tensor:
@@ -124,10 +139,10 @@ def shared_server_bound(problem: SubsetProblem, term: Rows, *, near: Tensor, kee
     real = problem.real
     forced = torch.zeros_like(real) if problem.protected is None else problem.protected & real
     free = problem.k - forced.sum(1)
-    nearest = torch.minimum(-largest_chosen(_negated(term), keep).clamp_max(0), near)
+    nearest = torch.minimum(smallest_chosen(term, keep), near)
     nearest = nearest.masked_fill(keep, 0).masked_fill(~real, -1)
     members = (keep & real & ~forced).scatter(1, nearest.argmax(1, keepdim=True), True)
-    order, inside = chosen_first(members)
+    order, inside = chosen_first(members, _most(members))
     if order.shape[1] < 2:
         return torch.zeros_like(near[:, 0])
 
@@ -137,29 +152,26 @@ def shared_server_bound(problem: SubsetProblem, term: Rows, *, near: Tensor, kee
         entries.masked_fill_(place[None, :, None] == order[:, None, :], 0)
         return entries.topk(2, dim=2, largest=False).values[:, :, 1]
 
-    shared = over_blocks(term.turned(), order, second).double().masked_fill(~real, math.inf).amin(1)
+    shared = over_blocks(term.turned(), order, read=second).double().masked_fill(~real, math.inf).amin(1)
     outside = near.gather(1, order).masked_fill(~inside, math.inf).amin(1)
     low = torch.minimum(shared, outside)
     low = low.masked_fill((members.sum(1) <= free) | ~low.isfinite(), 0)
-    return rounded(low, -low, term.like).clamp_min(0)
+    return rounded(low, -low, like=term.like).clamp_min(0)
 
 
-def priced_bound(problem: SubsetProblem, term: Rows, *, weight: Tensor, price: Tensor) -> tuple[Tensor, Tensor]:
-    """What tokens `[B,N]` float64 add to prices `[B,N]` of being served, and the best `[B,N]` of each target.
+def priced(term: Rows, weight: Tensor, *, price: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """What every token `[B,N]` float64 adds to prices `[B,N]` of being served, and the best of each target.
 
-    No choice of k tokens serves all targets for more than the prices and the k largest additions: the
-    Lagrangian bound of `_serving` at one point.
+    No choice of k tokens serves all targets, of some `weight` `[B,N]`, for more than the prices and the k
+    largest additions: the Lagrangian bound of `_serving` at one point.
     """
-    added = torch.zeros_like(weight)
-    best = []
+    added, best = torch.zeros_like(weight), []
     for part, entries in term.blocks():
-        best.append(entries.masked_fill(~problem.real[:, None, :], -math.inf).amax(2).double())
+        best.append(entries.masked_fill(~real[:, None, :], -math.inf).amax(2).double())
         more = (entries - price[:, part, None].to(entries.dtype)).clamp_min_(0)
         added += torch.bmm(weight[:, None, part].to(more.dtype), more).squeeze(1).double()
     return added, torch.cat(best, 1)
 
 
-def _negated(term: Rows) -> Rows:
-    from pruneopt.problems.rows import Mapped
-
-    return Mapped(term, torch.neg)
+def _most(keep: Tensor) -> int:
+    return max(1, int(keep.sum(1).max()))

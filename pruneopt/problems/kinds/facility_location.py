@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -14,8 +15,10 @@ from pruneopt.problems.kinds._capped_simplex import CappedSimplex
 from pruneopt.problems.kinds._kind import Kind
 from pruneopt.problems.kinds._program import Program, choosing
 from pruneopt.problems.kinds._serving import serving_bounds
+from pruneopt.problems.kinds._streamed import largest_chosen, priced, rounded
 from pruneopt.problems.kinds._swaps import Swaps, two_best
 from pruneopt.problems.kinds._terms import pair_mask, unary_or
+from pruneopt.problems.unstored import rows_of
 
 if TYPE_CHECKING:
     from pruneopt.problems.subset import SubsetProblem
@@ -61,6 +64,31 @@ class FacilityLocation(Kind):
         first = torch.where(first == -math.inf, best, first)  # nobody is chosen
         bounds = serving_bounds(worth, first, simplex=CappedSimplex.of(problem))
         return torch.minimum(best.sum(1)[:, None], bounds)
+
+    def value_by_rows(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
+        weight, others = unary_or(problem, 1.0), replace(problem, pairwise=None)
+        best = largest_chosen(rows_of(problem.pairwise), keep)
+        value = (best.masked_fill(weight == 0, 0) * weight).sum(1)
+        return value if problem.anchors is None else value + self.value(others, keep)
+
+    def bound_by_rows(self, problem: SubsetProblem, keep: Tensor) -> Tensor | str:
+        """The Lagrangian bound at what `keep` serves the targets for: that of Leskovec et al. 2007."""
+        weight, real = unary_or(problem, 1.0), problem.real
+        if bool((weight < 0).any()):
+            return "negative weights: the value is not submodular, so gains bound nothing"
+        price = largest_chosen(rows_of(problem.pairwise), keep & real).masked_fill(~real, 0)
+        added, best = priced(rows_of(problem.pairwise), weight, price=price, real=real)
+        least, most = (price * weight).sum(1), (best.masked_fill(~real, 0) * weight).sum(1)
+        size = (best.abs().masked_fill(~real, 0) * weight).sum(1)
+        if problem.anchors is not None:
+            gain, there = served(replace(problem, pairwise=None))
+            gain = gain.double()
+            first = gain.masked_fill(~(keep & real)[:, None, :], -math.inf).amax(2)
+            added = added + ((gain - first[:, :, None]).clamp_min(0) * there[:, :, None]).sum(1)
+            top = gain.masked_fill(~real[:, None, :], -math.inf).amax(2)
+            least, most = least + (first * there).sum(1), most + (top * there).sum(1)
+        bound = least + CappedSimplex.of(problem).most(added)
+        return rounded(torch.minimum(bound, most), size, like=rows_of(problem.pairwise).like)
 
     def gains(self, problem: SubsetProblem, order: Tensor) -> Tensor:
         gain, weight = served(problem)

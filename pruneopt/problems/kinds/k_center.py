@@ -11,7 +11,9 @@ from torch import Tensor
 
 from pruneopt.problems.kinds._kind import Kind
 from pruneopt.problems.kinds._program import Program, choosing
+from pruneopt.problems.kinds._streamed import shared_server_bound, smallest_chosen
 from pruneopt.problems.kinds._terms import anchor_min, pair_mask
+from pruneopt.problems.unstored import rows_of
 
 if TYPE_CHECKING:
     from pruneopt.problems.subset import SubsetProblem
@@ -57,6 +59,15 @@ class KCenter(Kind):
         low = torch.maximum(low, _meeting_walk(cost, near.masked_fill(~real, -1), free=free))
         return -torch.maximum(low, _meeting_of(cost, near, keep=keep & real & ~forced, free=free))
 
+    def value_by_rows(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
+        return -_served_from(problem, keep).amax(1)
+
+    def bound_by_rows(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
+        """The same for `keep` with the token that it serves worst (see `_streamed`)."""
+        forced = torch.zeros_like(keep) if problem.protected is None else problem.protected & problem.real
+        near, term = _served_from(problem, forced), rows_of(problem.pairwise)
+        return -shared_server_bound(problem, term, near=near, keep=keep)
+
     def swap_gains(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
         cost, rest = served(problem), outside(problem)[:, :, None]
         tokens = cost.shape[1]
@@ -99,6 +110,12 @@ def served(problem: SubsetProblem) -> Tensor:
 def outside(problem: SubsetProblem) -> Tensor:
     """`[B,N]` float64 what a token pays at the nearest anchor; 0 at padding."""
     return anchor_min(problem).clamp_min(0).masked_fill(~problem.real, 0)
+
+
+def _served_from(problem: SubsetProblem, keep: Tensor) -> Tensor:
+    """`[B,N]` float64 what a token pays at the nearest of `keep` and the anchors, by rows; 0 at padding."""
+    near = torch.minimum(smallest_chosen(rows_of(problem.pairwise), keep), outside(problem))
+    return near.masked_fill(keep | ~problem.real, 0)
 
 
 def _nearest(cost: Tensor, outside: Tensor, *, keep: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from pruneopt.problems.kinds._capped_simplex import CappedSimplex
-from pruneopt.problems.kinds._ddgfact import factorised_bound, factorised_bounds
+from pruneopt.problems.kinds._ddgfact import factorised_bound, factorised_bounds, thin_bound
 from pruneopt.problems.kinds._kind import Kind
 from pruneopt.problems.kinds._linx import linx_bound
+from pruneopt.problems.kinds._streamed import ROUNDINGS, chosen_part, rounded
 from pruneopt.problems.kinds._swaps import Swaps, chosen_first
 from pruneopt.problems.kinds._terms import symmetric_pairwise, unary_or
 from pruneopt.problems.unstored import rows_of
@@ -66,6 +67,23 @@ class LogDet(Kind):
         if len(many):
             bound[many] = torch.minimum(bound[many], linx_bound(kernel[many], simplex.at(many)))
         return bound
+
+    def value_by_rows(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
+        return self.value(*chosen_part(problem, keep))
+
+    def bound_by_rows(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
+        """The Hadamard bound, and the factorised one where the kernel is a product of features."""
+        term, simplex, quality = rows_of(problem.pairwise), CappedSimplex.of(problem), unary_or(problem, 1.0)
+        own = (term.own().double() * quality.square()).masked_fill(~problem.real, 0)
+        logs = own.clamp_min(0).log().masked_fill(~problem.real, -math.inf)
+        bound = rounded(log_best_k(logs, problem.k), problem.k.double(), like=term.like)
+        if (found := term.factor()) is None:
+            return bound
+        rows, rest = found
+        # what the rounding of entries may add to any block
+        noise = problem.k[:, None] * ROUNDINGS * torch.finfo(term.like.dtype).eps * own.amax(1, keepdim=True)
+        rest = (rest * quality.square() + noise).masked_fill(~problem.real, 0)
+        return torch.minimum(bound, thin_bound(rows * quality[:, :, None], rest, simplex=simplex))
 
     def bounds(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
         """The smaller of the Hadamard bound and the factorised one, which is made for the count it has."""

@@ -13,8 +13,10 @@ from pruneopt.problems.kinds._capped_simplex import CappedSimplex
 from pruneopt.problems.kinds._kind import Kind
 from pruneopt.problems.kinds._packing import packing_bound
 from pruneopt.problems.kinds._program import Program, choosing
+from pruneopt.problems.kinds._streamed import chosen_part, same_group_bound
 from pruneopt.problems.kinds._swaps import Swaps, symmetric_rows, two_best
 from pruneopt.problems.kinds._terms import anchor_min, distances
+from pruneopt.problems.unstored import rows_of
 
 if TYPE_CHECKING:
     from pruneopt.problems.subset import SubsetProblem
@@ -69,6 +71,16 @@ class MaxMin(Kind):
                     high = middle - 1
             levels = levels[: high + 1]
         return float(levels[-1]) if len(levels) else value
+
+    def value_by_rows(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
+        return self.value(*chosen_part(problem, keep))
+
+    def bound_by_rows(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
+        """The widest of k - 1 groups (see `_streamed`), or the k-th largest distance to the anchors."""
+        apart = same_group_bound(problem, rows_of(problem.pairwise), keep=keep & problem.real)
+        outside = anchor_min(problem).masked_fill(~problem.real, -math.inf).sort(dim=1, descending=True)
+        bound = torch.minimum(apart, outside.values.gather(1, problem.k[:, None] - 1).squeeze(1))
+        return torch.where(bound == math.inf, 0.0, bound)
 
     def swaps(self, problem: SubsetProblem, keep: Tensor) -> Swaps:
         return _Nearest(problem, keep)

@@ -13,8 +13,10 @@ from pruneopt.problems.kinds._capped_simplex import CappedSimplex
 from pruneopt.problems.kinds._concave_quadratic import quadratic_bound
 from pruneopt.problems.kinds._kind import Kind
 from pruneopt.problems.kinds._program import Program, choosing, placed
+from pruneopt.problems.kinds._streamed import chosen_part, negative_type_bound, star_bound
 from pruneopt.problems.kinds._swaps import Swaps, symmetric_rows
 from pruneopt.problems.kinds._terms import anchor_sum, best_k, distances, pair_mask, unary_or
+from pruneopt.problems.unstored import rows_of
 
 if TYPE_CHECKING:
     from pruneopt.problems.subset import SubsetProblem
@@ -49,6 +51,15 @@ class MaxSum(Kind):
         # what sums of so many terms of this size may lose to rounding
         size = own.abs().amax(1) + problem.k * distance.abs().amax((1, 2))
         return best + 1e-15 * (tokens + problem.k) * problem.k * size
+
+    def value_by_rows(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
+        return self.value(*chosen_part(problem, keep))
+
+    def bound_by_rows(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
+        """The concave quadratic bound from products for distances of negative type, the star bound else."""
+        term = rows_of(problem.pairwise)
+        found = negative_type_bound if term.negative_type else star_bound
+        return found(problem, term, own=_own(problem))
 
     def swaps(self, problem: SubsetProblem, keep: Tensor) -> Swaps:
         return _Sums(problem, keep)
