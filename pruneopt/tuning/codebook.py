@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from pruneopt.errors import InputError
 from pruneopt.parts.steps.recycle_clusters import density_noise, density_peaks
@@ -79,19 +80,11 @@ def redundant(tokens: Tensor, columns: int, *, probe: Probe, pad: Tensor, settin
     """`[N]` bool: seen nothing in alone, missed nothing without."""
     alone = probe([row.expand(settings.repeats, -1) for row in tokens])
     sure = alone.float().topk(min(50, alone.shape[1]), dim=1).values.softmax(1).amax(1)
-    around = neighbourhoods(len(tokens), columns)
+    around, pad = neighbourhoods(len(tokens), columns), pad.to(tokens.dtype)
     near = [tokens[block] for block in around]
-    without = []
-    for number, block in enumerate(around):
-        rows = tokens[block].clone()
-        rows[block == number] = pad.to(rows.dtype)
-        without.append(rows)
+    without = [tokens[block].where((block != number)[:, None], pad) for number, block in enumerate(around)]
     local = divergence(probe(near), probe(without))
-    holes = []
-    for block in around:
-        rows = tokens.clone()
-        rows[block] = pad.to(rows.dtype)
-        holes.append(rows)
+    holes = [tokens.index_put((block,), pad) for block in around]
     whole = probe([tokens]).expand(len(holes), -1)
     change = local + 16 * divergence(whole, probe(holes))
     return (sure < settings.alone) & (change < settings.change)
@@ -163,18 +156,13 @@ def live_probe(model: Any, input_ids: Tensor, *, image_token: int, batch: int = 
         out: list[Tensor] = []
         for start in range(0, len(sequences), batch):
             rows = [torch.cat([before, s.to(before.dtype), after]) for s in sequences[start : start + batch]]
-            longest = max(len(row) for row in rows)
-            embeds = torch.stack([_left(row, longest) for row in rows])
-            mask = torch.stack([_left(torch.ones(len(row), 1), longest)[:, 0] for row in rows]).long()
+            real = [torch.ones(len(row), dtype=torch.int64) for row in rows]
+            embeds, mask = (pad_sequence(x, batch_first=True, padding_side="left") for x in (rows, real))
             with torch.no_grad():
                 out.append(model(inputs_embeds=embeds, attention_mask=mask).logits[:, -1].float())
         return torch.cat(out)
 
     return probe
-
-
-def _left(rows: Tensor, length: int) -> Tensor:
-    return torch.cat([rows.new_zeros(length - len(rows), rows.shape[1]), rows])
 
 
 def provenance(model: str, pictures: int, *, settings: Thresholds) -> dict[str, Any]:
