@@ -72,7 +72,7 @@ def resolve(data: Mapping[str, Any]) -> Spec:
     base = {key: data[key] for key in STAGE_KEYS if key in data}
     raw = data.get("stages") or [{}]
     if not isinstance(raw, list):
-        raise SpecError(f"stages must be a list of mappings, got {raw!r}", key="stages")
+        raise _refused("stages", f"must be a list of mappings, got {raw!r}")
     stages: list[StageSpec] = []
     for i, part in enumerate(raw):
         where = f"stages.{i}." if data.get("stages") else ""
@@ -82,7 +82,7 @@ def resolve(data: Mapping[str, Any]) -> Spec:
     depth = [stage.insertion.depth for stage in stages]
     if depth != sorted(depth):
         got = ", ".join(f"{stage.insertion.name} {stage.insertion.depth[1]}" for stage in stages)
-        raise SpecError(f"stages must be in order of depth, got {got}", key="stages")
+        raise _refused("stages", f"must be in order of depth, got {got}")
     if all(stage.positions == stages[0].positions for stage in stages):
         positions = str(stages[0].positions)  # one policy is said once, wherever it was written
     own = (replace(s, positions=None if s.positions == positions else s.positions) for s in stages)
@@ -93,9 +93,13 @@ def _positions(data: Mapping[str, Any], where: str) -> str:
     """What becomes of position ids, said for all stages or for one."""
     policy = data.get("positions", "keep")
     if policy not in POSITIONS:
-        known = ", ".join(POSITIONS)
-        raise SpecError(f"{where}positions must be one of {known}, got {policy!r}", key=f"{where}positions")
+        raise _refused(f"{where}positions", f"must be one of {', '.join(POSITIONS)}, got {policy!r}")
     return str(policy)
+
+
+def _refused(key: str, words: str) -> SpecError:
+    """The refusal of a dotted key, which the words go on from."""
+    return SpecError(f"{key} {words}", key=key)
 
 
 def _deviations(data: Any) -> None:
@@ -104,9 +108,7 @@ def _deviations(data: Any) -> None:
     for key, text in data.items() if good and data else ():
         good = good and str(key).isidentifier() and isinstance(text, str) and bool(text.strip())
     if not good:
-        raise SpecError(
-            f"meta.deviations must map short names to sentences, got {data!r}", key="meta.deviations"
-        )
+        raise _refused("meta.deviations", f"must map short names to sentences, got {data!r}")
 
 
 def mixed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -275,16 +277,20 @@ def _solvers(kind: str) -> list[str]:
     found = []
     for name in registry("solvers"):
         with suppress(RegistryError):
-            part = registry("solvers").get(name)
-            subset = issubclass(part, SubsetSolver) and kind in part.kinds
-            found += [name] if subset or (kind == "transport" and issubclass(part, TransportSolver)) else []
+            found += [name] if _solves(registry("solvers").get(name), kind) else []
     return found
+
+
+def _solves(solver: type[Part], kind: str) -> bool:
+    if issubclass(solver, SubsetSolver):
+        return kind in solver.kinds
+    return kind == TRANSPORT and issubclass(solver, TransportSolver)
 
 
 def _stage(data: Mapping[str, Any], where: str) -> StageSpec:
     for key in ("insertion", "problem", "solver"):
         if not data.get(key):
-            raise SpecError(f"{where}{key} is missing", key=f"{where}{key}")
+            raise _refused(f"{where}{key}", "is missing")
     insertion = build_part(Insertion, data["insertion"], where=f"{where}insertion")
     budget_data = data.get("budget") or {}
     known_keys(budget_data, (*Budget.__dataclass_fields__, "rule"), where=f"{where}budget.")
@@ -295,26 +301,19 @@ def _stage(data: Mapping[str, Any], where: str) -> StageSpec:
     with blame(f"{where}problem"):
         problem = _problem(data["problem"], f"{where}problem")
     solver = build_part(Solver, data["solver"], where=f"{where}solver")
-    solves = TransportSolver if problem.planned else SubsetSolver
-    if not isinstance(solver, solves) or (
-        isinstance(solver, SubsetSolver) and problem.kind not in solver.kinds
-    ):
+    if not _solves(type(solver), problem.kind):
         known = ", ".join(_solvers(problem.kind))
-        raise SpecError(
-            f"{where}solver {solver.name!r} does not solve {problem.kind}; its solvers are {known}",
-            key=f"{where}solver",
-        )
+        words = f"{solver.name!r} does not solve {problem.kind}; its solvers are {known}"
+        raise _refused(f"{where}solver", words)
     readout = data.get("readout")
     if problem.planned and not readout:
-        raise SpecError(
-            f"{where}readout is missing: a {problem.kind} plan does not rank tokens by itself",
-            key=f"{where}readout",
-        )
+        words = f"is missing: a {problem.kind} plan does not rank tokens by itself"
+        raise _refused(f"{where}readout", words)
     if readout and not problem.planned:
-        raise SpecError(f"{where}readout has no meaning for {problem.kind}; remove it", key=f"{where}readout")
+        raise _refused(f"{where}readout", f"has no meaning for {problem.kind}; remove it")
     steps = data.get("steps") or []
     if not isinstance(steps, list):
-        raise SpecError(f"{where}steps must be a list, got {steps!r}", key=f"{where}steps")
+        raise _refused(f"{where}steps", f"must be a list, got {steps!r}")
     stage = StageSpec(
         insertion,
         budget,
