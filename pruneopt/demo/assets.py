@@ -24,8 +24,19 @@ _SAMPLE = "sample-coffee-object"
 class Question:
     """One question about one picture.
 
-    ``box`` is (left, top, right, bottom) in pixels of the picture around what the answer is read
-    from; None where that is no single place (a count, the tone, something absent).
+    Parameters
+    ----------
+    id
+        Its name.
+    image
+        The picture file.
+    type
+        What is asked for: an object, a count, a tone, ...
+    question, answer
+        The words.
+    box
+        (left, top, right, bottom) in pixels of the picture around what the answer is read from; None where
+        that is no single place (a count, the tone, something absent).
     """
 
     id: str
@@ -37,16 +48,32 @@ class Question:
 
 
 def model_path() -> Path:
-    """The folder that ``from_pretrained`` loads."""
+    """The folder of the embedded model.
+
+    Returns
+    -------
+    Path
+        What ``from_pretrained`` loads.
+    """
     return _asset("model")
 
 
 def load_model(
     dtype: torch.dtype | None = None, attn_implementation: str = "sdpa"
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """The embedded model in evaluation mode, float32 unless ``dtype`` says otherwise, on the CPU.
+    """The embedded model in evaluation mode on the CPU; needs no network.
 
-    Needs no network. The processor pads on the left, as generation in batches requires.
+    Parameters
+    ----------
+    dtype
+        float32 when None.
+    attn_implementation
+        The model's own attention setting.
+
+    Returns
+    -------
+    tuple
+        Model, and processor; that pads on the left, as generation in batches requires.
     """
     import torch
     from transformers import LlavaForConditionalGeneration
@@ -73,7 +100,23 @@ def load_processor(folder: Path | None = None) -> LlavaProcessor:
 
 
 def load_questions(types: Sequence[str] | None = None) -> list[Question]:
-    """The evaluation set in a fixed order, picture by picture; only ``types`` if given."""
+    """The evaluation set in a fixed order, picture by picture.
+
+    Parameters
+    ----------
+    types
+        Only questions of these types; None takes all.
+
+    Returns
+    -------
+    list of Question
+        None of them was used in training.
+
+    Raises
+    ------
+    ValueError
+        For a type that there is not.
+    """
     questions = _read("questions.jsonl")
     if types is None:
         return questions
@@ -85,25 +128,57 @@ def load_questions(types: Sequence[str] | None = None) -> list[Question]:
 
 
 def samples() -> list[Question]:
-    """Questions about the sample pictures, which belong to no measured set."""
+    """Questions about the sample pictures.
+
+    Returns
+    -------
+    list of Question
+        They belong to no measured set.
+    """
     return _read("samples.jsonl")
 
 
 def sample() -> Question:
-    """One question whose answer needs one small, off-centre object."""
+    """One sample question.
+
+    Returns
+    -------
+    Question
+        Its answer needs one small, off-centre object.
+    """
     return next(question for question in samples() if question.id == _SAMPLE)
 
 
 def format_prompt(question: str) -> str:
-    """The prompt the model was trained with; the processor expands ``<image>``."""
+    """The prompt that the model was trained with.
+
+    Parameters
+    ----------
+    question
+        What is asked about the picture.
+
+    Returns
+    -------
+    str
+        With one ``<image>``, which the processor expands.
+    """
     return f"user: <image> {question} assistant:"
 
 
 def load_inputs(questions: Sequence[Question], processor: LlavaProcessor) -> BatchFeature:
-    """Left-padded model inputs for ``questions``.
+    """Left-padded model inputs.
 
-    ``input_ids`` and ``attention_mask`` are [batch, length]; ``pixel_values`` is
-    [batch, 3, height, width].
+    Parameters
+    ----------
+    questions
+        Each with its own picture.
+    processor
+        Of `load_model`.
+
+    Returns
+    -------
+    BatchFeature
+        ``input_ids`` and ``attention_mask`` [batch, length]; ``pixel_values`` [batch, 3, height, width].
     """
     from PIL import Image
 
@@ -116,7 +191,20 @@ def load_inputs(questions: Sequence[Question], processor: LlavaProcessor) -> Bat
 
 
 def score(prediction: str, answer: str) -> bool:
-    """Whether the words of ``prediction`` are exactly those of ``answer``, whatever their case."""
+    """Whether an answer is right.
+
+    Parameters
+    ----------
+    prediction
+        What the model said.
+    answer
+        What is right.
+
+    Returns
+    -------
+    bool
+        The words are exactly the same, whatever their case.
+    """
     return prediction.lower().split() == answer.lower().split()
 
 

@@ -18,7 +18,12 @@ from pruneopt.spec.schema import Spec
 class Side:
     """What one of the two said and how long it took, in seconds.
 
-    Medians over warm passes; `decode` is per token.  NaN where there is nothing to time.
+    Parameters
+    ----------
+    answer
+        The text.
+    encoder, prefill, decode
+        Medians over warm passes; `decode` is per token.  NaN where there is nothing to time.
     """
 
     answer: str
@@ -29,7 +34,15 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Dense and pruned answers, the report of the pruned run, and what it kept."""
+    """Dense and pruned answers to one prompt.
+
+    Parameters
+    ----------
+    dense, pruned
+        What each said, and how long it took.
+    run
+        Of the last pruned pass.
+    """
 
     dense: Side
     pruned: Side
@@ -46,7 +59,25 @@ def compare(
     """Greedy answers to one prompt, dense and under `spec`.
 
     Both run once untimed first: the first pass of either pays for what later ones reuse.  Then they take
-    turns `repeats` times, so that a busy machine slows both.
+    turns, so that a busy machine slows both.
+
+    Parameters
+    ----------
+    model, processor
+        As `load_model` gives them.
+    inputs
+        One prompt, on the model's device.
+    spec
+        What prunes.
+    max_new_tokens
+        Length of the answer.
+    repeats
+        Timed passes of either.
+
+    Returns
+    -------
+    Comparison
+        Both answers, with medians of their seconds.
     """
     sides: tuple[Spec | None, Spec | None] = (None, spec)
     with torch.inference_mode():

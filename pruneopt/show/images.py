@@ -14,7 +14,20 @@ if TYPE_CHECKING:
 def open_image(path: str | Path) -> Image:
     """An RGB picture, fully decoded.
 
-    Raises InputError when the file is missing, is not a readable picture, or has no pixels.
+    Parameters
+    ----------
+    path
+        Of the file.
+
+    Returns
+    -------
+    PIL.Image.Image
+        It has pixels.
+
+    Raises
+    ------
+    InputError
+        When the file is missing, is not a readable picture, or has no pixels.
     """
     from PIL import Image as pil
 
@@ -38,8 +51,24 @@ def open_image(path: str | Path) -> Image:
 def asked(source: str, image: str, *, prompt: str) -> tuple[Image, str]:
     """The picture and the prompt for a model, known to be good before the model is loaded.
 
-    `source` is a folder, a hub id, or `demo`, whose own sample is used when no image is given.
-    Raises InputError without a picture or with an empty prompt.
+    Parameters
+    ----------
+    source
+        A folder, a hub id, or `demo`, whose own sample is used when no image is given.
+    image
+        Path of a picture, or empty.
+    prompt
+        What to ask about it.
+
+    Returns
+    -------
+    tuple
+        The picture, and the prompt as the model wants it.
+
+    Raises
+    ------
+    InputError
+        Without a picture, or with an empty prompt.
     """
     if not prompt.strip():
         raise InputError("the prompt is empty; ask something about the picture")

@@ -18,7 +18,17 @@ _DIM = 0.25
 
 @dataclass(frozen=True)
 class Panel:
-    """One overlay: which cells of a `width` by `height` grid survive, and what to write above it."""
+    """One overlay: which cells of a grid survive.
+
+    Parameters
+    ----------
+    title
+        Written above it.
+    kept
+        Numbers of the cells, row by row.
+    width, height
+        Of the grid.
+    """
 
     title: str
     kept: Sequence[int]
@@ -27,9 +37,24 @@ class Panel:
 
 
 def overlay(image: Image, panel: Panel) -> np.ndarray:
-    """The picture `[h,w,3]` in [0,1] with dropped cells dimmed; cells are numbered row by row.
+    """A picture with dropped cells dimmed.
 
-    Raises ValueError for a cell outside the grid.
+    Parameters
+    ----------
+    image
+        The picture.
+    panel
+        Which cells survive.
+
+    Returns
+    -------
+    numpy.ndarray
+        `[h,w,3]` in [0,1].
+
+    Raises
+    ------
+    ValueError
+        For a cell outside the grid.
     """
     pixels = np.asarray(image, dtype=np.float32) / 255
     cells = np.zeros(panel.width * panel.height, dtype=bool)
@@ -52,9 +77,25 @@ def save_overlay(
     heading: str = "",
     box: tuple[int, int, int, int] | None = None,
 ) -> Path:
-    """Write the picture and one overlay per panel as a PNG, side by side; returns the path.
+    """Write the picture and one overlay per panel as a PNG, side by side.
 
-    `box` (left, top, right, bottom, in pixels) is drawn on the first picture.
+    Parameters
+    ----------
+    image
+        The picture.
+    panels
+        One overlay each.
+    path
+        Of the file; its folder is made.
+    heading
+        Written above all.
+    box
+        (left, top, right, bottom) in pixels, drawn on the first picture.
+
+    Returns
+    -------
+    Path
+        `path`.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle

@@ -8,10 +8,23 @@ from pruneopt.show.picture import Panel
 
 
 def survivor_panel(run: Any, title: str = "", *, sample: int = 0, group: int = 0) -> Panel:
-    """Cells of one sample's picture that survive the last cut of `run`.
+    """Cells of one sample's picture that survive the last cut of a run.
 
-    `group` chooses the image, crop or frame where a sample has several (0 is the first, the thumbnail in
-    AnyRes models).
+    Parameters
+    ----------
+    run
+        A finished one.
+    title
+        Of the panel; empty says how many tokens are kept.
+    sample
+        Row of the batch.
+    group
+        The image, crop or frame where a sample has several (0 is the first, the thumbnail in AnyRes models).
+
+    Returns
+    -------
+    Panel
+        For `save_overlay`.
     """
     prompt = run.last.prompt
     row = prompt.rows.index(sample)

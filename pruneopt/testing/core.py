@@ -19,7 +19,15 @@ class CheckFailure(AssertionError):
 
 @dataclass(frozen=True)
 class Check:
-    """One conformance check: `run(part)` returns or raises."""
+    """One conformance check.
+
+    Parameters
+    ----------
+    name
+        What it is called: `check_` and what it looks at.
+    run
+        Takes the part; returns, or raises CheckFailure with the likely cause.
+    """
 
     name: str
     run: Callable[..., None]
@@ -45,7 +53,18 @@ def checks_that(apply: Mapping[Callable[..., None], object]) -> Iterator[Check]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one check ended: `passed`, `failed`, `expected` (a failure with a reason) or `surprise`."""
+    """How one check ended.
+
+    Parameters
+    ----------
+    check
+        Its name.
+    state
+        `passed`, `failed`, `expected` (a failure with a reason) or `surprise` (an expected failure that
+        passes).
+    message
+        What was wrong, or the reason of what was expected; empty where it passed.
+    """
 
     check: str
     state: str
@@ -58,7 +77,17 @@ class Outcome:
 
 @dataclass
 class Verdict:
-    """Outcomes of all checks that apply to one part."""
+    """Outcomes of all checks that apply to one part.
+
+    Parameters
+    ----------
+    part
+        Its name.
+    kind
+        What it is, in words.
+    outcomes
+        One for each check, in the order in which they ran.
+    """
 
     part: str
     kind: str

@@ -30,9 +30,19 @@ CHECKS: dict[str, Callable[[InsertionCase], Iterator[str]]] = {
 
 
 def check_insertion(case: InsertionCase, only: Sequence[str] | None = None) -> list[CheckResult]:
-    """Run every check (or those named in `only`) and return one result each.
+    """Run every check of an adapter, and raise nothing for one that fails.
 
-    Raises nothing for a failed check: read `problem`, or use `assert_insertion`.
+    Parameters
+    ----------
+    case
+        The family, its batches and the cuts.
+    only
+        Names of `CHECKS`; None runs all.
+
+    Returns
+    -------
+    list of CheckResult
+        One for each check; `problem` is empty where it passed.
     """
     results = []
     for name in only or CHECKS:
@@ -45,7 +55,13 @@ def check_insertion(case: InsertionCase, only: Sequence[str] | None = None) -> l
 
 
 def assert_insertion(case: InsertionCase, only: Sequence[str] | None = None) -> None:
-    """Raise AssertionError with every failed check of `check_insertion`."""
+    """Raise AssertionError with every check of `check_insertion` that fails.
+
+    Parameters
+    ----------
+    case, only
+        As for `check_insertion`.
+    """
     failed = [f"{r.check}: {r.problem}" for r in check_insertion(case, only) if not r.ok]
     if failed:
         raise AssertionError(f"{case.name} fails {len(failed)} checks\n" + "\n".join(failed))

@@ -39,12 +39,26 @@ class InsertionCase:
 
     Parameters
     ----------
-    name: for messages.  build: a fresh model in evaluation mode for an attention setting, always with the
-    same weights; at least four decoder layers; in float64, where a right removal is exact to 1e-12 on any
-    processor.  scenarios: name to a batch of model inputs (single, batch, left and right padding, two
-    images, ...).  rows: for some scenarios, the rows of the batch as inputs of
-    their own.  decoder: the decoder layers of a model; text: the module that holds them.
-    apply: what is tested; planted bugs put something else here.
+    name
+        For messages.
+    build
+        A fresh model in evaluation mode for an attention setting, always with the same weights.  It has at
+        least four decoder layers, and is in float64, where a right removal is exact to 1e-12 on any
+        processor.
+    scenarios
+        Batches of model inputs by name: single, batch, left and right padding, two images, ...
+    rows
+        For some scenarios the rows of the batch as inputs of their own.
+    decoder
+        The decoder layers of a model.
+    text
+        The module that holds them.
+    specs
+        The cuts that are tried.
+    attention
+        The attention settings that are tried.
+    apply
+        What is tested, called as `pruneopt.apply`; planted bugs put something else here.
     """
 
     name: str

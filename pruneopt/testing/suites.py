@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -58,7 +59,23 @@ def kind_of(part: Checked) -> str:
 
 
 def checks_for(part: Checked) -> Iterator[Check]:
-    """All checks that apply to a part, by its kind and tags. Raises PruneoptError as `kind_of` does."""
+    """All checks that apply to a part, by its kind and tags.
+
+    Parameters
+    ----------
+    part
+        An instance.
+
+    Returns
+    -------
+    iterator of Check
+        To be called with the part.
+
+    Raises
+    ------
+    PruneoptError
+        For something that is no kind of part that pruneopt knows.
+    """
     return _suite(part)[1](part)
 
 
@@ -73,10 +90,26 @@ def check_part(
 
     Parameters
     ----------
-    part: an instance, or a class that can be built without arguments.
-    expected_failures: names of checks to the reason why they fail.
-    strict: an expected failure that passes is a failure.
-    on_fail: `"raise"` raises CheckFailure listing all failures; `"report"` only returns the verdict.
+    part
+        An instance, or a class that can be built without arguments.
+    expected_failures
+        Names of checks to the reason why they fail.
+    strict
+        Whether an expected failure that passes is a failure.
+    on_fail
+        `raise` raises what is listed below, `report` only returns the verdict.
+
+    Returns
+    -------
+    Verdict
+        What became of each check.
+
+    Raises
+    ------
+    CheckFailure
+        With all failures and their likely causes.
+    PruneoptError
+        For something that is no part, and for an expected failure that names no check of it.
     """
     part = built(part)
     kind, checks = _suite(part)
@@ -113,7 +146,9 @@ def _entry(words: str, *bases: type[Checked]) -> Any:
             raise PruneoptError(f"{part!r} is no {words}")
         return check_part(part, **options)
 
-    check.__doc__ = f"Check a {words}; see `check_part` for the options."
+    said, plain = check_part.__doc__ or "", "Run every check that applies to a part of any kind"
+    check.__doc__ = said.replace(plain, f"Check a {words}")
+    check.__signature__ = inspect.signature(check_part)  # type: ignore[attr-defined]
     return check
 
 
@@ -128,9 +163,21 @@ check_solver = _entry("solver", TransportSolver, SubsetSolver)
 
 
 def check_kind(kind: Kind | type[Kind], *, witness: Witness | None = None, on_fail: str = "raise") -> Verdict:
-    """Check a kind of problem; `witness(problem, sample, chosen)` is a second opinion on values.
+    """Check a kind of problem; every choice of some tiny problems is tried.
 
-    Every choice of some tiny problems is tried.  `on_fail` as in `check_part`.
+    Parameters
+    ----------
+    kind
+        An instance, or its class.
+    witness
+        `witness(problem, sample, chosen)` is a second opinion on values, such as loops over Python numbers.
+    on_fail
+        As in `check_part`.
+
+    Returns
+    -------
+    Verdict
+        What became of each check.
     """
     found = built(kind)
     if not isinstance(found, Kind):
@@ -146,8 +193,26 @@ def parametrize_with_checks(
 ) -> Any:
     """A pytest decorator: one test per part and check, with ids like `my_term-check_permutation`.
 
-    The test takes `part` and `check` and calls `check(part)`.  `expected_failures` maps the name of a part
-    to names of checks to reasons; those become strict xfails unless `strict` is False.
+    The test takes `part` and `check` and calls `check(part)`.
+
+    Parameters
+    ----------
+    parts
+        Instances, or classes that can be built without arguments.
+    expected_failures
+        The name of a part to names of checks to reasons; those become xfails.
+    strict
+        Whether those xfails are strict.
+
+    Returns
+    -------
+    pytest.MarkDecorator
+        For the test function.
+
+    Raises
+    ------
+    PruneoptError
+        For an expected failure that names no check of its part.
     """
     import pytest
 

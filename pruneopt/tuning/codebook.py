@@ -27,9 +27,22 @@ Probe = Callable[[Sequence[Tensor]], Tensor]
 class Thresholds:
     """Settings of the offline stage; the defaults are those of LLaVA-1.5.
 
-    `alone`: largest probability that a token fed alone may raise.  `change`: largest local plus 16 times
-    global divergence when it is left out.  `crowd`: largest cluster of its picture it may lie in.
-    `clusters`, `pictures`: clusters of the pool, and pictures that a cluster must come from more than.
+    Parameters
+    ----------
+    alone
+        Largest probability that a token fed alone may raise.
+    change
+        Largest local plus 16 times global divergence when it is left out.
+    crowd
+        Largest cluster of its picture that it may lie in.
+    clusters
+        Clusters of the pool.
+    pictures
+        Pictures that a cluster must come from more than.
+    repeats
+        How often a token fed alone is repeated.
+    per_picture
+        Clusters of one picture.
     """
 
     alone: float = 0.15
@@ -44,15 +57,30 @@ class Thresholds:
 def build_codebook(
     pictures: Sequence[Tensor], columns: int, *, probe: Probe, pad: Tensor, settings: Thresholds | None = None
 ) -> Tensor:
-    """Prototypes `[P,D]` float32.
+    """Prototypes of redundant tokens.
 
     Parameters
     ----------
-    pictures: projected tokens `[N,D]` of calibration pictures, on a grid with `columns` columns.
-    probe: first-token logits `[len,V]` of a prompt whose picture is replaced by each of the given sequences.
-    pad: embedding `[D]` of the padding token, which stands for what is left out.
+    pictures
+        Projected tokens `[N,D]` of calibration pictures.
+    columns
+        Columns of their grid.
+    probe
+        First-token logits `[len,V]` of a prompt whose picture is replaced by each of the given sequences.
+    pad
+        Embedding `[D]` of the padding token, which stands for what is left out.
+    settings
+        Thresholds; None takes the defaults.
 
-    Raises InputError when nothing is redundant by these settings.
+    Returns
+    -------
+    Tensor
+        `[P,D]` float32.
+
+    Raises
+    ------
+    InputError
+        When nothing is redundant by these settings.
     """
     settings = settings or Thresholds()
     pool, owner = [], []
@@ -130,7 +158,22 @@ def in_small_clusters(tokens: Tensor, clusters: int, *, crowd: int) -> Tensor:
 
 
 def save_codebook(path: Path, prototypes: Tensor, *, provenance: Mapping[str, Any]) -> str:
-    """Write a codebook file with its provenance; returns the SHA-256 that a spec can pin."""
+    """Write a codebook file with its provenance.
+
+    Parameters
+    ----------
+    path
+        Of the safetensors file; its folder is made.
+    prototypes
+        `[P,D]`.
+    provenance
+        What the file says about its origin, see `provenance`.
+
+    Returns
+    -------
+    str
+        The SHA-256 that a spec can pin.
+    """
     from safetensors.torch import save
 
     notes = {key: str(value) for key, value in provenance.items()}
@@ -143,7 +186,26 @@ def save_codebook(path: Path, prototypes: Tensor, *, provenance: Mapping[str, An
 def live_probe(model: Any, input_ids: Tensor, *, image_token: int, batch: int = 16) -> Probe:
     """First-token logits of a LLaVA-like model when its picture is replaced by a sequence of vectors.
 
-    `input_ids` `[L]` is a prompt with placeholders `image_token`; text before and after them stays.
+    Parameters
+    ----------
+    model
+        The model.
+    input_ids
+        `[L]`, a prompt with placeholders; text before and after them stays.
+    image_token
+        The placeholder.
+    batch
+        Sequences in one forward pass.
+
+    Returns
+    -------
+    callable
+        For `probe` of `build_codebook`.
+
+    Raises
+    ------
+    InputError
+        For a prompt without a placeholder.
     """
     place = (input_ids == image_token).nonzero().squeeze(1)
     if not len(place):

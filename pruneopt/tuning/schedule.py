@@ -14,7 +14,17 @@ TARGETS = ("layer_mean", "flops_share", "kv_share")
 
 @dataclass(frozen=True)
 class Achieved:
-    """What a schedule gives for one prompt: visual tokens averaged over layers, shares of the dense model."""
+    """What a schedule gives for one prompt.
+
+    Parameters
+    ----------
+    layer_mean
+        Visual tokens averaged over decoder layers.
+    flops_share, kv_share
+        Multiply-adds and cache over those of the dense model.
+    kept
+        Visual tokens that each stage leaves.
+    """
 
     layer_mean: float
     flops_share: float
@@ -25,7 +35,20 @@ class Achieved:
 def cut_layers(spec: Spec) -> list[int]:
     """The first decoder layer without the removed tokens, of every stage.
 
-    Raises SpecError for a stage that cuts what has run: layers and caches are then of different length.
+    Parameters
+    ----------
+    spec
+        What is asked.
+
+    Returns
+    -------
+    list of int
+        In the order of the stages.
+
+    Raises
+    ------
+    SpecError
+        For a stage that cuts what has run: layers and caches are then of different length.
     """
     for stage in spec.stages:
         if stage.insertion.depth >= (2, 0):
@@ -37,7 +60,22 @@ def cut_layers(spec: Spec) -> list[int]:
 
 
 def achieved(spec: Spec, shape: Shape, *, visual: int, text: int) -> Achieved:
-    """Closed form for one picture of `visual` tokens among `text` others, steps that change counts too."""
+    """Closed form for one picture among text, steps that change counts too.
+
+    Parameters
+    ----------
+    spec
+        Its budgets are what is read.
+    shape
+        Of the language model (`shape_of`).
+    visual, text
+        Tokens of the prompt.
+
+    Returns
+    -------
+    Achieved
+        What the schedule gives.
+    """
     counts, tokens, alive = [], [visual] * shape.layers, visual
     for stage, first in zip(spec.stages, cut_layers(spec), strict=True):
         wanted = stage.budget.count(visual, alive)
@@ -59,11 +97,24 @@ def solve_keep(spec: Spec, shape: Shape, *, visual: int, text: int, target: Mapp
 
     Parameters
     ----------
-    spec: its budgets give the proportions between stages.  shape: of the language model (`shape_of`).
-    visual, text: tokens of the prompt.  target: one of `layer_mean` (tokens), `flops_share`, `kv_share`.
+    spec
+        Its budgets give the proportions between stages.
+    shape
+        Of the language model (`shape_of`).
+    visual, text
+        Tokens of the prompt.
+    target
+        One of `layer_mean` (tokens), `flops_share`, `kv_share`.
 
-    Returns a spec whose budgets are counts.  Raises SpecError when not even one token per stage is cheap
-    enough, or when the target names nothing that can be solved for.
+    Returns
+    -------
+    Spec
+        Its budgets are counts.
+
+    Raises
+    ------
+    SpecError
+        When not even one token per stage is cheap enough, or the target names nothing that can be solved for.
     """
     if len(target) != 1 or next(iter(target)) not in TARGETS:
         raise SpecError(f"give one target of {', '.join(TARGETS)}, got {', '.join(target) or 'none'}")

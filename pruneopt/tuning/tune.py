@@ -24,7 +24,19 @@ Complete = Callable[[Spec], list[str]]
 
 @dataclass(frozen=True)
 class Tuning:
-    """Outcome of a search: the best spec, its overrides and value, and every trial in order."""
+    """Outcome of a search.
+
+    Parameters
+    ----------
+    spec
+        The best one.
+    overrides
+        What makes it of the method.
+    value
+        Its objective.
+    trials
+        Every point that was tried with its value, in order; -inf where it was infeasible.
+    """
 
     spec: Spec
     overrides: tuple[str, ...]
@@ -42,17 +54,40 @@ def tune(
     seed: int = 42,
     complete: Complete | None = None,
 ) -> Tuning:
-    """Maximise `objective(spec)` over `space`, override keys to `(low, high)`.
+    """Maximise an objective over parameters of a spec.
+
+    Source: VFlowOpt section 3.4 (Bayesian optimisation, 50 calls; its code makes 300).  Needs scikit-learn.
 
     Parameters
     ----------
-    calls: evaluations in all; the first `initial` (half, when None) are Sobol points, the rest maximise the
-        expected improvement of a Gaussian process (Matern 5/2).
-    complete: overrides that follow from the others, such as a last ratio that meets a budget
-        (see `meet_layer_mean`); a refusal there, or a NaN or infinite value, makes a trial infeasible.
+    method
+        What is tuned: a name, a path or a spec.
+    space
+        Override keys to `(low, high)`.
+    objective
+        `objective(spec)`, larger is better; NaN or infinite values make a trial infeasible.
+    calls
+        Evaluations in all.
+    initial
+        How many of them are Sobol points, half when None; the rest maximise the expected improvement of a
+        Gaussian process (Matern 5/2).
+    seed
+        Of both.
+    complete
+        Overrides that follow from the others, such as a last ratio that meets a budget (see
+        `meet_layer_mean`); a refusal there makes a trial infeasible.
 
-    Source: VFlowOpt section 3.4 (Bayesian optimisation, 50 calls; its code makes 300).  Needs scikit-learn.
-    Raises InputError when no trial was feasible, SpecError for an empty or upside-down space.
+    Returns
+    -------
+    Tuning
+        The best trial, of equal ones the first, and all others.
+
+    Raises
+    ------
+    InputError
+        When no trial was feasible.
+    SpecError
+        For an empty or upside-down space.
     """
     if not space or any(not low < high for low, high in space.values()):
         raise SpecError("the space needs at least one key, each with low < high")
@@ -147,10 +182,22 @@ def _propose(
 
 
 def meet_layer_mean(share: float, layers: int) -> Complete:
-    """Set the last cut's ratio so that the mean over `layers` of the visual share is `share`.
+    """Set the last cut's ratio so that visual tokens, averaged over layers, are a given share.
 
-    A spec with the cuts before layers l1 < l2 < ... keeps 1 before l1; ratios may be of the start or of what
-    is left.  Raises SpecError where no ratio from 0 to 1 does it.
+    A spec with the cuts before layers l1 < l2 < ... keeps 1 before l1; ratios may be of the start or of
+    what is left.
+
+    Parameters
+    ----------
+    share
+        The mean over layers of the visual tokens that are left, over those of the prompt.
+    layers
+        Decoder layers of the model.
+
+    Returns
+    -------
+    callable
+        For `complete` of `tune`; raises SpecError where no ratio from 0 to 1 does it.
     """
 
     def complete(spec: Spec) -> list[str]:
@@ -178,7 +225,19 @@ def meet_layer_mean(share: float, layers: int) -> Complete:
 def final_state_cosine(model: Any, batches: Sequence[Mapping[str, Any]]) -> Objective:
     """Mean cosine of the pruned and the dense hidden state that predicts the next token.
 
-    `batches` are model inputs, padded on the left.  Source: VFlowOpt section 3.4.
+    Source: VFlowOpt section 3.4.
+
+    Parameters
+    ----------
+    model
+        A supported model.
+    batches
+        Model inputs, padded on the left.
+
+    Returns
+    -------
+    callable
+        For `objective` of `tune`.
     """
     import torch
 

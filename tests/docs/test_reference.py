@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 import pruneopt
+import pruneopt.demo
 import pruneopt.parts
+import pruneopt.testing
 
 validate = pytest.importorskip("numpydoc.validate", reason="docstrings are checked with the extra 'dev'")
 
@@ -24,6 +26,18 @@ RULES = {
     "YD01": "no section Yields",
 }
 NAMES = [f"{module.__name__}.{name}" for module in (pruneopt, pruneopt.parts) for name in module.__all__]
+MORE = {  # what other pages tell users to call
+    "testing": sorted(set(pruneopt.testing.__all__) - {"CheckFailure", "TAGS"}),
+    "demo": pruneopt.demo.__all__,
+    "show.compare": ("Side", "Comparison", "compare"),
+    "show.images": ("open_image", "asked"),
+    "show.picture": ("Panel", "overlay", "save_overlay"),
+    "show.survivors": ("survivor_panel",),
+    "tuning.codebook": ("Thresholds", "build_codebook", "save_codebook", "live_probe"),
+    "tuning.schedule": ("Achieved", "achieved", "cut_layers", "solve_keep"),
+    "tuning.tune": ("Tuning", "tune", "meet_layer_mean", "final_state_cosine"),
+}
+OTHERS = [f"pruneopt.{module}.{name}" for module, names in MORE.items() for name in names]
 
 
 def found(name: str) -> Any:
@@ -51,6 +65,11 @@ def faults(name: str, rules: set[str]) -> list[str]:
 def test_a_public_name_is_documented_in_full(name: str) -> None:
     rules = set(RULES) - ({"PR01"} if name == "pruneopt.Status" else set())  # nobody calls an enumeration
     assert faults(name, rules) == []
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_pages_tell_to_call_is_documented_in_full(name: str) -> None:
+    assert faults(name, set(RULES)) == []
 
 
 @pytest.mark.parametrize("name", METHODS)
