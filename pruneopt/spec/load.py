@@ -148,12 +148,28 @@ def _override(config: DictConfig, override: str) -> DictConfig:
         old = OmegaConf.select(config, key)
         if isinstance(old, DictConfig) and isinstance(new, dict):
             before: Any = OmegaConf.to_container(old, resolve=False)
+            if new.get("kind", old.get("kind")) != old.get("kind"):
+                _settle(config, key)
             new = mixed(before, new)
         OmegaConf.update(config, key, new, merge=False)
     except Exception as error:
         first = str(error).splitlines()[0]
         raise SpecError(f"override {override!r} does not fit the spec: {first}") from error
     return config
+
+
+def _settle(config: DictConfig, key: str) -> None:
+    """Write down what refers to a parameter of the part at `key`, which is about to give way to another."""
+
+    def walk(value: Any, where: str) -> None:
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            here = f"{where}.{name}".lstrip(".")
+            if isinstance(item, (dict, list)):
+                walk(item, here)
+            elif isinstance(item, str) and f"${{{key}." in item:
+                OmegaConf.update(config, here, OmegaConf.select(config, here), merge=False)
+
+    walk(OmegaConf.to_container(config, resolve=False), "")
 
 
 def _refuse_idle(config: DictConfig, override: str) -> None:

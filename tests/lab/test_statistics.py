@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
 
-from pruneopt.lab.statistics import agreement, fit_exponent, mean_and_spread, paired, quartiles, share
+from pruneopt.lab.statistics import (
+    agreement,
+    clustered,
+    fit_exponent,
+    holm,
+    mean_and_spread,
+    paired,
+    quartiles,
+    share,
+)  # fmt: skip
 
 Z = 1.959963984540054  # 97.5 percent of the normal distribution
 
@@ -116,3 +126,33 @@ def test_exponent_fit_recovers_a_power() -> None:
 def test_quartiles_of_repeats() -> None:
     assert quartiles([3.0, 1.0, 2.0]) == {"median": 2, "q1": 1, "q3": 3, "min": 1}
     assert quartiles([7.0]) == {"median": 7, "q1": 7, "q3": 7, "min": 7}
+
+
+def test_a_clustered_change_is_that_of_whole_clusters() -> None:
+    """Copies of a cluster add nothing: four equal questions about each picture say what one says."""
+    delta = [0.5, -0.25, 1.0, 0.0, 0.75, -0.5, 0.25, 1.0]
+    once = clustered(delta, range(8))
+    four = clustered([d for d in delta for _ in range(4)], [c for c in range(8) for _ in range(4)])
+    assert four == once
+    alone = clustered([d for d in delta for _ in range(4)], range(32))
+    assert alone.high - alone.low < 0.7 * (once.high - once.low) and alone.mean == once.mean
+    assert once.mean == pytest.approx(np.mean(delta))
+    error = np.std(delta) / math.sqrt(8)
+    assert once.least == pytest.approx(2.8 * error, rel=0.05)
+    assert once.low == pytest.approx(once.mean - Z * error, abs=0.06)
+    assert once.shown(100) == f"{100 * once.mean:+.1f} [{100 * once.low:+.1f}, {100 * once.high:+.1f}]"
+
+
+def test_the_p_value_of_a_change_is_that_of_all_flips_of_signs() -> None:
+    delta = [1.0, 2.0, 0.5, -0.25, 1.5, 0.75, -0.5, 1.25]
+    sums = [sum(s * d for s, d in zip(signs, delta, strict=True)) for signs in product((1, -1), repeat=8)]
+    exact = sum(abs(s) >= sum(delta) for s in sums) / len(sums)
+    assert clustered(delta, range(8), draws=20_000).p_value == pytest.approx(exact, abs=0.005)
+    assert clustered([0.0] * 5, range(5)).p_value == 1
+    with pytest.raises(ValueError, match="every difference needs its cluster"):
+        clustered([1.0], [])
+
+
+def test_holm_multiplies_by_what_is_left_and_never_falls() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.6]) == [1.0, 1.0] and holm([]) == []

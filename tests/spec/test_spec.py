@@ -149,3 +149,27 @@ def test_null_removes_a_summand() -> None:
 def test_every_refusal_is_a_pruneopt_error() -> None:
     with pytest.raises(PruneoptError):
         load_spec(BASE, ["solver=nonsense"])
+
+
+def test_what_refers_to_a_part_keeps_its_value_when_the_part_gives_way() -> None:
+    """`dart` counts its text pivots by `${solver.text_pivots}`."""
+    spec = load_spec("dart", ["solver.text_pivots=3", "solver=threshold_search"])
+    (text,) = spec.stages[0].problem.anchors
+    assert text.part.count == 3 and spec.stages[0].solver.name == "threshold_search"
+    again = load_spec("dart", ["solver=threshold_search", "solver={kind: pivot, text_pivots: 4}"])
+    assert again.hash == load_spec("dart").hash
+
+
+CLOSER = {
+    "cdpruner": "local_search", "dart": "threshold_search", "divprune": "milp", "fastv": "brute_force",
+    "greedyprune": "local_search", "saint/encoder": "local_search", "topv": "emd", "vispruner": "milp",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLOSER)
+def test_any_method_runs_one_notch_closer_by_the_name_of_a_solver(name: str) -> None:
+    """`solver=NAME` is all that is said; everything else of the spec stays."""
+    plain, closer = load_spec(name).to_spec(), load_spec(name, [f"solver={CLOSER[name]}"]).to_spec()
+    assert closer.pop("solver")["kind"] == CLOSER[name]
+    plain.pop("solver")
+    assert closer == plain

@@ -33,10 +33,10 @@ _TURN, _NEVER = 1 << 24, 1 << 60  # more than any number of moves, and than any 
 class ThresholdSearch(SubsetSolver):
     """Max-min dispersion by tabu search over `levels` thresholds, with at most `moves` swaps at each.
 
-    Deterministic: of equal tokens the one that has not moved for longest moves, then the lower index; so which
-    of several choices of equal value is found depends on the order of the tokens.
-    Protected tokens never leave, and the value is never below that of the start (`start=auto`: the greedy
-    rule).  No optimality claim.  O(N) a move, O(N^2) a level.  Works on the host, one sample after another.
+    Deterministic: of equal tokens the one that has not moved for longest moves, then the lower index; so
+    which of several choices of equal value is found depends on the order of the tokens.  Protected tokens
+    never leave, and the value is never below that of the start (`start=auto`: the greedy rule).  No claim of
+    optimality.  O(N) a move, O(N^2) a level.  Works on the host, one sample after another.
     """
 
     name: ClassVar[str] = "threshold_search"
