@@ -12,7 +12,7 @@ import ctypes
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,16 +99,26 @@ def timed(run: Callable[[], T], *, repeats: int = 5, budget: float = 3.0) -> tup
     return result, Timing(cold, tuple(runs), max(peak[0], 0) / 2**20)
 
 
-def interleaved(first: Callable[[], Any], second: Callable[[], Any], *, repeats: int) -> tuple[float, float]:
-    """Best seconds of two jobs run in turns, so that a busy machine disturbs both alike."""
-    first(), second()
-    times: tuple[list[float], list[float]] = ([], [])
+def turns(jobs: Sequence[Callable[[], Any]], *, repeats: int) -> list[list[float]]:
+    """Seconds of each job in each of `repeats` turns, so that a busy machine disturbs all alike.
+
+    One more turn comes first and does not count: what is compiled or loaded on use is there afterwards.
+    """
+    for job in jobs:
+        job()
+    times: list[list[float]] = [[] for _ in jobs]
     for _ in range(repeats):
-        for job, into in zip((first, second), times, strict=True):
+        for job, into in zip(jobs, times, strict=True):
             started = Stopwatch()
             job()
             into.append(started.wall)
-    return min(times[0]), min(times[1])
+    return times
+
+
+def interleaved(first: Callable[[], Any], second: Callable[[], Any], *, repeats: int) -> tuple[float, float]:
+    """Best seconds of two jobs run in turns."""
+    one, two = turns((first, second), repeats=repeats)
+    return min(one), min(two)
 
 
 def processor_in_turns(

@@ -176,6 +176,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module, name, settings in (
         (targets, "sinkhorn_targets", {"tokens": 8, "batch": 1, "rounds": 5, "repeats": 1}),
+        (targets, "sinkhorn_rivals", {"sizes": ((8, 2),), "rounds": 5, "repeats": 1}),
+        (targets, "exact_rivals", {"sizes": ((8, 2),), "repeats": 1}),
         (targets, "emd_targets", {"tokens": 8, "batch": 2, "repeats": 1}),
         (targets, "subset_targets", {"tokens": 16, "k": 4, "batch": 1, "repeats": 1}),
     ):

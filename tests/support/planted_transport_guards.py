@@ -13,6 +13,7 @@ import torch
 
 from pruneopt.parts.readouts import _common as readout_common
 from pruneopt.parts.solvers import _common as common
+from pruneopt.parts.solvers import _eased as eased
 from pruneopt.parts.solvers import _scaling as scaling
 from pruneopt.parts.solvers import _unrolled as unrolled
 from pruneopt.parts.solvers import assignment
@@ -248,6 +249,22 @@ def absent_rows_count() -> AbstractContextManager[Any]:
     return patch(scaling.Scaled, "opening", classmethod(blind))
 
 
+def reduction_is_forgotten() -> AbstractContextManager[Any]:
+    """Potentials are those of the reduced costs."""
+    real = eased._potentials
+    last: list[Any] = []
+
+    def kept(atoms: Any) -> Any:
+        last[:] = real(atoms)
+        return tuple(last)
+
+    def bare(atoms: Any, solve_one: Any) -> Any:
+        answer = eased.eased(atoms, solve_one)
+        return common.replace(answer, g=answer.g - last[1]) if last else answer
+
+    return _both(patch(eased, "_potentials", kept), patch(exact_transport, "eased", bare))
+
+
 def potentials_are_rounded() -> AbstractContextManager[Any]:
     """Potentials lose digits before they meet the cost."""
     real = scaling.gibbs
@@ -300,6 +317,7 @@ PLANTED: dict[str, tuple[str, Bug]] = {
         ("one_kernel_lasts_to_its_limit", kernel_beyond_float32),
         ("first_round_is_that_of_the_log_domain", absent_rows_count),
         ("rounds_in_float32_give_the_plan_of_float64", potentials_are_rounded),
+        ("eased_costs_have_the_same_optimum", reduction_is_forgotten),
         ("atoms_without_mass", massless_sign),
         ("atoms_without_mass", massless_hosts),
         ("value_of_optima", wrong_envelope_sign),

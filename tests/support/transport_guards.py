@@ -305,6 +305,23 @@ def check_rounds_in_float32_give_the_plan_of_float64() -> None:
             assert float(ours.row_error.max()) < 1e-6
 
 
+def check_eased_costs_have_the_same_optimum() -> None:
+    """Hard problems, square, rectangular and of one column: the optimum of the costs as they are, proved."""
+    gen = torch.Generator().manual_seed(0)
+    x, y = torch.rand(2, 3, 30, 2, generator=gen, dtype=torch.float64)
+    cost = torch.cdist(x, y).square() * 7 + 3
+    for c in (cost, cost[:, :, :19], cost[:, :11], cost[:, :, :1]):
+        a, b = (torch.rand(3, n, generator=gen, dtype=torch.float64) + 0.01 for n in c.shape[1:])
+        a, b = a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True)
+        uniform = c.shape[1] == c.shape[2]
+        for masses in [(a, b), *([(None, None)] if uniform else [])]:
+            found = run("exact", c, *masses)
+            assert found.status == (Status.OPTIMAL,) * 3
+            torch.testing.assert_close(found.value, witness(c, *masses), rtol=1e-10, atol=0)
+            slack = c - found.f[:, :, None] - found.g[:, None, :]
+            assert float(slack.min()) > -1e-10
+
+
 def check_atoms_without_mass() -> None:
     """They are priced by the other side, with this sign: minus the cheapest way to a target at its price."""
     cost, a, b = random_problem(7, n=6, m=5)

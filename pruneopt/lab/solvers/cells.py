@@ -98,6 +98,8 @@ def chosen(patterns: Sequence[str]) -> dict[str, Entry]:
     for pattern in patterns:
         hits = [x for x in every if fnmatch.fnmatch(x, pattern) or x.split()[0] == pattern]
         if not hits:
+            if pattern in PEERS:
+                raise InputError(PEERS[pattern].absence)
             raise InputError(f"no solver to measure matches {pattern!r}{nearest(pattern, every)}")
         found.update({x: every[x] for x in hits})
     return found
@@ -142,6 +144,8 @@ def _readouts(problem: TransportProblem, solution: TransportSolution) -> dict[st
 def measured(entry: Entry, place: Place, *, repeats: int, budget: float) -> dict[str, Any]:
     """Accuracy, time, memory and readouts of a solver at a place; plain numbers that go to JSON."""
     exact = truth(place)
+    if isinstance(entry.solver, Peer) and entry.solver.compiles:
+        entry.solver.solve(exact.problem)
     _, cost_time = timed(exact.case.build, repeats=3, budget=0.5)
     solution, time = timed(lambda: entry.solver.solve(exact.problem), repeats=repeats, budget=budget)
     best = exact.solution.value

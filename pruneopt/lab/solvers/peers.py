@@ -11,6 +11,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -37,10 +38,17 @@ class Peer:
     epsilon: float = 0.05
     rounds: int = 100
     uniform_only: bool = False
+    compiles: bool = False  # at the first call of a shape, which says nothing about its speed
 
     @property
     def installed(self) -> bool:
         return importlib.util.find_spec(self.needs) is not None
+
+    @property
+    def absence(self) -> str:
+        """Why it cannot be measured here, and the cure; empty where it can."""
+        package = {"ot": "pot", "ott": "ott-jax"}.get(self.needs, self.needs)
+        return "" if self.installed else f"{self.label} needs {package}: pip install 'pruneopt[peers]'"
 
     def solve(self, problem: TransportProblem) -> TransportSolution:
         started = Stopwatch()
@@ -150,31 +158,36 @@ def _geomloss(cost: Tensor, *, a: Tensor, b: Tensor, eps: Tensor, rounds: int) -
     return found.plan, found.potential_a * scale, found.potential_b * scale
 
 
-_COMPILED: dict[tuple[int, ...], Any] = {}
-
-
-def _ott(cost: Tensor, *, a: Tensor, b: Tensor, eps: Tensor, rounds: int) -> Found:
-    """OTT-JAX, `vmap` over problems, fixed rounds; compiled once per shape (the cold run pays)."""
+@lru_cache(maxsize=32)
+def _ott_compiled(shape: tuple[int, ...], rounds: int, *, logarithms: bool) -> Any:
+    """OTT-JAX for one shape, `vmap` over problems: a fixed number of rounds makes its loop a scan."""
     import jax
     from ott.geometry import geometry
     from ott.problems.linear import linear_problem
     from ott.solvers.linear import sinkhorn
 
-    key = (*cost.shape, rounds)
-    if key not in _COMPILED:
-        solver = sinkhorn.Sinkhorn(
-            min_iterations=rounds, max_iterations=rounds, inner_iterations=rounds, lse_mode=True
-        )
+    solver = sinkhorn.Sinkhorn(
+        min_iterations=rounds, max_iterations=rounds, inner_iterations=rounds, lse_mode=logarithms
+    )
 
-        def one(c: Any, p: Any, q: Any) -> Any:  # noqa: PLR0917 vmap calls
-            out = solver(linear_problem.LinearProblem(geometry.Geometry(c, epsilon=1.0), p, q))
-            return out.matrix, out.f, out.g
+    def one(c: Any, p: Any, q: Any) -> Any:  # noqa: PLR0917 vmap calls
+        out = solver(linear_problem.LinearProblem(geometry.Geometry(c, epsilon=1.0), p, q))
+        return out.matrix, out.f, out.g
 
-        _COMPILED[key] = jax.jit(jax.vmap(one))
-    plan, f, g = _COMPILED[key]((cost / eps[:, None, None]).numpy(), a.numpy(), b.numpy())
-    scale = eps[:, None]
-    back = [torch.from_numpy(np.array(x)) for x in (plan, f, g)]
-    return back[0], back[1] * scale, back[2] * scale
+    return jax.jit(jax.vmap(one))
+
+
+def _ott(*, logarithms: bool) -> Solve:
+    """In the log domain, or with a kernel and scalings."""
+
+    def run(cost: Tensor, *, a: Tensor, b: Tensor, eps: Tensor, rounds: int) -> Found:
+        compiled = _ott_compiled(tuple(cost.shape), rounds, logarithms=logarithms)
+        plan, f, g = compiled((cost / eps[:, None, None]).numpy(), a.numpy(), b.numpy())
+        scale = eps[:, None]
+        back = [torch.from_numpy(np.array(x)) for x in (plan, f, g)]
+        return back[0], back[1] * scale, back[2] * scale
+
+    return run
 
 
 PEERS = {
@@ -188,6 +201,7 @@ PEERS = {
         Peer("pot_emd", "both", one=_pot_emd),
         Peer("scipy_assignment", "both", one=_scipy, needs="scipy", uniform_only=True),
         Peer("geomloss", "neither", many=_geomloss, needs="geomloss"),
-        Peer("ott", "source", many=_ott, needs="ott"),
+        Peer("ott", "source", many=_ott(logarithms=True), needs="ott", compiles=True),
+        Peer("ott_kernel", "source", many=_ott(logarithms=False), needs="ott", compiles=True),
     )
 }

@@ -13,7 +13,7 @@ from pruneopt.lab.grid import Cell, measure_cells, write_rows
 from pruneopt.lab.solvers.cells import Entry, Place, chosen, measured
 from pruneopt.lab.solvers.embedded import fits
 from pruneopt.lab.solvers.families import FAMILIES
-from pruneopt.lab.solvers.peers import Peer
+from pruneopt.lab.solvers.peers import PEERS, Peer
 from pruneopt.lab.solvers.rows import from_cells
 
 
@@ -49,6 +49,9 @@ class Plan:
 
 def measure(plan: Plan, out: Path, *, console: Console) -> None:
     """Measure every cell that `out/cells` does not hold yet, then write the two Parquet files of `out`."""
+    for peer in PEERS.values() if not plan.solvers else ():
+        if not peer.installed:
+            console.print(f"not measured: {peer.absence}", markup=False)
     measure_cells(list(_cells(plan)), out / "cells", console=console)
     for name, rows in from_cells(out).items():
         write_rows(out / f"{name}.parquet", rows)

@@ -84,19 +84,15 @@ def each(
     are met and the optimum is claimed, so `solve_one` may be asked again where one scale does not fit all.
     """
     begin = time.perf_counter()
-    cost, a, b = (x.detach().double().cpu().numpy() for x in problem.inputs)
-    rows, cols = a > 0, b > 0
+    cost, a, b = (x.detach().cpu().numpy() for x in problem.inputs)
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    plan, f, g = np.zeros(cost.shape), np.zeros(a.shape), np.zeros(b.shape)
 
     def run(i: int) -> Answer:
-        found = _atoms(cost[i], a[i], b=b[i], index=i)
-        if found is None:
-            nothing = np.full(cost[i].shape, np.nan)
-            return Answer(nothing, nothing[:, 0], nothing[0], 0, Status.NON_FINITE, {})
-        atoms, low = found
-        answer = _finer(solve_one, atoms, first=solve_one(atoms)) if exact else solve_one(atoms)
-        if answer.f is None or answer.g is None:
-            return answer
-        return replace(answer, f=answer.f * atoms.unit + low, g=answer.g * atoms.unit)
+        mine = cost[i].astype(np.float64)  # one by one, so that a copy is still in the cache when it is read
+        answer = _scaled(solve_one, mine, a=a[i], b=b[i], index=i, exact=exact)
+        _put_back(answer, mine, seen=(a[i] > 0, b[i] > 0), plan=plan[i], f=f[i], g=g[i])
+        return answer
 
     batch = range(len(cost))
     if threads > 1 and len(cost) > 1:
@@ -104,9 +100,6 @@ def each(
             answers = list(pool.map(run, batch))
     else:
         answers = [run(i) for i in batch]
-    plan, f, g = np.zeros_like(cost), np.zeros_like(a), np.zeros_like(b)
-    for i, answer in enumerate(answers):
-        _put_back(answer, cost[i], seen=(rows[i], cols[i]), plan=plan[i], f=f[i], g=g[i])
     device = problem.cost.device
     put: Callable[[np.ndarray], Tensor] = lambda x: torch.from_numpy(x).to(device)  # noqa: E731
     potentials = any(x.f is not None for x in answers)
@@ -124,21 +117,39 @@ def each(
     )
 
 
-def _solvable(cost: np.ndarray, a: np.ndarray, *, b: np.ndarray) -> bool:
-    """Whether a library may see it: some of them crash on an empty problem, or on NaN."""
-    return bool(a.any() and b.any() and np.isfinite(cost).all() and np.isfinite(a.sum() + b.sum()))
+def _scaled(
+    solve_one: SolveOne, cost: np.ndarray, *, a: np.ndarray, b: np.ndarray, index: int, exact: bool
+) -> Answer:
+    """The answer to one problem, in the user's cost."""
+    found = _atoms(cost, a, b=b, index=index)
+    if found is None:
+        nothing = np.full(cost.shape, np.nan)
+        return Answer(nothing, nothing[:, 0], nothing[0], 0, Status.NON_FINITE, {})
+    atoms, low = found
+    answer = solve_one(atoms)
+    if exact:
+        answer = _finer(solve_one, atoms, first=answer)
+    if answer.f is None or answer.g is None:
+        return answer
+    return replace(answer, f=answer.f * atoms.unit + low, g=answer.g * atoms.unit)
 
 
 def _atoms(cost: np.ndarray, a: np.ndarray, *, b: np.ndarray, index: int) -> tuple[Atoms, float] | None:
-    """What a host solver sees of one problem, and the cost that its 0 stands for; None to keep it away."""
-    if not _solvable(cost, a, b=b):
-        return None
+    """What a host solver sees of one problem, and the cost that its 0 stands for.
+
+    None to keep it away: some libraries crash on an empty problem, or on NaN.
+    """
     rows, cols = a > 0, b > 0
+    mass = a.sum() + b.sum()
+    if not (rows.any() and cols.any() and np.isfinite((cost.min(), cost.max(), mass)).all()):
+        return None
     seen = cost if rows.all() and cols.all() else cost[np.ix_(rows, cols)]
-    low = float(seen.min(initial=np.inf))
-    unit = (float(seen.max(initial=-np.inf)) - low) or 1.0
-    scaled, p, q = np.ascontiguousarray((seen - low) / unit), a[rows], b[cols]
-    return (Atoms(scaled, p / p.sum(), q / q.sum(), index, unit), low) if np.isfinite(unit) else None
+    low = float(seen.min())
+    unit = (float(seen.max()) - low) or 1.0
+    p, q = a[rows], b[cols]
+    if not np.isfinite(unit):
+        return None
+    return Atoms((seen - low) / unit, p / p.sum(), q / q.sum(), index, unit), low
 
 
 def _finer(solve_one: SolveOne, atoms: Atoms, *, first: Answer) -> Answer:
@@ -147,8 +158,10 @@ def _finer(solve_one: SolveOne, atoms: Atoms, *, first: Answer) -> Answer:
     Libraries see no difference between costs of 1 and 2 beside one of 1e15.  Cutting costs off only lowers
     them, so an optimum that pays no cut pair, and its potentials, are optimal before the cut as well.
     """
+    if first.status is not Status.OPTIMAL or float(np.vdot(first.plan, atoms.cost)) * WIDE >= 1:
+        return first  # the dearest pair costs no less than the mean
     paid = _dearest(atoms, first)
-    if first.status is not Status.OPTIMAL or not 0 < paid * WIDE < 1:
+    if not 0 < paid * WIDE < 1:
         return first
     top = CLIP * paid
     near = replace(atoms, cost=np.minimum(atoms.cost / top, 1.0), unit=atoms.unit * top)
@@ -161,7 +174,7 @@ def _finer(solve_one: SolveOne, atoms: Atoms, *, first: Answer) -> Answer:
 def _dearest(atoms: Atoms, answer: Answer) -> float:
     """The highest cost of a pair that gets mass beyond rounding."""
     used = answer.plan > 1e-14 * atoms.a[:, None]
-    return float(atoms.cost.max(initial=0.0, where=used))
+    return float(atoms.cost[used].max(initial=0.0))
 
 
 def _put_back(

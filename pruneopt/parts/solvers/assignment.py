@@ -1,4 +1,9 @@
-"""Exact transport between equally many atoms of equal mass."""
+"""Exact transport between equally many atoms of equal mass.
+
+Problem: `min_p sum_i C_i,p(i) / n` over permutations, which is transport with uniform masses (Birkhoff 1946).
+Update: one source more is matched along the shortest path that may undo earlier matches, until all are.
+Source: Crouse 2016, through SciPy; potentials by Bellman-Ford from the matching.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ import numpy as np
 from pruneopt.errors import ProblemError
 from pruneopt.parts import TransportSolver, param
 from pruneopt.parts.solvers._common import Answer, Atoms, each
+from pruneopt.parts.solvers._eased import eased
 from pruneopt.problems.solution import Status, TransportSolution
 from pruneopt.problems.transport import TransportProblem
 
@@ -46,14 +52,14 @@ def _duals(cost: np.ndarray, match: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     of the dearest matched pair and of the potentials themselves, whatever the highest cost is.
     """
     paid = cost[np.arange(len(cost)), match]
-    slack = cost - paid[:, None]
-    g = np.zeros(len(cost))
+    g, reach = np.zeros(len(cost)), np.empty_like(cost)
     for _ in range(len(cost)):
-        new = np.minimum(g, (slack + g[match][:, None]).min(0))
+        np.add(cost, (g[match] - paid)[:, None], out=reach)
+        new = np.minimum(g, reach.min(0))
         if (g - new).max() <= 4 * ULP * (paid.max() + np.abs(new).max()):
             break
         g = new
-    return (cost - g).min(1), g
+    return np.subtract(cost, g, out=reach).min(1), g
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,6 @@ class Assignment(TransportSolver):
                     f"{atoms.index} has {n} sources and {m} targets{', not all equal' if n == m else ''}. "
                     "Use emd or exact"
                 )
-            return shortest_augmenting_path(atoms)
+            return eased(atoms, shortest_augmenting_path)
 
         return each(problem, one, solver=self.name, threads=self.threads or os.cpu_count() or 1)

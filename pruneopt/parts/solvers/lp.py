@@ -1,4 +1,9 @@
-"""Exact transport as a general linear programme: an independent witness."""
+"""Exact transport as a general linear programme: an independent witness.
+
+Problem: `min sum C_ij P_ij`, `P >= 0`, rows sum to `a`, columns to `b`.  Update: the library's, simplex or
+interior point; its multipliers are the potentials.
+Sources: Kantorovich 1942; Huangfu and Hall 2018 (HiGHS).
+"""
 
 from __future__ import annotations
 

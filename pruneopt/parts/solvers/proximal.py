@@ -1,4 +1,9 @@
-"""Transport without entropic bias, by proximal steps."""
+"""Transport without entropic bias, by proximal steps.
+
+Problem: `min <P, C>` over plans with marginals `a` and `b`.
+Update: `P <- argmin <P, C> + beta KL(P | P_old)`, by a few Sinkhorn rounds on `P_old exp(-C / beta)`.
+Source: Xie, Wang, Wang, Zha 2020 (IPOT), Algorithm 2.
+"""
 
 from __future__ import annotations
 

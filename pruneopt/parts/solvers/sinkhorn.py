@@ -1,4 +1,10 @@
-"""Entropic transport by alternating scaling."""
+"""Entropic transport by alternating scaling.
+
+Problem: `min <P, C> - eps H(P)` over plans with marginals `a` and `b`; the optimum is
+`P_ij = exp((f_i + g_j - C_ij) / eps)`.  Update: `g_j = eps log b_j - eps log sum_i exp((f_i - C_ij) / eps)`,
+then the same for `f` with rows and columns exchanged.
+Sources: Cuturi 2013; Schmitzer 2019; Thibault et al. 2021 (`_scaling.py` says how it is made fast and safe).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Entropic transport to high precision: Sinkhorn rounds, then Newton steps."""
+"""Entropic transport to high precision: Sinkhorn rounds, then Newton steps.
+
+Problem: `max_g b.g + a.f(g)` with `f(g)` the exact update of the rows, whose optimum is the entropic plan.
+Update: `g <- g + step H^-1 (b - columns)`, `H` the sparsified Hessian, by conjugate gradients.
+Source: Tang, Shavlovsky, Rahmanian, Tardini, Thekumparampil, Xiao, Ying 2024 (Sinkhorn-Newton-Sparse).
+"""
 
 from __future__ import annotations
 
