@@ -8,6 +8,7 @@ import sys
 import threading
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -102,14 +103,18 @@ def test_an_own_stale_installation_disputes_nothing(tmp_path: Path, monkeypatch:
     monkeypatch.syspath_prepend(tmp_path)
     claims = plugged_in("costs")
     assert Claim("their_part", "pruneopt_other.x:X", "pruneopt_other 0.0.1") in claims
-    assert "old_part" not in {claim.name for claim in claims} and "their_part" in Registry("costs")
+    assert "old_part" not in {claim.name for claim in claims}
 
 
-def test_a_part_of_no_known_distribution_is_taken_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = [EntryPoint(name, f"some:{name}", "pruneopt.costs") for name in ("One", "Two")]
+def test_other_packages_parts_stand_beside_the_files_and_say_where_they_are_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stale = SimpleNamespace(name="Old", value="old:Old", dist=SimpleNamespace(name="pruneopt", version="0.1"))
+    points = [stale, *(EntryPoint(name, f"some:{name}", "pruneopt.costs") for name in ("One", "Two"))]
     monkeypatch.setattr(registry_module, "entry_points", lambda group: points * (group == "pruneopt.costs"))
     origin = "unknown distribution"
     assert plugged_in("costs") == [Claim("One", "some:One", origin), Claim("Two", "some:Two", origin)]
+    assert set(Registry("costs")) == {claim.name for claim in built_in("costs")} | {"One", "Two"}
 
 
 @pytest.mark.slow
