@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from subset_cases import slow_value
+import torch
+from subset_cases import slow_value, solver
 
 import pruneopt
 from pruneopt.errors import RegistryError
@@ -14,6 +16,15 @@ from pruneopt.problems.kinds import KindsOffering, all_kinds, find_kind
 from pruneopt.problems.subset import SubsetProblem
 from pruneopt.registry import Claim, Registry, registry
 from pruneopt.testing import check_kind
+
+
+def solved(problem: SubsetProblem) -> torch.Tensor:
+    """What the greedy solver of a kind chooses, or the first tokens where there is none."""
+    params = dict(problem.rules.greedy)
+    if not params:
+        return torch.arange(problem.shape[1]) < problem.k[:, None]
+    return solver(params.pop("kind"), **params).solve(problem).keep
+
 
 CORE = Path(pruneopt.__file__).parent
 KINDS = tuple(registry("kinds"))
@@ -52,6 +63,24 @@ def test_solvers_of_any_kind_take_those_that_offer_what_they_need() -> None:
     solves = {name: registry("solvers").get(name).kinds for name in ("brute_force", "local_search", "milp")}
     assert solves["brute_force"] == frozenset(KINDS) and solves["milp"] == levels | linear
     assert [kind.name for kind in all_kinds()] == list(KINDS)
+
+
+@pytest.mark.parametrize("name", [kind.name for kind in all_kinds() if not kind.offers("bounds")])
+@pytest.mark.parametrize("protect", [False, True])
+def test_bounds_of_all_counts_are_those_of_the_problems_with_that_count(name: str, protect: bool) -> None:
+    from pruneopt.testing import cases
+
+    problem = cases.subset(name, batch=2, tokens=6, k=3, lengths=(6, 5), protect=protect)
+    keep = solved(problem)
+    every = problem.rules.bounds(problem, keep)
+    if isinstance(every, str):
+        assert every == problem.rules.bound(problem, keep)
+        return
+    forced = [0, 0] if problem.protected is None else problem.protected.sum(1).tolist()
+    for b in range(2):
+        for count in range(max(1, forced[b]), (6, 5)[b] + 1):
+            other = replace(problem, k=torch.full((2,), count), counts=None)
+            assert every[b, count - 1].item() == pytest.approx(problem.rules.bound(other, keep)[b].item())
 
 
 def test_what_is_registered_as_a_kind_and_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from subset_cases import random_problem, solver
 
 from pruneopt.problems.kinds import all_kinds
-from pruneopt.problems.kinds._swaps import Recomputed, Swaps, dense_gains
+from pruneopt.problems.kinds._swaps import Recomputed, Swaps, dense_gains, symmetric_rows
 from pruneopt.problems.subset import SubsetProblem
 
 KINDS = [kind.name for kind in all_kinds() if kind.offers("swaps")]
@@ -72,6 +73,55 @@ def test_a_swap_of_one_sample_leaves_the_others_alone(kind):
     assert not after[sample[0]].equal(before[sample[0]])
     others = [b for b in range(3) if b != int(sample[0])]
     assert after[others].equal(before[others])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sample_alone_gains_what_it_does_in_a_batch(kind):
+    problem = random_problem(kind, 5, batch=3, tokens=10, k=4)
+    keep = first_choice(problem)
+    whole, kept = dense_gains(problem.rules.swaps(problem, keep)), problem.rules.swap_gains(problem, keep)
+    assert whole.equal(kept)
+    for b in range(3):
+        alone = dense_gains(problem.rules.swaps(problem.sample(b), keep[b : b + 1]))
+        torch.testing.assert_close(alone, whole[b : b + 1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_may_choose_differently_many(kind):
+    problem = replace(random_problem(kind, 4, batch=3, tokens=9), k=torch.tensor([4, 1, 3]), counts=None)
+    keep = torch.arange(9) < problem.k[:, None]
+    gains = dense_gains(problem.rules.swaps(problem, keep))
+    for b, i, j, gain in exchanges(problem, keep):
+        if math.isfinite(gain):
+            assert gains[b, i, j].item() == pytest.approx(gain, rel=1e-7, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("log_det", "independent_set")])
+def test_gains_stay_current_where_many_pairs_are_equal(kind):
+    problem = random_problem(kind, 3, batch=3, tokens=10, k=4)
+    problem = replace(problem, pairwise=(problem.pairwise * 3).round() / 3)
+    swaps = problem.rules.swaps(problem, first_choice(problem))
+    for number in range(20):
+        sample, slot, into = any_swap(swaps, number)
+        swaps.swap(sample, slot, into=into)
+    gains = dense_gains(swaps)
+    for b, i, j, gain in exchanges(problem, swaps.keep):
+        assert gains[b, i, j].item() == pytest.approx(gain, rel=1e-7, abs=1e-9)
+
+
+def test_rows_of_both_directions_have_their_own_diagonal_and_nothing_at_padding():
+    problem = random_problem("max_sum", 2, batch=2, tokens=6, k=2, ragged=True)
+    pairwise = torch.rand(2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    problem = replace(problem, pairwise=pairwise)
+    tokens, sample = torch.tensor([[3, 0], [1, 2], [2, 2]]), torch.tensor([1, 0, 1])
+    rows = symmetric_rows(problem, tokens, sample=sample, own=7.0)
+    for m, b in enumerate(sample.tolist()):
+        for t, i in enumerate(tokens[m].tolist()):
+            for j in range(6):
+                pair = float(pairwise[b, i, j] + pairwise[b, j, i]) / 2 if problem.real[b, j] else 0.0
+                assert rows[m, t, j].item() == pytest.approx(7.0 if i == j else pair)
+    each = symmetric_rows(problem, tokens[:2], own=7.0)
+    assert each.equal(symmetric_rows(problem, tokens[:2], sample=torch.tensor([0, 1]), own=7.0))
 
 
 def test_a_free_slot_is_filled_where_k_is_a_maximum():
