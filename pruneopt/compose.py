@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pruneopt.errors import ProblemError, SpecError
 from pruneopt.parts import BudgetRule, Grouping
+from pruneopt.parts._ledger import ledger
 from pruneopt.parts._sums import anchor_strength, combine, combine_anchors, combine_rows
 from pruneopt.parts.scores.transport import transport_problem as state_transport
 from pruneopt.problems import unstored
@@ -49,7 +50,7 @@ def subset_problem(
         check=check,
         unary=unary,
         pairwise=pairwise,
-        mask=signals.mask if signals.ragged else None,
+        mask=signals.given_mask,
         protected=None if spec.protect is None else protected_tokens(spec.protect, signals, k=k, unary=unary),
         anchors=anchors,
         threshold=spec.threshold,
@@ -115,6 +116,7 @@ def protected_tokens(protect: Protect, signals: Signals, *, k: Tensor, unary: Te
     Raises ProblemError where `protect.where` names more tokens than the budget holds.
     """
     if protect.where is not None:
+        ledger().protects = protect.where
         chosen = (protect.where(signals.view(protect.where.needs)) > 0) & signals.mask
         many = chosen.sum(1) > k
         if many.any():  # waits for the device, but a solver would drop protected tokens without a word

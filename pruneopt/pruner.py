@@ -102,7 +102,7 @@ class Pruner:
         batch, tokens = signals.batch, signals.tokens
         place = None
         if self.stage.budget.scope == "group" and "group" in signals:
-            grouped, place = split_groups(signals)
+            grouped, place = split_groups(signals, needs)
             alive = grouped.mask.sum(1).tolist()
             signals_here = grouped
         else:
@@ -113,7 +113,8 @@ class Pruner:
         selection = self._solve(signals_here, started, alive=alive, book=book)
         if place is not None:
             selection = join_groups(selection, place, sample=signals_here.sample, batch=batch, tokens=tokens)
-        return replace(selection, seconds=dict(clock.seconds))
+        selection.seconds.update(clock.seconds)
+        return selection
 
     def _check(self, signals: Signals, needs: frozenset[str]) -> None:
         if not signals.bad_values(needs).any():
@@ -158,30 +159,34 @@ class Pruner:
             book.lap("cost")
             answer = stage.chooser.solve(problem)
             if stage.rule is not None:
-                answer = stage.rule.settle(answer, k, sample=signals.sample)
+                settled = stage.rule.settle(answer, k, sample=signals.sample)
+                if settled is not answer:  # it may have given up protected tokens
+                    answer, book.protects = settled, None
             book.lap("solve")
-        evidence = self._evidence(book, answer)
-        selection = Selection(
-            answer.keep,
-            answer.problem.counts if "exact_budget" in stage.chooser.tags else None,
-            problem.unary,
-            solution=evidence["problem"],
-            evidence=evidence,
-            diagnostics=tuple(book.notes),
-        )
-        for step in stage.steps:
-            before = selection.counts
-            selection = step(selection, signals.view(step.needs))
-            if before is not None and selection.counts is before:
-                after = tuple(step.count(c, n) for c, n in zip(before, alive, strict=True))
-                selection = replace(selection, counts=after)
-            book.lap("steps")
+            evidence = self._evidence(book, answer)
+            selection = Selection(
+                answer.keep,
+                answer.problem.counts if "exact_budget" in stage.chooser.tags else None,
+                problem.unary,
+                solution=evidence["problem"],
+                evidence=evidence,
+                diagnostics=tuple(book.notes),
+            )
+            for step in stage.steps:
+                before = selection.counts
+                selection = step(selection, signals.view(step.needs))
+                if before is not None and selection.counts is before:
+                    after = tuple(step.count(c, n) for c, n in zip(before, alive, strict=True))
+                    selection = replace(selection, counts=after)
+                book.lap("steps")
         return selection
 
     def _evidence(self, book: Ledger, answer: SubsetSolution) -> dict[str, Solution]:
         """Every solution by the dotted key of what asked for it; what the spec states stands at `problem`."""
-        keys = {id(part): key for key, part in self.stage.keyed.items()}
-        found: dict[str, Solution] = {keys.get(id(part), part.name): s for part, s in book.solved}
+        found: dict[str, Solution] = {}
+        if book.solved:
+            keys = {id(part): key for key, part in self.stage.keyed.items()}
+            found = {keys.get(id(part), part.name): s for part, s in book.solved}
         found[f"problem.{answer.problem.kind}" if "problem" in found else "problem"] = answer
         return found
 

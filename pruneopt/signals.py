@@ -264,6 +264,11 @@ class Signals(Mapping[str, Tensor]):
         found = ", ".join(f"{name} {describe(self._tensors[name])}" for name in sorted(self._tensors))
         return f"{type(self).__name__}({found}{'; ragged' if self.ragged else ''})"
 
+    @property
+    def given_mask(self) -> Tensor | None:
+        """`mask` where there is padding; None where all tokens are real, and nothing has to be masked."""
+        return self.mask if self.ragged else None
+
     def view(self, needs: Iterable[str]) -> SignalView:
         """A guarded view for one part: reading anything outside `needs` raises."""
         return SignalView(self, frozenset(needs))

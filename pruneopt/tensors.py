@@ -87,14 +87,18 @@ def range_per_sample(values: Tensor, mask: Tensor, *, sample: Tensor) -> tuple[T
     return least[sample], most[sample]
 
 
-def cosine_rows(rows: Tensor, mask: Tensor, *, heads: str) -> Tensor:
-    """`[B,N,D]` unit vectors of `[B,N,D]` or `[B,H,N,d]` rows; heads are `joined` or averaged (`mean`)."""
+def cosine_rows(rows: Tensor, mask: Tensor | None, *, heads: str) -> Tensor:
+    """`[B,N,D]` unit vectors of `[B,N,D]` or `[B,H,N,d]` rows; heads are `joined` or averaged (`mean`).
+
+    Zero where `mask` is False; None where all tokens are real.
+    """
     if rows.dim() == 4:
         rows = flat_heads(rows) if heads == "joined" else rows.float().mean(1)
-    return unit_rows(rows).masked_fill(~mask[:, :, None], 0)
+    rows = unit_rows(rows)
+    return rows if mask is None else rows.masked_fill(~mask[:, :, None], 0)
 
 
-def cosine_gram(rows: Tensor, mask: Tensor, *, heads: str) -> Tensor:
+def cosine_gram(rows: Tensor, mask: Tensor | None, *, heads: str) -> Tensor:
     """Cosines `[B,N,N]` of such rows; that of a token with itself is 1 whatever rounding gives."""
     cosines = gram(cosine_rows(rows, mask, heads=heads))
     cosines.diagonal(dim1=1, dim2=2).round_()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import cached_property
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -39,6 +40,7 @@ _MISSING = {
     "quota": "group [B,N] and quota [B,G]",
 }
 _FLOATS = ("unary", "pairwise", "anchors")
+_TENSORS = (*_FLOATS, "mask", "protected", "group", "quota", "anchor_strength")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -123,27 +125,25 @@ class SubsetProblem(Brief):
         if kind not in registry("kinds"):
             known = ", ".join(registry("kinds"))
             raise ProblemError(f"unknown subset problem {kind!r}; known: {known}")
-        given = SubsetProblem(kind, k, **terms)  # type: ignore[arg-type]
-        for name in (*_FLOATS, "mask", "protected", "group", "quota", "anchor_strength"):
-            want_tensor(name, getattr(given, name), error=ProblemError)
-        _check_terms(given)
-        _check_shapes(given)
-        _check_dtypes(given)
-        rounding = 0.0 if given.pairwise is None else torch.finfo(given.pairwise.dtype).eps
-        ready: Terms = {name: _promote(getattr(given, name)) for name in _FLOATS}  # type: ignore[assignment]
-        batch = given.shape[0]
-        if isinstance(k, int):
-            lead = next(t for t in (given.unary, given.pairwise, given.anchors) if t is not None)
-            ready["counts"] = (k,) * batch
-            k = torch.full((batch,), k, dtype=torch.int64, device=lead.device)
-        if tuple(k.shape) != (batch,) or k.is_floating_point():
-            raise ProblemError(f"k must be whole numbers of shape [{batch}], got {k.dtype} {list(k.shape)}")
-        problem = replace(given, k=k, **ready)
+        for name in _TENSORS:
+            want_tensor(name, terms.get(name), error=ProblemError)
+        pairwise = terms.get("pairwise")
+        came = None if pairwise is None else pairwise.dtype
+        found = {name: _promote(terms.get(name)) for name in _FLOATS}  # type: ignore[arg-type]
+        lead = next((t for t in found.values() if t is not None), None)
+        if isinstance(k, int) and lead is not None:
+            terms["counts"] = (k,) * lead.shape[0]
+            k = torch.full((lead.shape[0],), k, dtype=torch.int64, device=lead.device)
+        terms.update(found)  # type: ignore[typeddict-item]
+        problem = SubsetProblem(kind, k, **terms)  # type: ignore[arg-type]
+        _check_terms(problem)
+        _check_shapes(problem)
+        _check_dtypes(problem)
         if check:
-            check_values(problem, rounding)
+            check_values(problem, 0.0 if came is None else torch.finfo(came).eps)
         return problem
 
-    @property
+    @cached_property
     def rules(self) -> Kind:
         """The kind behind the name: its objective, and what is known of it."""
         return find_kind(self.kind)
@@ -153,7 +153,7 @@ class SubsetProblem(Brief):
         """Largest `k` of the batch; waits for the device only when `counts` is unknown."""
         return max(self.counts) if self.counts is not None else int(self.k.max())
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int]:
         """`(B, N)`."""
         lead = self.unary if self.unary is not None else self.pairwise
@@ -162,7 +162,7 @@ class SubsetProblem(Brief):
         assert lead is not None
         return lead.shape[0], lead.shape[1]
 
-    @property
+    @cached_property
     def real(self) -> Bool[Tensor, "B N"]:
         """`[B,N]` bool mask of real tokens, never None."""
         if self.mask is not None:
@@ -171,16 +171,18 @@ class SubsetProblem(Brief):
 
     def sample(self, number: int) -> SubsetProblem:
         """The same problem with one sample."""
-        one: dict[str, Any] = {
-            n: t[number : number + 1] for n, t in vars(self).items() if isinstance(t, Tensor)
-        }
+        one: dict[str, Any] = {name: t[number : number + 1] for name, t in self._tensors()}
         return replace(self, **one, counts=(int(self.k[number]),))
 
     def repeated(self, times: int) -> SubsetProblem:
         """A problem of one sample, that many times; views, no copies."""
-        every = ((name, t) for name, t in vars(self).items() if isinstance(t, Tensor))
-        many: dict[str, Any] = {name: t.expand(times, *t.shape[1:]) for name, t in every}
+        many: dict[str, Any] = {name: t.expand(times, *t.shape[1:]) for name, t in self._tensors()}
         return replace(self, **many, counts=None)
+
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        """The tensors it is stated with, by name."""
+        stated = ((name, getattr(self, name)) for name in ("k", *_TENSORS))
+        return [(name, t) for name, t in stated if t is not None]
 
     def value(self, keep: Tensor) -> Tensor:
         """Objective `[B]` float64 of the choice `keep` `[B,N]` bool; larger is better.
@@ -230,7 +232,7 @@ def _check_terms(given: SubsetProblem) -> None:
 
 def _check_shapes(given: SubsetProblem) -> None:
     batch, tokens = given.shape
-    anchors, quota = given.anchors, given.quota
+    k, anchors, quota = given.k, given.anchors, given.quota
     for name, shape in (
         ("unary", (batch, tokens)),
         ("pairwise", (batch, tokens, tokens)),
@@ -246,6 +248,8 @@ def _check_shapes(given: SubsetProblem) -> None:
         raise ProblemError(f"anchors must have shape [{batch}, A, {tokens}], got {list(anchors.shape)}")
     if quota is not None and (quota.dim() != 2 or quota.shape[0] != batch):
         raise ProblemError(f"quota must have shape [{batch}, G], got {list(quota.shape)}")
+    if tuple(k.shape) != (batch,) or k.is_floating_point():
+        raise ProblemError(f"k must be whole numbers of shape [{batch}], got {k.dtype} {list(k.shape)}")
 
 
 def _check_dtypes(given: SubsetProblem) -> None:

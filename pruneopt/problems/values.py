@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pruneopt.errors import ProblemError
 from pruneopt.problems.unstored import Unstored
-from pruneopt.tensors import first_true
+from pruneopt.tensors import first_true, not_finite
 
 if TYPE_CHECKING:
     from pruneopt.problems.rows import Rows
@@ -26,14 +26,15 @@ def check_values(problem: SubsetProblem, rounding: float) -> None:
     """
     rules = problem.rules
     _check_counts(problem)
-    _check_finite("unary", problem.unary, real=problem.real)
+    _check_finite("unary", problem.unary, real=problem.mask)
     if isinstance(problem.pairwise, Unstored):
         _check_rows(problem, problem.pairwise.rows)
     elif problem.pairwise is not None:
-        pairs = problem.real[:, :, None] & problem.real[:, None, :]
-        _check_finite("pairwise", problem.pairwise, real=pairs)
+        clean = problem.pairwise
+        if problem.mask is not None:
+            clean = clean.masked_fill(~(problem.real[:, :, None] & problem.real[:, None, :]), 0)
+        _check_finite("pairwise", clean)
         if rules.symmetric:
-            clean = problem.pairwise.masked_fill(~pairs, 0)
             _check_symmetric(clean, problem.kind, tolerance=max(ASYMMETRY, 4 * rounding))
             if rules.definite:
                 _check_psd(clean, problem.kind, rounding=max(rounding, torch.finfo(torch.float32).eps))
@@ -42,13 +43,15 @@ def check_values(problem: SubsetProblem, rounding: float) -> None:
 
 
 def _check_counts(problem: SubsetProblem) -> None:
-    k, real = problem.k, problem.real.sum(1)
-    bad = (k < 1) | (k > real)
-    if bad.any():
-        i = first_true(bad)
-        raise ProblemError(f"cannot choose {int(k[i])} of {int(real[i])} tokens in sample {i}")
-    if problem.counts is not None and list(problem.counts) != k.tolist():
-        raise ProblemError(f"counts {list(problem.counts)} are not k {k.tolist()}; leave them out or agree")
+    batch, tokens = problem.shape
+    k = problem.k
+    asked = k.tolist()
+    real = [tokens] * batch if problem.mask is None else problem.mask.sum(1).tolist()
+    for i, (count, there) in enumerate(zip(asked, real, strict=True)):
+        if not 1 <= count <= there:
+            raise ProblemError(f"cannot choose {count} of {there} tokens in sample {i}")
+    if problem.counts is not None and list(problem.counts) != asked:
+        raise ProblemError(f"counts {list(problem.counts)} are not k {asked}; leave them out or agree")
     if problem.protected is None:
         return
     padded = (problem.protected & ~problem.real).any(1)
@@ -64,11 +67,12 @@ def _check_counts(problem: SubsetProblem) -> None:
         )
 
 
-def _check_finite(name: str, tensor: Tensor | None, *, real: Tensor) -> None:
+def _check_finite(name: str, tensor: Tensor | None, *, real: Tensor | None = None) -> None:
     if tensor is None:
         return
-    real = real.view(*real.shape, *(1,) * (tensor.dim() - real.dim()))
-    bad = (~tensor.isfinite() & real).flatten(1).any(1)
+    if real is not None:
+        real = real.view(*real.shape, *(1,) * (tensor.dim() - real.dim()))
+    bad = not_finite(tensor, real)
     if bad.any():
         raise ProblemError(
             f"{name} is not finite in sample {first_true(bad)}; look for NaN or infinity in the signals"

@@ -230,7 +230,7 @@ def compare_saint(book: Ledger, variant: str, options: dict, chosen: Selection, 
         book.leave_out(variant, "final_scores", "valid_counts", why="empty where nothing is dropped")
         return
     book.close(variant, "final_scores", -score[:, 0::2])
-    cosine, odd = odd_cosines(rows[:, None], torch.ones(crops, tokens, dtype=torch.bool))
+    cosine, odd = odd_cosines(Signals({"keys": rows[:, None]}), "keys")
     book.same(variant, "valid_counts", ((cosine >= options["thr"]) & odd).sum(2)[:, 0::2])
 
 

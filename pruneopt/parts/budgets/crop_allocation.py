@@ -62,10 +62,7 @@ class CropAllocation(BudgetRule):
         tile = signals["tile"][:, 0].long()
         tokens = signals.mask.sum(1)
         out = k.clone()
-        for problem, owner in thumbnails(signals):
-            crops = [i for i in range(signals.batch) if i != problem and int(signals.sample[i]) == owner]
-            if not crops:
-                continue
+        for problem, crops in thumbnails(signals):
             ratio = self.retention * (
                 1 + self.shares(score_map(values, signals, problem=problem), tile[crops])
             )

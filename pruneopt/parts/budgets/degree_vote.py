@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pruneopt.parts import BudgetRule, param
 from pruneopt.parts.scores.every_kth import is_destination
-from pruneopt.parts.scores.twin_redundancy import TwinRedundancy, odd_cosines
+from pruneopt.parts.scores.twin_redundancy import TwinRedundancy, twins_of
 from pruneopt.signals import Signals
 
 if TYPE_CHECKING:
@@ -55,8 +55,7 @@ class DegreeVote(BudgetRule):
     def __call__(
         self, signals: Signals, k: Int[Tensor, " B"], *, importance: Float[Tensor, "B N"] | None
     ) -> Int[Tensor, " B"]:
-        cosine, odd = odd_cosines(signals[self.signal], signals.mask)
-        degree = ((cosine >= self.threshold) & odd).sum(2)
+        _, degree = twins_of(signals, self.signal, threshold=self.threshold)
         even = signals.mask & ~is_destination(signals.mask, 2)
         votes = ((degree >= self.degree) & even).sum(1)
         if self.pool:

@@ -34,8 +34,8 @@ class CosineDistance(CostTerm):
         return frozenset({self.signal})
 
     def __call__(self, signals: Signals) -> Float[Tensor, "B N M"]:
-        return 1 - cosine_gram(signals[self.signal], signals.mask, heads=self.heads)
+        return 1 - cosine_gram(signals[self.signal], signals.given_mask, heads=self.heads)
 
     def by_rows(self, signals: Signals) -> Rows:
-        cosine = Cosines(cosine_rows(signals[self.signal], signals.mask, heads=self.heads))
+        cosine = Cosines(cosine_rows(signals[self.signal], signals.given_mask, heads=self.heads))
         return Total((constant(1.0, cosine), cosine), (1.0, -1.0))

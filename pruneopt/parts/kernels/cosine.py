@@ -32,7 +32,7 @@ class CosineKernel(Kernel):
         return frozenset({self.signal})
 
     def __call__(self, signals: Signals) -> Float[Tensor, "B N N"]:
-        return cosine_gram(signals[self.signal], signals.mask, heads=self.heads)
+        return cosine_gram(signals[self.signal], signals.given_mask, heads=self.heads)
 
     def by_rows(self, signals: Signals) -> Rows:
-        return Cosines(cosine_rows(signals[self.signal], signals.mask, heads=self.heads))
+        return Cosines(cosine_rows(signals[self.signal], signals.given_mask, heads=self.heads))

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Score, param
+from pruneopt.parts._ledger import once
 from pruneopt.parts.scores.every_kth import is_destination, stride_misfit
 from pruneopt.signals import Signals
 from pruneopt.tensors import take_rows, unit_rows
@@ -42,8 +43,7 @@ class MatchSimilarity(Score):
         return stride_misfit(self.stride, stage)
 
     def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
-        rows = metric_rows(signals[self.signal])
-        return -best_destination(rows, signals.mask, stride=self.stride)[0]
+        return -best_destination(signals, self.signal, stride=self.stride)[0]
 
 
 def metric_rows(metric: Tensor) -> Tensor:
@@ -51,15 +51,24 @@ def metric_rows(metric: Tensor) -> Tensor:
     return unit_rows(metric.float().mean(1) if metric.dim() == 4 else metric)
 
 
-def best_destination(rows: Tensor, mask: Tensor, *, stride: int) -> tuple[Tensor, Tensor]:
+def best_destination(signals: Signals, name: str, *, stride: int) -> tuple[Tensor, Tensor]:
     """Largest cosine of each token to a destination other than itself and its index, `[B,N]` each.
 
-    Ties to the lower index.  Without any such destination the cosine is -1.
+    Ties to the lower index.  Without any such destination the cosine is -1.  `name`: signal of the metric.
     """
-    where = is_destination(mask, stride)
-    tokens = rows.shape[1]
-    targets = (~where).to(torch.int8).argsort(dim=1, stable=True)[:, : max(1, tokens // stride)]
-    itself = targets[:, None, :] == torch.arange(tokens, device=rows.device)[:, None]
-    cosine = torch.bmm(rows, take_rows(rows, targets).transpose(1, 2))
-    best = cosine.masked_fill(~where.gather(1, targets)[:, None, :] | itself, -1.0).max(2)
-    return best.values, targets.gather(1, best.indices)
+    metric, mask = signals[name], signals.mask
+
+    def make() -> tuple[Tensor, Tensor]:
+        rows, where = metric_rows(metric), is_destination(mask, stride)
+        targets = destinations(where, stride=stride)
+        cosine = torch.bmm(rows, take_rows(rows, targets).transpose(1, 2))
+        itself = targets[:, None, :] == torch.arange(rows.shape[1], device=rows.device)[:, None]
+        best = cosine.masked_fill(~where.gather(1, targets)[:, None, :] | itself, -1.0).max(2)
+        return best.values, targets.gather(1, best.indices)
+
+    return once(make, best_destination, stride, of=(metric, mask))
+
+
+def destinations(where: Tensor, *, stride: int) -> Tensor:
+    """`[B,M]` int64 places of the True entries of `where` `[B,N]`, then of others."""
+    return (~where).to(torch.int8).argsort(dim=1, stable=True)[:, : max(1, where.shape[1] // stride)]

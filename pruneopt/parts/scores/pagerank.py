@@ -38,10 +38,11 @@ class PageRank(Score):
         logits = signals["attention_logits"]
         masked = torch.finfo(logits.dtype).min / 2
         real = ~(logits.diagonal(dim1=2, dim2=3)[:, :1, None] <= masked)  # [B,1,1,L]; NaN is for the caller
-        step = (logits.float() / self.tau).softmax(3).masked_fill(~real.transpose(2, 3), 0)
+        scaled = (logits.float() / self.tau).clamp_min(torch.finfo(torch.float32).min)
+        step = scaled.softmax(3)  # of padding too, which would have none if all of its row were -inf
         even = real / real.sum(3, keepdim=True).clamp_min(1)
         mass = even.expand(-1, step.shape[1], -1, -1)
         for _ in range(self.rounds):
-            mass = self.damping * even + (1 - self.damping) * (mass @ step)
+            mass = self.damping * even + (1 - self.damping) * (mass.masked_fill(~real, 0) @ step)
         importance = mass.squeeze(2).square().mean(1).sqrt()
         return importance.gather(1, signals["visual_index"].clamp_min(0))

@@ -44,10 +44,7 @@ class ThumbnailScore(Score):
     def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         own = self.inner(signals)
         out = own.clone()
-        for problem, owner in thumbnails(signals):
-            crops = [i for i in range(signals.batch) if i != problem and int(signals.sample[i]) == owner]
-            if not crops:
-                continue
+        for problem, crops in thumbnails(signals):
             canvas, real = canvas_places(signals, crops), signals.mask[crops]
             low = canvas[real].amin(0)
             extent = canvas[real].amax(0) - low + 1
@@ -65,10 +62,14 @@ def registered_score(name: str, options: Mapping[str, Any]) -> Score:
     return part
 
 
-def thumbnails(signals: Signals) -> list[tuple[int, int]]:
-    """Problem number and sample of every thumbnail (its tile is negative)."""
-    tile = signals["tile"][:, 0, 0]
-    return [(i, int(signals.sample[i])) for i in (tile < 0).nonzero()[:, 0].tolist()]
+def thumbnails(signals: Signals) -> list[tuple[int, list[int]]]:
+    """Problem number of every thumbnail (its tile is negative), and of its crops, where there are any."""
+    owners, tile = signals.sample.tolist(), signals["tile"][:, 0, 0]
+    found = []
+    for problem in (tile < 0).nonzero()[:, 0].tolist():
+        crops = [i for i, owner in enumerate(owners) if i != problem and owner == owners[problem]]
+        found += [(problem, crops)] if crops else []
+    return found
 
 
 def canvas_places(signals: Signals, problems: list[int]) -> Tensor:

@@ -84,7 +84,7 @@ def transport_problem(
     cost: Sequence[Weighted], signals: Signals, *, source: Part, target: Part, check: bool = True
 ) -> TransportProblem:
     """The transport problem of some cost terms and two marginals on these signals."""
-    mask = signals.mask if signals.ragged else None
+    mask = signals.given_mask
     a = source(signals.view(source.needs))  # type: ignore[operator]
     if any(s.external for s in cost if s.weight):
         rows = combine_anchors(cost, signals)

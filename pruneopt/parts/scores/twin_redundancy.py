@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Score, param
+from pruneopt.parts._ledger import once
 from pruneopt.parts.scores.every_kth import is_destination, stride_misfit
-from pruneopt.parts.scores.match_similarity import metric_rows
+from pruneopt.parts.scores.match_similarity import destinations, metric_rows
 from pruneopt.signals import Signals
 from pruneopt.tensors import take_rows
 
@@ -44,19 +45,34 @@ class TwinRedundancy(Score):
         return stride_misfit(2, stage)
 
     def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
-        cosine, odd = odd_cosines(signals[self.signal], signals.mask)
-        twins = (cosine >= self.threshold) & odd
-        count = twins.sum(2)
-        mean = (cosine * odd).sum(2) / odd.sum(2).clamp_min(1)
-        near = (cosine * twins).sum(2) / count.clamp_min(1)
+        cosine, odd = odd_cosines(signals, self.signal)
+        twins, count = twins_of(signals, self.signal, threshold=self.threshold)
+        mean = cosine.where(odd, 0).sum(2) / odd.sum(2).clamp_min(1)
+        near = cosine.where(twins, 0).sum(2) / count.clamp_min(1)
         redundancy = torch.where(count > 0, count * (self.gamma * (near - self.threshold)).exp(), mean)
         return -redundancy
 
 
-def odd_cosines(metric: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def odd_cosines(signals: Signals, name: str) -> tuple[Tensor, Tensor]:
     """Cosines `[B,N,M]` of all tokens with the odd ones, and which are of another, real token `[B,N,M]`."""
-    rows = metric_rows(metric)
-    odd = is_destination(mask, 2)
-    order = (~odd).to(torch.int8).argsort(dim=1, stable=True)[:, : rows.shape[1] // 2]
-    other = order[:, None, :] != torch.arange(rows.shape[1], device=rows.device)[:, None]
-    return torch.bmm(rows, take_rows(rows, order).transpose(1, 2)), odd.gather(1, order)[:, None, :] & other
+    metric, mask = signals[name], signals.mask
+
+    def make() -> tuple[Tensor, Tensor]:
+        rows, odd = metric_rows(metric), is_destination(mask, 2)
+        order = destinations(odd, stride=2)
+        other = order[:, None, :] != torch.arange(rows.shape[1], device=rows.device)[:, None]
+        cosine = torch.bmm(rows, take_rows(rows, order).transpose(1, 2))
+        return cosine, odd.gather(1, order)[:, None, :] & other
+
+    return once(make, odd_cosines, of=(metric, mask))
+
+
+def twins_of(signals: Signals, name: str, *, threshold: float) -> tuple[Tensor, Tensor]:
+    """Which other odd tokens have a cosine of `threshold` or more, `[B,N,M]`, and how many, `[B,N]`."""
+
+    def make() -> tuple[Tensor, Tensor]:
+        cosine, odd = odd_cosines(signals, name)
+        twins = (cosine >= threshold) & odd
+        return twins, twins.sum(2)
+
+    return once(make, twins_of, threshold, of=(signals[name], signals.mask))

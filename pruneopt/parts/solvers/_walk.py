@@ -44,7 +44,9 @@ def needed_unary(solver: SubsetSolver, problem: SubsetProblem, *, why: str) -> T
     """`unary` with -inf at padding; ProblemError when the problem has none."""
     if problem.unary is None:
         raise ProblemError(f"{solver.name} needs scores (unary) for {why}; give the problem a score")
-    return problem.unary.masked_fill(~problem.real, -math.inf)
+    if problem.mask is None:
+        return problem.unary
+    return problem.unary.masked_fill(~problem.mask, -math.inf)
 
 
 def core_size(problem: SubsetProblem, share: float) -> Tensor:
@@ -192,7 +194,7 @@ def ordered_solution(
     """The result of a walk from its order of picks `[B,K]`, -1 after the last pick of a sample."""
     batch, tokens = problem.shape
     keep = torch.zeros(batch, tokens + 1, dtype=torch.bool, device=order.device)
-    keep.scatter_(1, torch.where(order < 0, tokens, order), True)
+    keep.scatter_(1, order.remainder(tokens + 1), True)  # -1 is the column that is cut off
     return SubsetSolution(
         seconds=time.perf_counter() - started,
         stats={"rounds": order.shape[1], **stats},

@@ -34,6 +34,7 @@ class StableTopK(SubsetSolver):
         if problem.protected is not None:
             score = score.masked_fill(problem.protected & problem.real, math.inf)
         order = score.argsort(dim=1, descending=True, stable=True)[:, : problem.most]
-        place = torch.arange(order.shape[1], device=order.device)
-        order = torch.where(place < problem.k[:, None], order, -1)
+        if problem.counts is None or min(problem.counts) < problem.most:
+            place = torch.arange(order.shape[1], device=order.device)
+            order = torch.where(place < problem.k[:, None], order, -1)
         return ordered_solution(problem, order, solver=self, started=started, status=Status.OPTIMAL)

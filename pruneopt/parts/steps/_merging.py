@@ -17,10 +17,20 @@ def identity_rows(keep: Tensor) -> Tensor:
     return torch.eye(tokens, device=keep.device).expand(batch, -1, -1).clone()
 
 
-def assigned_rows(target: Tensor, moves: Tensor) -> Tensor:
-    """`[B,N,N]` float32, entry (t, j) is 1 where token j of `moves` `[B,N]` bool goes to `target` `[B,N]`."""
-    rows = torch.zeros(*moves.shape, moves.shape[1], device=moves.device)
-    rows.scatter_(1, target.clamp_min(0)[:, None, :], moves[:, None, :].to(rows.dtype))
+def sums_at(home: Tensor, values: Tensor) -> Tensor:
+    """`[B,N]` sum of the `values` `[B,N]` of all tokens whose `home` `[B,N]` is a token."""
+    return torch.zeros_like(values).scatter_add_(1, home, values)
+
+
+def homed_rows(home: Tensor, given: Tensor, *, own: Tensor) -> Tensor:
+    """`[B,N,N]` float32: what every token counts for where it goes, each to one other token.
+
+    Token j counts `given[j]` in the row of `home[j]`, where that is not 0, and `own[i]` in its own row i; all
+    are `[B,N]`.  Two scatters into zeros: what a merge costs beyond that is paid by whoever applies it.
+    """
+    rows = torch.zeros(*home.shape, home.shape[1], device=home.device)
+    rows.scatter_(1, home[:, None, :], given[:, None, :])
+    rows.diagonal(dim1=1, dim2=2).copy_(own)
     return rows
 
 

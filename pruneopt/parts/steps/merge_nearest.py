@@ -10,8 +10,10 @@ from torch import Tensor
 
 from pruneopt.errors import SpecError
 from pruneopt.parts import Step, param
-from pruneopt.parts.scores.match_similarity import metric_rows
-from pruneopt.parts.steps._merging import assigned_rows, identity_rows, merged, protected_of
+from pruneopt.parts._ledger import ledger
+from pruneopt.parts.scores.every_kth import EveryKth
+from pruneopt.parts.scores.match_similarity import best_destination, metric_rows
+from pruneopt.parts.steps._merging import homed_rows, merged, protected_of, sums_at
 from pruneopt.problems.selection import Selection
 from pruneopt.signals import Signals
 from pruneopt.tensors import take_rows
@@ -51,20 +53,29 @@ class MergeNearest(Step):
 
     def __call__(self, selection: Selection, signals: Signals) -> Selection:
         keep = selection.keep
-        rows = metric_rows(signals[self.signal])
         target = self._targets(selection)
         moves = ~keep & signals.mask & target.any(1, keepdim=True)
-        home = nearest_target(rows, target, moves=moves, most=max(selection.known_counts))
-        gather = assigned_rows(home, moves)
-        size = signals["size"].float() if self.carry else torch.ones_like(keep, dtype=torch.float32)
+        home = self._home(selection, signals, target=target).masked_fill(~moves, 0)
+        one = torch.ones_like(keep, dtype=torch.float32)
+        size = signals["size"].float() if self.carry else one
         if self.combine == "add_mean":
-            merge = identity_rows(keep) + gather / gather.sum(2, keepdim=True).clamp_min(1)
+            own, given = one, moves / sums_at(home, moves.float()).clamp_min(1).gather(1, home)
         else:
-            weight = size if self.combine == "size_mean" else torch.ones_like(size)
-            merge = (identity_rows(keep) + gather) * weight[:, None, :]
-            merge = merge / merge.sum(2, keepdim=True).clamp_min(torch.finfo(merge.dtype).tiny)
-        total = size + torch.einsum("btj,bj->bt", gather, size)
-        return merged(selection, merge, size=total, rank=self._rank(selection))
+            weight = size if self.combine == "size_mean" else one
+            total = weight + sums_at(home, weight * moves)
+            total = total.clamp_min(torch.finfo(total.dtype).tiny)
+            own, given = weight / total, weight * moves / total.gather(1, home)
+        grown = size + sums_at(home, size * moves)
+        return merged(selection, homed_rows(home, given, own=own), size=grown, rank=self._rank(selection))
+
+    def _home(self, selection: Selection, signals: Signals, *, target: Tensor) -> Tensor:
+        """`[B,N]` the target most like each token that is none."""
+        # As long as no step has changed what is kept, the score may have compared all with these targets.
+        where, first = ledger().protects, selection.keep is getattr(selection.solution, "keep", None)
+        if self.targets == "protected" and first and isinstance(where, EveryKth):
+            return best_destination(signals, self.signal, stride=where.stride)[1]
+        rows = metric_rows(signals[self.signal])
+        return nearest_target(rows, target, most=max(selection.known_counts))
 
     def _targets(self, selection: Selection) -> Tensor:
         if self.targets == "unprotected":
@@ -83,12 +94,9 @@ class MergeNearest(Step):
         return selection.rank
 
 
-def nearest_target(rows: Tensor, target: Tensor, *, moves: Tensor, most: int) -> Tensor:
-    """`[B,N]` index of the target most like each token of `moves`, ties to the lower index.
-
-    There are at most `most` targets per problem; entries outside `moves` are 0.
-    """
+def nearest_target(rows: Tensor, target: Tensor, *, most: int) -> Tensor:
+    """`[B,N]` index of the target most like each token, ties to the lower index; at most `most` targets."""
     order = (~target).to(torch.int8).argsort(dim=1, stable=True)[:, : max(1, most)]
     cosine = torch.bmm(rows, take_rows(rows, order).transpose(1, 2))
     cosine = cosine.masked_fill(~target.gather(1, order)[:, None, :], -torch.inf)
-    return order.gather(1, cosine.argmax(2)).masked_fill(~moves, 0)
+    return order.gather(1, cosine.argmax(2))
