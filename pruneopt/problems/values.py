@@ -46,7 +46,7 @@ def _check_counts(problem: SubsetProblem) -> None:
     batch, tokens = problem.shape
     k = problem.k
     asked = k.tolist()
-    real = [tokens] * batch if problem.mask is None else problem.mask.sum(1).tolist()
+    real = [tokens] * batch if problem.mask is None else problem.real.sum(1).tolist()
     for i, (count, there) in enumerate(zip(asked, real, strict=True)):
         if not 1 <= count <= there:
             raise ProblemError(f"cannot choose {count} of {there} tokens in sample {i}")
