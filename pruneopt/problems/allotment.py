@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from pruneopt.problems.solution import Solution, Status, SubsetSolution, settled
+from pruneopt.problems.unstored import Unstored
 
 HALVINGS = 64  # of the interval that holds the best price of a bound
 
@@ -151,6 +152,8 @@ class Allotment(Solution):
     @cached_property
     def _caps(self) -> Tensor | str:
         problem = self.answer.problem
+        if isinstance(problem.pairwise, Unstored):
+            return "a bound for every count reads the whole pairwise term, which is given by rows here"
         return problem.rules.bounds(problem, self.answer.keep)
 
     @cached_property

@@ -197,6 +197,46 @@ def check_bound(kind: Kind) -> None:
             require(good, f"the bound {bound.tolist()} is below the optimum {most.tolist()}")
 
 
+def check_bounds(kind: Kind) -> None:
+    """No choice of any count is worth more than the bound of that count; or a reason for none."""
+    for problem in problems(kind):
+        found = kind.bounds(problem, some(problem))
+        if isinstance(found, str):
+            require(found, "neither bounds nor a reason for none")
+            continue
+        most = int(problem.real.sum(1).min())
+        for count in range(1 if problem.protected is None else int(problem.protected.sum(1).max()), most + 1):
+            every = choices(range(count, count + 1))
+            asked = replace(problem, k=torch.full_like(problem.k, count), counts=None)
+            samples = [asked.sample(b).repeated(len(every)).value(every).amax() for b in range(2)]
+            slack = 1e-9 * problem.magnitude(some(problem)).clamp_min(1)
+            good = bool((found[:, count - 1] >= torch.stack(samples) - slack).all())
+            require(
+                good, f"the bound of {count} tokens is below their optimum; was it made for another count?"
+            )
+
+
+def check_gains(kind: Kind) -> None:
+    """Gains are differences of values, and in a greedy order those after the first never rise."""
+    for problem in problems(kind):
+        batch, live = problem.shape[0], problem.real.sum(1)
+        keep, worth = torch.zeros_like(problem.real), problem.k.new_zeros(batch, dtype=torch.float64)
+        order, wanted = [], []
+        for t in range(TOKENS):
+            each = torch.stack([kind.value(problem, keep | one) for one in torch.eye(TOKENS).bool()], 1)
+            pick = each.masked_fill(keep | ~problem.real, -math.inf).argmax(1)
+            order.append(torch.where(t < live, pick, -1))
+            now = each.gather(1, pick[:, None]).squeeze(1)
+            wanted.append(torch.where(t < live, now - worth, math.nan))
+            keep, worth = keep.scatter(1, pick[:, None], True) & problem.real, now
+        gains = kind.gains(problem, torch.stack(order, 1))
+        same = torch.allclose(gains, torch.stack(wanted, 1), rtol=1e-6, atol=1e-9, equal_nan=True)
+        require(same, "gains are not what each token adds to those before it, NaN where order is -1")
+        rises = gains[:, 1:].diff(dim=1).nan_to_num(0.0)
+        falls = bool((rises <= 1e-7 * gains.nan_to_num(0.0).abs().amax(1, keepdim=True)).all())
+        require(falls, "gains of a greedy order rise, so no price spends a budget; offer no `gains`")
+
+
 def check_swap_gains(kind: Kind) -> None:
     """The gain of a swap is the difference of two values, and -inf where it breaks a constraint."""
     for problem in problems(kind):
@@ -290,6 +330,8 @@ def kind_checks(kind: Kind, witness: Witness | None = None) -> Iterator[Check]:
         check_bound: True,
         check_scaled: True,
         check_problem_pure: True,
+        check_bounds: kind.offers("bounds") or kind.offers("gains"),
+        check_gains: kind.offers("gains"),
         check_swap_gains: _swappable(kind),
         check_swaps: kind.offers("swaps"),
         check_model: kind.offers("linear") or kind.offers("levels"),

@@ -174,6 +174,48 @@ class _Stale(Recomputed):
         return self.first
 
 
+class Priced(Good):
+    """Scores are gains, and no bound of every count is its own: right."""
+
+    def gains(self, problem: SubsetProblem, order: Tensor) -> Tensor:
+        score = unary_or(problem, 0.0).gather(1, order.clamp_min(0))
+        return score.masked_fill(order < 0, torch.nan)
+
+
+class DoubledGains(Priced):
+    """Everything adds twice what it is worth."""
+
+    def gains(self, problem: SubsetProblem, order: Tensor) -> Tensor:
+        return 2 * super().gains(problem, order)
+
+
+class RisingGains(Priced):
+    """The square of what the scores sum to: every token adds more than the one before it."""
+
+    scaled: ClassVar[frozenset[str]] = frozenset()
+
+    def value(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
+        return super().value(problem, keep).square()
+
+    def bound(self, problem: SubsetProblem, keep: Tensor) -> Tensor | str:
+        return best_k(unary_or(problem, 0.0), problem.k).square()
+
+    def swap_gains(self, problem: SubsetProblem, keep: Tensor) -> Tensor:
+        one = (unary_or(problem, 0.0) * keep).sum(1)[:, None, None]
+        return (one + super().swap_gains(problem, keep)).square() - one.square()
+
+    def gains(self, problem: SubsetProblem, order: Tensor) -> Tensor:
+        worth = super().gains(problem, order).cumsum(1).square()
+        return worth.diff(dim=1, prepend=torch.zeros_like(worth[:, :1]))
+
+
+class OneCount(Priced):
+    """The bound of the count that is asked for stands for all counts."""
+
+    def bounds(self, problem: SubsetProblem, keep: Tensor) -> Tensor | str:
+        return best_k(unary_or(problem, 0.0), problem.k)[:, None].expand(problem.shape)
+
+
 # Which checks each of them fails, and no other.
 KILLS: dict[type[Good], list[str]] = {
     Good: [],
@@ -186,6 +228,10 @@ KILLS: dict[type[Good], list[str]] = {
     NoReason: ["check_bound"],
     GainsBackwards: ["check_swap_gains"],
     StaleGains: ["check_swaps"],
+    Priced: [],
+    DoubledGains: ["check_gains"],
+    RisingGains: ["check_gains", "check_model"],
+    OneCount: ["check_bounds"],
     MaximisesLosses: ["check_model"],
     ForgetsProtected: ["check_model"],
     Offset: ["check_model", "check_scaled"],

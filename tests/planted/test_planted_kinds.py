@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from planted_kinds import KILLS, Good, StaleGains
+from planted_kinds import KILLS, Good, Priced, StaleGains
 
 from pruneopt.errors import PruneoptError
 from pruneopt.parts.solvers.stable_top_k import StableTopK
@@ -20,7 +20,7 @@ def test_kills_are_exactly_those_recorded(kind: type[Good]) -> None:
 
 
 def test_every_check_of_a_kind_kills_something() -> None:
-    checks = {check.name for kind in (Good, StaleGains) for check in checks_for(kind())}
+    checks = {check.name for kind in (Good, StaleGains, Priced) for check in checks_for(kind())}
     assert checks == {name for kills in KILLS.values() for name in kills}
 
 
