@@ -129,7 +129,7 @@ def select(
         repeats=repeats,
     )
     if into is not None:
-        _marked(into, names)
+        _marked(into, names)  # before the measuring, not after it
     if not report:
         plans = {"selection": cost}
         if gap.gap:
@@ -191,6 +191,7 @@ def prefill(
     methods, keeps, batches = split(grid.method), budgets(grid.keep), counts(grid.batch)
     if methods is None:
         raise InputError("--method names no method")
+    # The user's overrides come last and win; all specs are read before a model is built.
     specs = [load_spec(m, [f"budget.keep={k}", *(overrides or [])]) for m in methods for k in keeps]
     if out is not None:
         prepare_file(out)

@@ -53,6 +53,7 @@ def cross_command(
     """
     from pruneopt.lab.cross.cells import Outcome, cross, legal_shares, run_cells
 
+    # What contradicts itself is refused before combinations are resolved, which takes a while.
     if signals is not None and asked.model:
         raise InputError("give either --signals or --model, not both")
     if machine != Machine() and not asked.model:

@@ -41,6 +41,7 @@ def run_command(
     ] = False,
 ) -> None:
     """Ask a model about a picture, dense and pruned side by side."""
+    # Whatever can be refused is looked at before the model is loaded, which takes longest.
     spec = load_spec(method, overrides or [])
     picture, text = asked.read()
     prepare_folder(out)
@@ -117,6 +118,7 @@ def controls(spec: Spec, kept: int) -> dict[str, Spec]:
     """Random (several seeds) and uniform grid at the insertion point of `spec`, keeping `kept` tokens."""
     last = spec.stages[-1]
     place = {"insertion": last.insertion.to_spec(), "positions": spec.positions_at(last)}
+    # 1 would be a ratio and keep everything; the smallest ratio keeps one token.
     budget = {"keep": kept if kept > 1 else 1e-9, "scope": "sample"}
     base = {**place, "budget": budget, "solver": "stable_top_k"}
     scores: dict[str, Any] = {f"random choice seed {n}": {"kind": "random", "seed": n} for n in _RANDOM_SEEDS}
@@ -135,6 +137,7 @@ def _accuracy(model: Any, processor: Any, *, spec: Spec, chosen: Sequence[Any], 
     with progress(show, "questions", total=len(chosen) * 8) as step:
         ask = partial(answer, model, processor, questions=chosen, on_batch=step)
         dense, ours = ask(), ask(spec=spec)
+        # Controls come last: they keep what the method turned out to keep.
         kept = round(sum(o.kept or 0 for o in ours) / len(ours))
         others = {name: ask(spec=other) for name, other in controls(spec, kept).items()}
     said = {"dense": dense, spec.name: ours, **others}

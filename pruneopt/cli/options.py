@@ -29,6 +29,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     A parameter that is annotated with a dataclass becomes one option for each of its fields, and gets the
     dataclass made of their values.
     """
+    # typer reads options off the signature, where annotations are text until they are resolved.
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     inside = {name: inspect.signature(group).parameters for name, group in groups.items()}

@@ -45,6 +45,7 @@ def read_entries(path: Path) -> list[Entry]:
         except PruneoptError as error:
             place = file.place(f"entries.{i}.{error.key}".rstrip("."))
             raise located(error, f"{place}: entry {i + 1}{name}") from error
+    # Over all entries at once: seeds make labels that another entry may have, too.
     first: dict[str, Entry] = {}
     for entry in found:
         if entry.label in first:
@@ -111,7 +112,7 @@ def sweep_command(
     machine: Machine,
 ) -> None:
     """Run every entry of a file that is not finished yet, on the embedded model."""
-    entries = read_entries(file)
+    entries = read_entries(file)  # a mistake in the last entry is told before the first one runs
     from pruneopt.demo.assets import load_questions
     from pruneopt.lab.accuracy.answer import spread
     from pruneopt.lab.records import prepare_folder

@@ -97,7 +97,7 @@ def _pass(model: Any, processor: Any, *, inputs: Any, spec: Spec | None, tokens:
     from pruneopt.models.timing import timed
 
     context = nullcontext() if spec is None else prune(model, spec)
-    with timed(model) as times, context as run:
+    with timed(model) as times, context as run:  # the timer outside, so that it counts the selection
         said = model.generate(**inputs, do_sample=False, max_new_tokens=tokens)
     text = processor.batch_decode(said[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
     return Side(text.strip(), sum(times.encoder.wall) or math.nan, times.prefill, times.decode), run

@@ -62,6 +62,7 @@ def overlay(image: Image, panel: Panel) -> np.ndarray:
     if kept.size and (kept.min() < 0 or kept.max() >= cells.size):
         raise ValueError(f"kept cells must be in 0..{cells.size - 1}, got {kept.min()}..{kept.max()}")
     cells[kept] = True
+    # A pixel belongs to the cell that its share of the side falls into, also where cells do not divide it.
     rows = np.minimum(np.arange(pixels.shape[0]) * panel.height // pixels.shape[0], panel.height - 1)
     cols = np.minimum(np.arange(pixels.shape[1]) * panel.width // pixels.shape[1], panel.width - 1)
     alive = cells.reshape(panel.height, panel.width)[rows][:, cols, None]

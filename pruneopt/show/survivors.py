@@ -28,6 +28,7 @@ def survivor_panel(run: Any, title: str = "", *, sample: int = 0, group: int = 0
     """
     prompt = run.last.prompt
     row = prompt.rows.index(sample)
+    # Columns of the unpruned prompt at every cut, so cells keep their numbers whatever went before.
     kept = set(run.last.cuts[-1].kept[row].tolist())
     place = prompt.place[row].tolist()
     xy, grid = prompt.geometry["xy"][row].tolist(), prompt.geometry["grid"][row].tolist()

@@ -83,6 +83,7 @@ def build_codebook(
         When nothing is redundant by these settings.
     """
     settings = settings or Thresholds()
+    # First what is redundant within each picture, then what of it looks alike in many of them.
     pool, owner = [], []
     for number, tokens in enumerate(pictures):
         flags = redundant(tokens, columns, probe=probe, pad=pad, settings=settings)
@@ -216,6 +217,7 @@ def live_probe(model: Any, input_ids: Tensor, *, image_token: int, batch: int = 
 
     def probe(sequences: Sequence[Tensor]) -> Tensor:
         out: list[Tensor] = []
+        # Padded on the left, so that the last column is the one that predicts in every row.
         for start in range(0, len(sequences), batch):
             rows = [torch.cat([before, s.to(before.dtype), after]) for s in sequences[start : start + batch]]
             real = [torch.ones(len(row), dtype=torch.int64) for row in rows]

@@ -125,6 +125,7 @@ def solve_keep(spec: Spec, shape: Shape, *, visual: int, text: int, target: Mapp
         stages, alive = [], visual
         for stage, share in zip(spec.stages, shares, strict=True):
             count = min(alive, max(1, int(round(share * factor * visual, 9))))
+            # A budget of 1 is a ratio and keeps everything; one token is said as its share.
             keep: float | int = count if count > 1 else 1 / visual
             stages.append(replace(stage, budget=replace(stage.budget, keep=keep, relative_to="start")))
             alive = count
@@ -133,6 +134,7 @@ def solve_keep(spec: Spec, shape: Shape, *, visual: int, text: int, target: Mapp
     def value(factor: float) -> float:
         return float(getattr(achieved(scaled(factor), shape, visual=visual, text=text), name))
 
+    # Counts grow with the factor, and so does the target: bisect, up to where the smallest stage keeps all.
     low, high = 0.0, 1 / min(shares)
     if value(low) > wanted:
         raise SpecError(

@@ -7,6 +7,7 @@ that predicts the next token.  Nothing here knows that method: any numeric overr
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -162,16 +163,16 @@ def _propose(
     good = y[np.isfinite(y)]
     if not len(good):
         return generator.random(dims)
+    # Infeasible trials teach the model where not to look, without a jump that it could not follow.
     y = np.where(np.isfinite(y), y, good.min())
     scale = y.std() or 1.0
     bounds = (0.05, 10.0)
     kernel = ConstantKernel(1.0, "fixed") * Matern([0.5] * dims, bounds, nu=2.5) + WhiteKernel(1e-4, "fixed")
     model = GaussianProcessRegressor(kernel, normalize_y=False, random_state=0, n_restarts_optimizer=0)
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # length scales at their bounds are common with few trials
         model.fit(np.stack(seen), (y - y.mean()) / scale)
+    # Where the model is sure the gain is flat: a third of the candidates is drawn around the best so far.
     near = seen[int(np.argmax(y))] + 0.05 * generator.standard_normal((256, dims))
     candidates = np.concatenate([generator.random((512, dims)), near.clip(0, 1)])
     mean, deviation = model.predict(candidates, return_std=True)
