@@ -146,6 +146,14 @@ class ModelAdapter(ABC):
     def pictures(self, inputs: Mapping[str, Any]) -> tuple[list[Picture], list[Picture]]:
         """Images and videos of the batch, each in the order in which their features are produced."""
 
+    @property
+    def side(self) -> int:
+        """Patches along one side of a crop, in families whose crops are squares of one size."""
+        vision = self.config.vision_config
+        sizes = (vision.image_size, vision.patch_size)
+        image, patch = (size[0] if isinstance(size, (list, tuple)) else size for size in sizes)
+        return int(image) // int(patch)
+
     def encoder(self) -> Encoder:
         """The vision encoder, for signals of it.  Raises ModelError where the family exposes none."""
         raise ModelError(f"{self.family} exposes no encoder signals")

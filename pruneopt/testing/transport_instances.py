@@ -36,6 +36,11 @@ def excess(problem: TransportProblem, solution: TransportSolution) -> Tensor:
     return (solution.value - cases.transport_optimum(problem)) / problem.cost_range().double()
 
 
+def worst_excess(solver: TransportSolver, problem: TransportProblem) -> float:
+    """Largest excess of what a solver finds; infinite where that is no number."""
+    return float(excess(problem, solver.solve(problem)).nan_to_num(nan=torch.inf).amax())
+
+
 def marginals_hold(
     solver: TransportSolver, problem: TransportProblem, *, solution: TransportSolution
 ) -> None:

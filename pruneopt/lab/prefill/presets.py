@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,63 +15,19 @@ from pruneopt.errors import ModelError, nearest
 TEXT_BEFORE, TEXT_AFTER = 35, 29  # LLaVA-1.5's system prompt, and a short question
 
 
-def _llava(vision: dict[str, Any], text: Any, *, tokens: int) -> Any:
-    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+def _llava(text: str, sizes: dict[str, Any], *, vision: dict[str, Any]) -> Any:
+    """A LLaVA of a CLIP tower and the language model whose configuration is called `text`."""
+    import transformers
 
-    make: Any = LlavaConfig
+    make: Any = transformers.LlavaConfig
     config = make(
-        vision_config=CLIPVisionConfig(**vision),
-        text_config=text,
+        vision_config=transformers.CLIPVisionConfig(patch_size=14, **vision),
+        text_config=getattr(transformers, text)(**sizes),
         image_token_id=31999,
-        image_seq_length=tokens,
+        image_seq_length=(vision["image_size"] // 14) ** 2,
         tie_word_embeddings=False,
     )
-    return LlavaForConditionalGeneration(config)
-
-
-def llava_1_5_7b() -> Any:
-    """CLIP-L/336 and Llama-7B: 32 layers, width 4096, 576 visual tokens."""
-    from transformers import LlamaConfig
-
-    vision = {
-        "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-        "image_size": 336, "patch_size": 14, "projection_dim": 768,
-    }  # fmt: skip
-    text = LlamaConfig(
-        vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
-        num_attention_heads=32, max_position_embeddings=4096,
-    )  # fmt: skip
-    return _llava(vision, text, tokens=576)
-
-
-def half_b() -> Any:
-    """The 0.5b preset: a small CLIP tower and a Qwen2-0.5B-shaped language model, 576 visual tokens."""
-    from transformers import Qwen2Config
-
-    vision = {
-        "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 6,
-        "image_size": 336, "patch_size": 14, "projection_dim": 384,
-    }  # fmt: skip
-    text = Qwen2Config(
-        vocab_size=32000, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
-        num_attention_heads=14, num_key_value_heads=2, max_position_embeddings=4096,
-    )  # fmt: skip
-    return _llava(vision, text, tokens=576)
-
-
-def tiny() -> Any:
-    """Two heads and four layers: for trying the benchmark itself."""
-    from transformers import Qwen2Config
-
-    vision = {
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "image_size": 112, "patch_size": 14, "projection_dim": 32,
-    }  # fmt: skip
-    text = Qwen2Config(
-        vocab_size=32000, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=512,
-    )  # fmt: skip
-    return _llava(vision, text, tokens=64)
+    return transformers.LlavaForConditionalGeneration(config)
 
 
 def qwen2_5_vl_7b() -> Any:
@@ -94,11 +51,32 @@ def qwen2_5_vl_7b() -> Any:
 
 
 PRESETS: dict[str, Callable[[], Any]] = {
-    "0.5b": half_b,
-    "llava-1.5-7b": llava_1_5_7b,
+    # a small CLIP tower and a language model in the shape of Qwen2-0.5B, 576 visual tokens
+    "0.5b": partial(
+        _llava, "Qwen2Config",
+        {"vocab_size": 32000, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+         "num_attention_heads": 14, "num_key_value_heads": 2, "max_position_embeddings": 4096},
+        vision={"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12,
+                "num_attention_heads": 6, "image_size": 336, "projection_dim": 384},
+    ),
+    # CLIP-L/336 and Llama-7B: 32 layers, width 4096, 576 visual tokens
+    "llava-1.5-7b": partial(
+        _llava, "LlamaConfig",
+        {"vocab_size": 32064, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "max_position_embeddings": 4096},
+        vision={"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+                "num_attention_heads": 16, "image_size": 336, "projection_dim": 768},
+    ),
     "qwen2.5-vl-7b": qwen2_5_vl_7b,
-    "tiny": tiny,
-}
+    # two heads and four layers, 64 visual tokens: for trying the benchmark itself
+    "tiny": partial(
+        _llava, "Qwen2Config",
+        {"vocab_size": 32000, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4,
+         "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512},
+        vision={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+                "num_attention_heads": 2, "image_size": 112, "projection_dim": 32},
+    ),
+}  # fmt: skip
 
 
 def known(preset: str) -> Callable[[], Any]:

@@ -28,11 +28,6 @@ class Idefics3Adapter(ModelAdapter):
     text_path: ClassVar[str] = "text_model"
 
     @property
-    def side(self) -> int:
-        vision = self.config.vision_config
-        return int(vision.image_size) // int(vision.patch_size)
-
-    @property
     def merge(self) -> int:
         return int(self.config.scale_factor)
 

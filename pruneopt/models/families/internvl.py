@@ -25,11 +25,6 @@ class InternVLAdapter(ModelAdapter):
     )
 
     @property
-    def side(self) -> int:
-        vision = self.config.vision_config
-        return int(_first(vision.image_size)) // int(_first(vision.patch_size))
-
-    @property
     def merge(self) -> int:
         return round(1 / float(self.config.downsample_ratio))
 
@@ -51,7 +46,3 @@ class InternVLAdapter(ModelAdapter):
         block = feature_block(self.config.vision_feature_layer, len(blocks))
         projector = self.base.multi_modal_projector
         return Encoder(tower, blocks, attention="attention", projector=projector, cls=cls, block=block)
-
-
-def _first(size: Any) -> Any:
-    return size[0] if isinstance(size, (list, tuple)) else size

@@ -34,12 +34,6 @@ class LlavaAdapter(ModelAdapter):
             )
 
     @property
-    def side(self) -> int:
-        """Patches along one side of a crop."""
-        vision = self.config.vision_config
-        return int(vision.image_size) // int(vision.patch_size)
-
-    @property
     def cls(self) -> int:
         """Leading tokens of the tower that are no patches: 1 for CLIP, 0 for SigLIP."""
         return int(hasattr(self._find(self.base.vision_tower, "embeddings"), "class_embedding"))
