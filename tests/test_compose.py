@@ -18,9 +18,13 @@ from pruneopt.compose import (
     keep_top,
     normalize,
     protected_tokens,
+    subset_problem,
     transport_problem,
 )
 from pruneopt.errors import ProblemError, SignalError, SpecError
+from pruneopt.parts.costs.cosine_distance import CosineDistance
+from pruneopt.parts.kernels.cosine import CosineKernel
+from pruneopt.problems import unstored
 from pruneopt.spec.schema import ProblemSpec, Protect, Weighted
 
 HOWS = ("minmax", "sum", "max", "zscore", "l2", "softmax")
@@ -404,3 +408,27 @@ def test_fixed_scores_are_called_once_each() -> None:
     term = Weighted("s", FixedScore(torch.ones(1, 3)))
     combine([term], bare(1, 3), pairwise=False)
     assert len(term.part.seen) == 1
+
+
+@pytest.mark.parametrize("spec", [
+    ProblemSpec("max_min", pairwise=(Weighted("c", CosineDistance()),), symmetric="mean"),
+    ProblemSpec("log_det", pairwise=(Weighted("k", CosineKernel()),), ridge=0.25),
+    ProblemSpec("facility_location", (Weighted("c", CosineDistance(), 2.0),)),
+], ids=["mean", "ridge", "cost"])  # fmt: skip
+def test_pairs_are_stated_by_rows_to_who_reads_rows_and_where_a_matrix_is_large(
+    spec: ProblemSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals, k = bare(2, 5, features=torch.randn(2, 5, 3)), torch.tensor([2, 2])
+    matrix = combine_pairs(spec, signals)
+    for limit, rows in ((0, True), (0, False), (2**30, True), (2**30, False)):
+        monkeypatch.setattr(unstored, "WHOLE", limit)
+        found = subset_problem(spec, signals, k=k, rows=rows).pairwise
+        assert isinstance(found, unstored.Unstored) == (rows and limit == 0)
+        torch.testing.assert_close(found + 0, matrix)
+
+
+def test_a_subset_problem_is_checked_unless_told_otherwise() -> None:
+    spec, k = ProblemSpec("top_k", scores=(scored(torch.tensor([[1.0, math.nan, 2.0]])),)), torch.tensor([2])
+    with pytest.raises(ProblemError, match="NaN"):
+        subset_problem(spec, bare(1, 3), k=k)
+    assert subset_problem(spec, bare(1, 3), k=k, check=False).unary is not None

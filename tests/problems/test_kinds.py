@@ -83,6 +83,23 @@ def test_bounds_of_all_counts_are_those_of_the_problems_with_that_count(name: st
             assert every[b, count - 1].item() == pytest.approx(problem.rules.bound(other, keep)[b].item())
 
 
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("k", [1, 5])
+def test_one_token_and_all_tokens_are_bounded_and_worth_what_loops_say(name: str, k: int) -> None:
+    from pruneopt.testing import cases
+
+    problem = cases.subset(name, batch=2, tokens=5, k=k)
+    for first in range(5 - k + 1):
+        keep = (torch.arange(5) >= first) & (torch.arange(5) < first + k)
+        keep = keep.expand(2, -1)
+        value = problem.value(keep)
+        wanted = [slow_value(problem, b, tuple(range(first, first + k))) for b in range(2)]
+        assert value.tolist() == pytest.approx(wanted, rel=1e-9, abs=1e-9)
+        bound, _ = problem.bound(keep)
+        if bound is not None:
+            assert (bound >= value - 1e-9 * problem.magnitude(keep).clamp_min(1)).all()
+
+
 def test_what_is_registered_as_a_kind_and_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     odd = Registry("kinds", [Claim("odd", "pruneopt.problems.budget:Budget", "a plugin 1.0")])
     monkeypatch.setattr("pruneopt.problems.kinds._kind.registry", lambda group: odd)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 import torch
-from subset_cases import random_problem
+from scipy.optimize import Bounds, LinearConstraint, milp
+from subset_cases import random_problem, solver
 
+from pruneopt.problems.kinds import all_kinds
 from pruneopt.problems.kinds._program import Program
 from pruneopt.problems.subset import SubsetProblem
 
@@ -21,6 +24,25 @@ def constraints(program: Program) -> list[tuple[float, dict[int, float], float]]
     for row, col, value in zip(rows, cols, values, strict=True):
         found[row][col] = found[row].get(col, 0.0) + value
     return list(zip(low, found, high, strict=True))
+
+
+@pytest.mark.parametrize("kind", [kind.name for kind in all_kinds() if kind.offers("linear")])
+@pytest.mark.parametrize("k", [1, 2, 6])
+def test_the_best_of_a_program_is_the_best_of_all_choices(kind: str, k: int) -> None:
+    problem = random_problem(kind, 7, batch=2, tokens=6, k=k).sample(1)
+    program = problem.rules.linear(problem)
+    rows = constraints(program)
+    matrix = np.array([[row.get(col, 0.0) for col in range(len(program.c))] for _, row, _ in rows])
+    low, high = [row[0] for row in rows], [row[2] for row in rows]
+    binary = np.arange(len(program.c)) < program.tokens
+    found = milp(
+        -program.c,
+        integrality=binary,
+        bounds=Bounds(program.floor, program.ceiling),
+        constraints=LinearConstraint(matrix, low, high),
+    )
+    best = solver("brute_force").solve(problem).value.item()
+    assert program.constant - found.fun == pytest.approx(best, rel=1e-9)
 
 
 def test_cliques_cover_all_conflicts() -> None:
