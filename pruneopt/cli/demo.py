@@ -67,7 +67,7 @@ def _show(result: Comparison, truth: str | None = None) -> None:
         table.add_row(label, *("-" if math.isnan(s) else f"{1000 * s:.1f}" for s in row))
     out = console()
     out.print(table)
-    out.print(result.report)
+    out.print(result.run.report)
 
 
 @grouped

@@ -71,9 +71,14 @@ def _row(spec: Spec) -> list[str]:
         _join(stage.solver.name for stage in spec.stages),
         _join(step.name for stage in spec.stages for step in stage.steps) or "-",
         _text(meta.get("paper")),
-        ", ".join(x for x in (_text(meta.get("code")), _text(meta.get("licence"))) if x),
+        _code(meta),
         _text(meta.get("certainty")),
     ]
+
+
+def _code(meta: Mapping[str, Any]) -> str:
+    """Where the code is, and under which licence."""
+    return ", ".join(x for x in (_text(meta.get("code")), _text(meta.get("licence"))) if x)
 
 
 def method_page(spec: Spec) -> str:
@@ -127,7 +132,7 @@ def _facts(spec: Spec) -> list[str]:
         ("Refuses", meta.get("refuses")),
         ("Uncertain", meta.get("uncertain")),
         ("Certainty", meta.get("certainty")),
-        ("Code", ", ".join(x for x in (_text(meta.get("code")), _text(meta.get("licence"))) if x)),
+        ("Code", _code(meta)),
         ("Note", meta.get("note")),
     ]
     lines = [f"- {name}: {_text(value)}" for name, value in facts if value]

@@ -48,10 +48,6 @@ class Comparison:
     pruned: Side
     run: Any
 
-    @property
-    def report(self) -> Any:
-        return self.run.report
-
 
 def compare(
     model: Any, processor: Any, *, inputs: Any, spec: Spec, max_new_tokens: int = 64, repeats: int = 3
