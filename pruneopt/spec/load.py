@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pruneopt.errors import PruneoptError, SpecError, blame, located, nearest
 from pruneopt.spec.resolve import STAGE_KEYS, mixed, resolve
 from pruneopt.spec.schema import ProblemSpec, Protect, Spec, StageSpec, Weighted
-from pruneopt.spec.yamlfile import Document, parse_value, read_yaml
+from pruneopt.spec.yamlfile import Document, is_plain, parse_value, read_yaml
 
 
 def list_methods() -> list[str]:
@@ -80,6 +81,10 @@ def touches(override: str, key: str) -> bool:
 
 
 def _load(raw: Any, overrides: Iterable[str]) -> Spec:
+    overrides = list(overrides)
+    if not overrides and isinstance(raw, dict) and is_plain(raw) and not _refers(raw):
+        _refuse_code(raw, "")
+        return resolve(deepcopy(raw))
     try:
         config = OmegaConf.create(raw)
         if not isinstance(config, DictConfig):
@@ -94,6 +99,13 @@ def _load(raw: Any, overrides: Iterable[str]) -> Spec:
         words = str(error).splitlines()[0]
         raise SpecError(f"the spec cannot be read: {words}", key=str(error.full_key or "")) from error
     return resolve(data)
+
+
+def _refers(value: Any) -> bool:
+    """Whether plain data holds anything that stands for something else."""
+    if isinstance(value, (dict, list)):
+        return any(map(_refers, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str) and ("${" in value or value == "???")
 
 
 def _read(source: str | Path) -> Document:

@@ -9,9 +9,12 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
+from omegaconf._yaml import get_yaml_loader  # its dialect of YAML, without the objects it wraps data in
 from omegaconf.errors import OmegaConfBaseException
 
 from pruneopt.errors import SpecError
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # by libyaml where there is one
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,10 @@ def read_yaml(path: Path | Any, name: str) -> Document:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        found = OmegaConf.create(text)
-        data = OmegaConf.to_container(found, resolve=False)
-        return Document(name, data, dict(_marks(yaml.compose(text, Loader=yaml.SafeLoader), "")))
+        data = yaml.load(text, Loader=get_yaml_loader())
+        if not isinstance(data, (dict, list)) or not is_plain(data):  # what it makes of anything else
+            data = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        return Document(name, data, dict(_marks(yaml.compose(text, Loader=_LOADER), "")))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = name if mark is None else f"{name}:{mark.line + 1}:{mark.column + 1}"
@@ -51,6 +55,15 @@ def read_yaml(path: Path | Any, name: str) -> Document:
     except Exception as error:  # OmegaConf's own refusals, and a lone value that is no collection
         words = (str(error) or "a lone value; a mapping is needed").splitlines()[0]
         raise SpecError(f"{name!r} is not valid YAML: {words}") from error
+
+
+def is_plain(value: Any) -> bool:
+    """Whether this is made of what YAML and OmegaConf both hand on as it is, with words as keys."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, (str, bool, int, float))
 
 
 def parse_value(text: str) -> Any:
