@@ -140,3 +140,27 @@ def test_what_a_selection_does_not_have_stays_absent() -> None:
     assert (back.counts, back.importance, back.merge, back.size, back.rank) == (None,) * 5
     half = joined(Selection(torch.ones(5, 3, dtype=torch.bool), merge=torch.ones(5, 3, 3).half()))
     assert half.merge.dtype == torch.float16
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_pictures_that_lie_in_one_piece_are_cut_and_no_padding_is_made(batch: int) -> None:
+    tokens = torch.arange(batch * 6).view(batch, 6)
+    tensors = {
+        "group": torch.tensor([[3, 3, 3, 5, 5, 5]]).expand(batch, -1),
+        "keys": tokens[:, None, :, None].float() * torch.tensor([1.0, -1.0])[None, :, None, None],
+        "encoder_attention": (10 * tokens[:, None, :, None] + tokens[:, None, None, :]).float(),
+        "features": tokens[:, :, None].float(),
+    }
+    grouped, place = split_groups(Signals(tensors), {"keys", "group", "encoder_attention"})
+    assert set(grouped) == {"keys", "group", "encoder_attention"} and not grouped.ragged
+    assert place.tolist() == [[0, 1, 2], [3, 4, 5]] * batch
+    assert grouped.sample.tolist() == [b for b in range(batch) for _ in range(2)]
+    cut = tokens.view(-1, 3)
+    assert torch.equal(grouped["keys"][:, 1, :, 0], -cut.float())
+    assert torch.equal(grouped["encoder_attention"][:, 0], (10 * cut[:, :, None] + cut[:, None]).float())
+
+
+def test_pieces_of_other_samples_are_not_taken_for_whole_ones() -> None:
+    tensors = {"features": torch.arange(8.0).view(2, 4, 1)}
+    out = gather_tokens(Signals(tensors), torch.arange(4).repeat(2, 1), sample=torch.tensor([1, 0]))
+    assert out["features"][:, :, 0].tolist() == [[4, 5, 6, 7], [0, 1, 2, 3]]

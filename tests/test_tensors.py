@@ -11,6 +11,7 @@ from pruneopt.tensors import (
     first_true,
     flat_heads,
     gram,
+    not_finite,
     places,
     range_per_sample,
     take_rows,
@@ -95,3 +96,21 @@ def test_a_mask_across_axes_is_true_where_it_is_along_each() -> None:
     assert across(mask, (1, 2), rank=3).tolist() == [pairs]
     assert across(mask, (2,), rank=3).tolist() == [mask.tolist()]
     assert across(mask, (), rank=3).tolist() == [[[True]]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_told_by_sample(dtype: torch.dtype, bad: float) -> None:
+    values = torch.randn(3, 5, 2).to(dtype)
+    assert not_finite(values).tolist() == [False] * 3
+    values[1, 4, 0] = bad
+    assert not_finite(values).tolist() == [False, True, False]
+    real = torch.ones(3, 5, 1, dtype=torch.bool)
+    real[1, 4] = False
+    assert not_finite(values, real).tolist() == [False] * 3
+
+
+def test_the_ends_of_a_dtype_and_nothing_at_all_are_finite() -> None:
+    ends = torch.tensor([[torch.finfo(torch.float32).min, torch.finfo(torch.float32).max]])
+    assert not_finite(ends).tolist() == not_finite(ends[:, :0]).tolist() == [False]
+    assert not_finite(torch.ones(2, 3, dtype=torch.int64)).tolist() == [False, False]
