@@ -15,8 +15,10 @@ from torch import Tensor
 from pruneopt.brief import Brief
 from pruneopt.problems.certificate import Certificate, c_transform, certify, round_to_polytope  # noqa: F401
 from pruneopt.problems.gradients import envelope, refuse_gradient, refuses
+from pruneopt.problems.streamed import certify_by_rows
 from pruneopt.problems.subset import SubsetProblem
 from pruneopt.problems.transport import TransportProblem
+from pruneopt.problems.unstored import Unstored
 
 if TYPE_CHECKING:
     from pruneopt.problems.relaxed import Relaxation
@@ -91,7 +93,7 @@ class TransportSolution(Solution):
     problem
         What was solved.
     plan
-        Mass that goes from each source to each target.
+        Mass that goes from each source to each target; `Unstored` where the solver has it in factors.
     f, g
         Potentials in cost units, or None where the method has none.
     rounds
@@ -140,6 +142,10 @@ class TransportSolution(Solution):
     @cached_property
     def certificate(self) -> Certificate:
         with torch.set_grad_enabled(self.plan.requires_grad):  # whoever reads it first, and wherever
+            if self.relaxation is None and (
+                isinstance(self.plan, Unstored) or isinstance(self.problem.cost, Unstored)
+            ):
+                return certify_by_rows(self.problem, self.plan, f=self.f, g=self.g)
             judge = certify if self.relaxation is None else self.relaxation.certify
             if not refuses(self.plan):
                 return judge(self.problem, self.plan, g=self.g)
@@ -192,7 +198,11 @@ class TransportSolution(Solution):
         A non-finite plan is never a success, nor is a potential unless it is minus infinity at an atom
         without mass; `OPTIMAL` is only said where the certificate proves it.
         """
-        bad = ~self.plan.isfinite().flatten(1).all(1)
+        plan = self.plan
+        parts = plan.rows.inputs() if isinstance(plan, Unstored) else (plan,)
+        bad = torch.zeros(len(plan), dtype=torch.bool, device=plan.device)
+        for tensor in parts:
+            bad |= ~tensor.isfinite().flatten(1).all(1)
         for potential, mass in ((self.f, self.problem.a), (self.g, self.problem.b)):
             if potential is not None:
                 absent = (potential == -math.inf) & (mass == 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from pruneopt.brief import Brief, want_tensor
 from pruneopt.errors import ProblemError
+from pruneopt.problems.unstored import Unstored, rows_of
 from pruneopt.tensors import first_true
 
 
@@ -21,7 +23,8 @@ class TransportProblem(Brief):
     Parameters
     ----------
     cost
-        Lower is cheaper; finite wherever both masks are True.
+        Lower is cheaper; finite wherever both masks are True.  One that is `Unstored` is read by rows where
+        solver, readout and certificate can.
     a, b
         Non-negative, each summing to one per problem; zero where masked.
     row_mask, col_mask
@@ -84,6 +87,11 @@ class TransportProblem(Brief):
             _some_real(col_mask, "col")
         a = _mass("a", a, mask=row_mask, shape=(batch, rows), cost=cost, check=check)
         b = _mass("b", b, mask=col_mask, shape=(batch, cols), cost=cost, check=check)
+        if isinstance(cost, Unstored):
+            problem = TransportProblem(cost, a, b, row_mask, col_mask)
+            if check:
+                _check_inputs(problem)
+            return problem
         if row_mask is not None or col_mask is not None:
             real = torch.ones(batch, rows, cols, dtype=torch.bool, device=cost.device)
             real = real if row_mask is None else real & row_mask[:, :, None]
@@ -125,16 +133,32 @@ class TransportProblem(Brief):
 
     def detached(self) -> TransportProblem:
         """The same problem out of the sight of autograd; views, no copies."""
-        cost, a, b = (x.detach() for x in self.inputs)
+        cost, a, b = (x if isinstance(x, Unstored) else x.detach() for x in self.inputs)
         return TransportProblem(cost, a, b, self.row_mask, self.col_mask)
 
     def span(self) -> tuple[Tensor, Tensor]:
         """Lowest and highest real cost, `[B]` each."""
+        if isinstance(self.cost, Unstored):
+            return self._span
         mask, cost = self.pair_mask, self.cost
         if mask is None:
             return cost.amin((1, 2)), cost.amax((1, 2))  # aminmax over a dim is 15 times slower on a CPU
         low, high = cost.masked_fill(~mask, math.inf), cost.masked_fill(~mask, -math.inf)
         return low.amin((1, 2)), high.amax((1, 2))
+
+    @cached_property
+    def _span(self) -> tuple[Tensor, Tensor]:
+        """Of a cost by rows, which is read for it once."""
+        lows, highs = [], []
+        for part, entries in rows_of(self.cost).blocks():
+            low = high = entries
+            for mask, axis in ((self.row_mask, 1), (self.col_mask, 2)):
+                if mask is not None:
+                    absent = ~(mask[:, part] if axis == 1 else mask).unsqueeze(3 - axis)
+                    low, high = low.masked_fill(absent, math.inf), high.masked_fill(absent, -math.inf)
+            lows.append(low.amin((1, 2)))
+            highs.append(high.amax((1, 2)))
+        return torch.stack(lows).amin(0), torch.stack(highs).amax(0)
 
     def cost_range(self) -> Tensor:
         """`[B]`: largest minus smallest real cost; 1 where the cost is constant."""
@@ -149,6 +173,16 @@ def _some_real(mask: Tensor | None, side: str) -> None:
             f"{side}_mask is False everywhere in problem {first_true(~mask.any(1))}: there is nothing to "
             "move; leave such samples out of the batch"
         )
+
+
+def _check_inputs(problem: TransportProblem) -> None:
+    """A cost by rows is finite where what it is computed from is, padding included."""
+    for tensor in rows_of(problem.cost).inputs():
+        bad = ~tensor.isfinite().flatten(1).all(1)
+        if bad.any():
+            raise ProblemError(
+                f"cost is not finite in problem {first_true(bad)}; look for NaN or infinity in the signals"
+            )
 
 
 def _mask(name: str, mask: Tensor | None, *, shape: tuple[int, int], cost: Tensor) -> Tensor | None:

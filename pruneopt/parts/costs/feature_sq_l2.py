@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import CostTerm, param
+from pruneopt.problems.pooled import without_rounding
 from pruneopt.problems.rows import Beside, Gram, Mapped, Rows, Total
 from pruneopt.signals import Signals
 
@@ -52,7 +53,7 @@ class FeatureSquaredL2(CostTerm):
         clouds = (source,) if self.symmetric else (source, target)
         lengths = Beside(*(torch.einsum("bnd,bnd->bn", x, x) for x in clouds))
         squares = Total((lengths, Gram(*clouds)), (1.0, -2.0))
-        return Mapped(squares, lambda d: d.clamp_min_(0), is_negative_type=self.negative_type)
+        return Mapped(squares, without_rounding, is_negative_type=self.negative_type)
 
     def _centred(self, signals: Signals) -> tuple[Tensor, Tensor]:
         source, target = signals[self.source_signal].float(), signals[self.target_signal].float()

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from pruneopt.errors import ProblemError
 from pruneopt.parts import Readout
+from pruneopt.parts.readouts._common import row_mass
 from pruneopt.problems.solution import TransportSolution
 from pruneopt.problems.transport import TransportProblem
+from pruneopt.problems.unstored import Unstored
 
 
 @dataclass(frozen=True)
@@ -29,4 +31,5 @@ class Diagonal(Readout):
         plan = solution.plan
         if plan.shape[1] != plan.shape[2]:
             raise ProblemError(f"diagonal needs as many targets as sources, got {list(plan.shape[1:])}")
-        return plan.diagonal(dim1=1, dim2=2) / plan.sum(2).clamp_min(1e-30)
+        own = plan.rows.own() if isinstance(plan, Unstored) else plan.diagonal(dim1=1, dim2=2)
+        return own / row_mass(solution).clamp_min(1e-30)

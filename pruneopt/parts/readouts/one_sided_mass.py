@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Readout
-from pruneopt.parts.readouts._common import epsilon_of, one_sided_mass
+from pruneopt.parts.readouts._common import epsilon_of, one_sided_mass, row_mass
 from pruneopt.problems.solution import TransportSolution
 from pruneopt.problems.transport import TransportProblem
 
@@ -28,5 +28,5 @@ class OneSidedMass(Readout):
 
     def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Float[Tensor, "B N"]:
         if solution.solver == "one_sided":
-            return solution.plan.sum(2)
+            return row_mass(solution)
         return one_sided_mass(problem, None, eps=epsilon_of(solution, self.name))

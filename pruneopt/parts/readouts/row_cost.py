@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Readout
+from pruneopt.parts.readouts._common import blocks
 from pruneopt.problems.solution import TransportSolution
 from pruneopt.problems.transport import TransportProblem
 
@@ -24,10 +25,13 @@ class RowCost(Readout):
     name: ClassVar[str] = "row_cost"
 
     def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Float[Tensor, "B N"]:
-        plan, cost = solution.plan, problem.cost
+        found = [self._read(problem, cost, plan=plan) for _, cost, plan in blocks(problem, solution)]
+        out = found[0] if len(found) == 1 else torch.cat(found, 1)
+        return out if problem.row_mask is None else out.masked_fill(~problem.row_mask, 0)
+
+    def _read(self, problem: TransportProblem, cost: Tensor, *, plan: Tensor) -> Tensor:
         mass = plan.sum(2)
         per_unit = torch.einsum("bnm,bnm->bn", plan, cost.to(plan.dtype)) / mass.clamp_min(1e-30)
-        real = problem.pair_mask
-        cheapest = (cost if real is None else cost.masked_fill(~real, torch.inf)).amin(2).to(plan.dtype)
-        out = torch.where(mass > 0, -per_unit, -cheapest)
-        return out if problem.row_mask is None else out.masked_fill(~problem.row_mask, 0)
+        if problem.col_mask is not None:
+            cost = cost.masked_fill(~problem.col_mask[:, None, :], torch.inf)
+        return torch.where(mass > 0, -per_unit, -cost.amin(2).to(plan.dtype))

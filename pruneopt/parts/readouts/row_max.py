@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Readout
+from pruneopt.parts.readouts._common import blocks
 from pruneopt.problems.solution import TransportSolution
 from pruneopt.problems.transport import TransportProblem
 
@@ -25,4 +27,5 @@ class RowMax(Readout):
     tags: ClassVar[frozenset[str]] = frozenset({"reads_shape"})
 
     def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Float[Tensor, "B N"]:
-        return solution.plan.amax(2) / solution.plan.sum(2).clamp_min(1e-30)
+        found = [p.amax(2) / p.sum(2).clamp_min(1e-30) for _, _, p in blocks(problem, solution)]
+        return found[0] if len(found) == 1 else torch.cat(found, 1)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import Part, Readout
+from pruneopt.parts.readouts._common import row_mass
 from pruneopt.problems.solution import TransportSolution
 from pruneopt.problems.transport import TransportProblem
 
@@ -27,7 +28,7 @@ class RowSum(Readout):
     source: ClassVar[str] = "TopV (CVPR 2025), Figure 1 and Algorithm 1"
 
     def __call__(self, problem: TransportProblem, solution: TransportSolution) -> Float[Tensor, "B N"]:
-        return solution.plan.sum(2)
+        return row_mass(solution)
 
     def ignores_cost(self, solver: Part) -> str | None:
         last = getattr(solver, "last", None)

@@ -25,8 +25,10 @@ from pruneopt.parts import (
     sum_param,
 )
 from pruneopt.parts._ledger import ledger
-from pruneopt.parts._sums import added, combine_anchors
+from pruneopt.parts._sums import added, added_rows, combine_anchors
+from pruneopt.problems import unstored
 from pruneopt.problems.transport import TransportProblem
+from pruneopt.problems.unstored import Unstored, matrix_bytes
 from pruneopt.signals import Signals
 
 
@@ -66,7 +68,10 @@ class Transport(Score):
     def __call__(self, signals: Signals) -> Float[Tensor, "B N"]:
         book = ledger()
         source, target = (s.part for s in self.marginals)
-        problem = transport_problem(self.cost, signals, source=source, target=target, check=book.check)
+        rows = "rows" in self.solver.tags
+        problem = transport_problem(
+            self.cost, signals, source=source, target=target, rows=rows, check=book.check
+        )
         book.lap("cost")
         solution = self.solver.solve(problem)
         book.solved.append((self, solution))
@@ -81,17 +86,26 @@ class Transport(Score):
 
 
 def transport_problem(
-    cost: Sequence[Weighted], signals: Signals, *, source: Part, target: Part, check: bool = True
+    cost: Sequence[Weighted],
+    signals: Signals,
+    *,
+    source: Part,
+    target: Part,
+    rows: bool = False,
+    check: bool = True,
 ) -> TransportProblem:
-    """The transport problem of some cost terms and two marginals on these signals."""
+    """The transport problem of some cost terms and two marginals on these signals.
+
+    `rows` says that the solver reads rows: then a cost that would be too large a matrix is stated by rows.
+    """
     mask = signals.given_mask
     a = source(signals.view(source.needs))  # type: ignore[operator]
     if any(s.external for s in cost if s.weight):
-        rows = combine_anchors(cost, signals)
-        assert rows is not None
-        points = (rows < torch.inf).any(2)
+        reached = combine_anchors(cost, signals)
+        assert reached is not None
+        points = (reached < torch.inf).any(2)
         return TransportProblem.build(
-            rows.masked_fill(rows == torch.inf, 0).transpose(1, 2),
+            reached.masked_fill(reached == torch.inf, 0).transpose(1, 2),
             a=a,
             b=None,
             row_mask=mask,
@@ -99,6 +113,6 @@ def transport_problem(
             check=check,
         )
     b = target(signals.view(target.needs))  # type: ignore[operator]
-    return TransportProblem.build(
-        added(cost, signals, pairwise=True), a=a, b=b, row_mask=mask, col_mask=mask, check=check
-    )
+    by_rows = rows and matrix_bytes(signals.batch, signals.tokens) > unstored.WHOLE
+    pairs = Unstored(added_rows(cost, signals)) if by_rows else added(cost, signals, pairwise=True)
+    return TransportProblem.build(pairs, a=a, b=b, row_mask=mask, col_mask=mask, check=check)

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from pruneopt.parts import TransportSolver, param
+from pruneopt.problems.pooled import Gibbs, small_blocks
+from pruneopt.problems.rows import Rows
 from pruneopt.problems.solution import Status, TransportSolution
 from pruneopt.problems.transport import TransportProblem
+from pruneopt.problems.unstored import Unstored
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class OneSided(TransportSolver):
 
     name: ClassVar[str] = "one_sided"
     source: ClassVar[str] = "semi-relaxed entropic transport (Chizat et al. 2018), closed form"
-    tags: ClassVar[frozenset[str]] = frozenset({"relaxed"})
+    tags: ClassVar[frozenset[str]] = frozenset({"relaxed", "rows"})
     epsilon: float = param(0.05, above=0, doc="entropic regularisation")
     epsilon_scale: str = param(
         "range",
@@ -38,6 +42,8 @@ class OneSided(TransportSolver):
         low, high = problem.span()
         width = torch.where(high > low, high - low, torch.ones_like(low))
         eps = width * self.epsilon if self.epsilon_scale == "range" else torch.full_like(width, self.epsilon)
+        if isinstance(problem.cost, Unstored):
+            return self._by_rows(problem, problem.cost.rows, eps=eps, begin=begin)
         score = -problem.cost / eps[:, None, None]
         score = score.masked_fill((problem.a == 0)[:, :, None], -torch.inf)
         plan = score.softmax(1) * problem.b[:, None, :]
@@ -48,6 +54,27 @@ class OneSided(TransportSolver):
             {"epsilon": eps},
             problem=problem,
             plan=plan,
+            f=mass.double(),
+            g=g.double(),
+            rounds=torch.zeros(len(eps), dtype=torch.int64, device=eps.device),
+            ended=(Status.CLOSED_FORM,) * len(eps),
+            order="target",
+            solver=self.name,
+        )
+
+    def _by_rows(
+        self, problem: TransportProblem, cost: Rows, *, eps: Tensor, begin: float
+    ) -> TransportSolution:
+        """The same plan as a formula over the cost; one pass finds what each target divides by."""
+        mass = torch.zeros_like(problem.a).masked_fill(problem.a == 0, -torch.inf)
+        blocks, per = small_blocks(cost.turned()), eps[:, None, None]
+        sums = [c.neg_().add_(mass[:, None, :]).div_(per).logsumexp(2) for _, c in blocks]
+        g = eps[:, None] * (problem.b.log() - torch.cat(sums, 1))
+        return TransportSolution(
+            time.perf_counter() - begin,
+            {"epsilon": eps},
+            problem=problem,
+            plan=Unstored(Gibbs(cost, mass, g, eps)),
             f=mass.double(),
             g=g.double(),
             rounds=torch.zeros(len(eps), dtype=torch.int64, device=eps.device),
