@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pruneopt.errors import CostBlindReadoutWarning, ProblemError, SpecError
 from pruneopt.parts import Part
-from pruneopt.parts._ledger import Ledger, opened
+from pruneopt.parts._ledger import Ledger, once, opened
 from pruneopt.parts.steps.merge_by_plan import MergeByPlan
 from pruneopt.problems.selection import Selection
 from pruneopt.problems.solution import TransportSolution
@@ -269,3 +269,17 @@ def test_a_step_without_its_plan_says_what_to_do() -> None:
     assert MergeByPlan(of="other")(two, signals).size.shape == (1, 3)
     with pytest.raises(SpecError, match="reaches 2 external points"):
         MergeByPlan()(planned(keep, torch.rand(1, 3, 2)), signals)
+
+
+def test_what_several_parts_read_is_computed_once_a_selection() -> None:
+    one, two, calls = torch.zeros(2), torch.zeros(2), []
+
+    def make() -> int:
+        calls.append(None)
+        return len(calls)
+
+    with opened(Ledger()):
+        assert [once(make, "sum", of=(one,)) for _ in range(3)] == [1, 1, 1]
+        assert once(make, "sum", of=(two,)) == 2 and once(make, "mean", of=(one,)) == 3
+        assert once(make, "sum", of=(one, two)) == 4 and once(make, "sum", of=(one,)) == 1
+    assert [once(make, "sum", of=(one,)) for _ in range(2)] == [5, 6]  # nobody keeps a ledger here
