@@ -155,6 +155,24 @@ def released(
     _report(out, ["released"], into=into)
 
 
+@app.command("price")
+def price(
+    *,
+    out: Annotated[Path, typer.Option(help="folder of the run; finished parts are not run again")] = Path(
+        "bench/price"
+    ),
+    pictures: Annotated[int, typer.Option(help="embedded pictures, a multiple of 10")] = 30,
+    threads: Threads = 0,
+    into: Into = None,
+) -> None:
+    """Equal shares of a budget against one price for all pictures: values, bounds, accuracy."""
+    plan = _plan("price", pictures=pictures)
+    if into is not None:
+        _marked(into, ["price"])
+    _measure({"price": plan}, out, threads=threads)
+    _report(out, ["price"], into=into)
+
+
 @dataclass(frozen=True)
 class PrefillGrid:
     """What `bench prefill` crosses, and how often each is run."""

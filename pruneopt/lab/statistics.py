@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,16 +48,32 @@ class Paired:
         return f"{100 * self.difference:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
 
 
-def paired(ours: Sequence[bool], reference: Sequence[bool], *, draws: int = 2000, seed: int = 0) -> Paired:
+def paired(
+    ours: Sequence[bool],
+    reference: Sequence[bool],
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Paired:
     """`ours` minus `reference` per sample: mean, 95 percent percentile bootstrap, exact McNemar p-value.
 
-    Raises ValueError when the two are not of the same samples.
+    Samples that share something, such as a picture, are not independent: with `clusters`, one label a sample,
+    the bootstrap draws whole clusters.  The p-value knows no clusters.  Raises ValueError when the three are
+    not of the same samples.
     """
     if len(ours) != len(reference) or len(ours) == 0:
         raise ValueError(f"paired outcomes must be of the same samples, got {len(ours)} and {len(reference)}")
     delta = np.asarray(ours, dtype=float) - np.asarray(reference, dtype=float)
     rng = np.random.default_rng(seed)
-    means = delta[rng.integers(0, len(delta), (draws, len(delta)))].mean(1)
+    labels = range(len(delta)) if clusters is None else clusters
+    if len(labels) != len(delta):
+        raise ValueError(f"{len(labels)} clusters were given for {len(delta)} samples")
+    number = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+    home = np.array([number[label] for label in labels])
+    sums, sizes = np.bincount(home, delta), np.bincount(home)
+    drawn = rng.integers(0, len(sums), (draws, len(sums)))
+    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
     low, high = np.percentile(means, [2.5, 97.5])
     won, lost = int((delta > 0).sum()), int((delta < 0).sum())
     p_value = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0

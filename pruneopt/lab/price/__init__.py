@@ -1,0 +1,1 @@
+"""Equal shares of a budget against one price for all pictures."""

@@ -1,0 +1,148 @@
+"""`pruneopt bench price`: equal shares against one price at matched totals, two pictures in every prompt.
+
+The question is about the second picture; the one before it is that of the next question of the batch.
+Batches hold questions of one type about different pictures, so a price over the batch has pictures to weigh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from pruneopt.demo.assets import Question, load_inputs, load_model, load_questions
+from pruneopt.errors import InputError
+from pruneopt.lab.accuracy import run as accuracy
+from pruneopt.lab.environment import environment
+from pruneopt.lab.progress import progress
+from pruneopt.lab.records import write_record
+from pruneopt.problems.kinds import find_kind
+from pruneopt.spec.load import load_spec
+from pruneopt.spec.schema import Spec
+
+BATCH = 10
+METHODS: dict[str, tuple[str | Mapping[str, Any], tuple[str, ...]]] = {
+    "CDPruner": ("cdpruner", ("positions=keep",)),
+    "coverage": (
+        {
+            "insertion": "post_encoder",
+            "problem": {"kind": "facility_location", "pairwise": {"alike": "cosine"}},
+            "solver": "lazy_greedy",
+        },
+        (),
+    ),
+    "FastV": ("fastv", ("budget.scope=group",)),
+}
+EQUAL = "equal share"
+RULES: dict[str, tuple[str, ...]] = {
+    EQUAL: (),
+    "one price": ("budget.rule={kind: one_price}",),
+    "one price over the batch": ("budget.rule={kind: one_price, over: batch}",),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many embedded pictures are asked about, with every type of question, and tokens kept of each."""
+
+    pictures: int = 30
+    keeps: tuple[int, ...] = (36, 16)
+
+    def __post_init__(self) -> None:
+        self.questions  # noqa: B018
+
+    @property
+    def questions(self) -> list[Question]:
+        """Type by type, picture by picture. Raises InputError for pictures that make no whole batches."""
+        every = load_questions()
+        pictures = list(dict.fromkeys(question.image for question in every))
+        if self.pictures % BATCH or self.pictures > len(pictures):
+            raise InputError(
+                f"asked for {self.pictures} pictures; give a multiple of {BATCH} up to {len(pictures)}"
+            )
+        some = set(pictures[: self.pictures])
+        types = sorted({question.type for question in every})
+        return [q for kind in types for q in every if q.type == kind and q.image in some]
+
+
+def spec_of(method: str, rule: str, *, keep: int) -> Spec:
+    """A method under a rule with a budget of `keep` tokens a picture."""
+    base, overrides = METHODS[method]
+    return load_spec(base, [f"budget.keep={keep}", *overrides, *RULES[rule]])
+
+
+class Preceded:
+    """A processor that shows another picture before each one: that of the next prompt."""
+
+    def __init__(self, processor: Any):
+        self.processor = processor
+        self.batch_decode = processor.batch_decode
+
+    def __call__(self, *, images: Sequence[Any], text: Sequence[str], **options: Any) -> Any:
+        after = [*images[1:], images[0]]
+        shown = [picture for pair in zip(after, images, strict=True) for picture in pair]
+        return self.processor(
+            images=shown, text=[line.replace("<image>", "<image> <image>") for line in text], **options
+        )
+
+
+def measure(plan: Plan, out: Path, *, console: Console) -> None:
+    """Answers of every method, rule and budget (packed runs), then values and bounds (`splits.json`)."""
+    model, processor = load_model()
+    two = Preceded(processor)
+    entries = [accuracy.Entry("dense", None)]
+    entries += [
+        accuracy.Entry(f"{method}, {rule}, {keep}", spec_of(method, rule, keep=keep))
+        for method in METHODS
+        for keep in plan.keeps
+        for rule in RULES
+    ]
+    questions = plan.questions
+    accuracy.measure(accuracy.Plan(model, two, questions, entries, BATCH), out, console=console)
+    rows, where = [], environment()
+    with progress(console, "splits", total=len(METHODS) * len(plan.keeps)) as step:
+        for method in METHODS:
+            for keep in plan.keeps:
+                for rule in RULES:
+                    if rule != EQUAL:
+                        asked = questions[: plan.pictures]
+                        rows.append(_split(model, two, questions=asked, method=method, rule=rule, keep=keep))
+                step(1)
+    record = {"rows": rows, "setting": {"pictures": plan.pictures, "batch": BATCH}, "environment": where}
+    write_record(out / "splits.json", record)
+
+
+def _split(
+    model: Any, processor: Any, *, questions: Sequence[Question], method: str, rule: str, keep: int
+) -> dict[str, Any]:
+    """Joint values of equal shares and of one price, the bound and the counts, per budget that is spent."""
+    from pruneopt.models.apply import prune
+
+    row: dict[str, Any] = {
+        "method": method,
+        "rule": rule,
+        "keep": keep,
+        "equal": [],
+        "priced": [],
+        "bound": [],
+    }
+    row |= {"counts": []}
+    for start in range(0, len(questions), BATCH):
+        inputs = load_inputs(questions[start : start + BATCH], processor)
+        found = []
+        for each in (EQUAL, rule):
+            with torch.inference_mode(), prune(model, spec_of(method, each, keep=keep)) as run:
+                model(**inputs)
+            found.append(run.selections[0])
+        allotment: Any = found[1].evidence["budget.rule"]
+        equal: Any = found[0].solution
+        row["equal"] += allotment.shares.sums(equal.value).tolist()
+        row["priced"] += allotment.value.tolist()
+        row["bound"] += allotment.upper_bound.tolist()
+        row["counts"] += list(allotment.counts)
+        row["unit"] = find_kind(equal.problem.kind).unit
+    return row
