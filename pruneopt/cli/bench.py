@@ -164,12 +164,14 @@ def price(
     pictures: Annotated[int, typer.Option(help="embedded pictures, a multiple of 10")] = 30,
     threads: Threads = 0,
     into: Into = None,
+    report: Annotated[bool, typer.Option("--report", help="only rewrite tables from the record")] = False,
 ) -> None:
     """Equal shares of a budget against one price for all pictures: values, bounds, accuracy."""
     plan = _plan("price", pictures=pictures)
     if into is not None:
         _marked(into, ["price"])
-    _measure({"price": plan}, out, threads=threads)
+    if not report:
+        _measure({"price": plan}, out, threads=threads)
     _report(out, ["price"], into=into)
 
 

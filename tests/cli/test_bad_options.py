@@ -117,6 +117,11 @@ BAD: dict[str, dict[str, list[list[str]]]] = {
         "out": _OUT, "methods": _NAMES, "seconds": [["-1"], ["x"]], "threads": _COUNT,
         "into": [["none.md"], ["file"], ["folder.yaml"], ["binary.yaml"]],
     },
+    "bench price": {
+        "out": _OUT, "pictures": [*_COUNT, ["0"], ["7"], ["100000"]], "threads": _COUNT,
+        "into": [["none.md"], ["file"], ["folder.yaml"], ["binary.yaml"]],
+        "report": [["--report=1"], ["--report", "--out", "none"]],
+    },
     "bench prefill": {
         "overrides": _OVERRIDES, "preset": [["nosuch"], [""]],
         "model": [["nosuch/folder", "--image", "ok.png"]],

@@ -47,6 +47,7 @@ SMALLER = {
     "sweep": "--questions 4",
     "bench select --gap": "--pictures 1 --time-limit 0.1",
     "bench select": "--methods fastv,divprune --sizes 16 --keep 4 --batch 1 --repeats 1",
+    "bench price": "--pictures 2",
     "bench solvers": "--sizes 9 --batch 1 --repeats 1 --budget 0 --solvers sinkhorn,emd --families topv",
     "bench solvers --families": "--sizes 9 --batch 1 --repeats 1 --budget 0 --solvers sinkhorn,emd",
 }
@@ -144,7 +145,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     here = tmp_path_factory.mktemp("pages")
     for name in ("docs", "plugins", "experiments/records/solvers", "experiments/records/select",
-                 "experiments/records/prefill"):  # fmt: skip
+                 "experiments/records/prefill", "experiments/records/price"):  # fmt: skip
         shutil.copytree(ROOT / name, here / name, ignore=shutil.ignore_patterns("*.egg-info", "build"))
     shutil.copytree(ROOT / "plugins" / "pruneopt-entropy", here / "plugins" / "my-term")
     shutil.copy(sample().image, here / "cat.jpg")
@@ -170,8 +171,9 @@ def plugin(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`bench targets` has no sizes to set, and `bench select --gap` no methods."""
+    """`bench targets` has no sizes to set, `bench select --gap` and `bench price` no methods."""
     from pruneopt.lab.gap import run as select_gap
+    from pruneopt.lab.price import run as price
     from pruneopt.lab.targets import run as targets
 
     for module, name, settings in (
@@ -183,6 +185,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr(module, name, partial(getattr(module, name), **settings))
     monkeypatch.setattr(select_gap, "GREEDY", select_gap.GREEDY[:3:2])
+    monkeypatch.setattr(price, "METHODS", {"FastV": price.METHODS["FastV"]})
+    monkeypatch.setattr(price, "load_questions", partial(price.load_questions, ["object"]))
+    monkeypatch.setattr(price, "BATCH", 2)
 
 
 def lines_of(code: Code) -> Iterator[str]:

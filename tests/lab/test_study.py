@@ -16,7 +16,7 @@ from pruneopt.errors import InputError
 from pruneopt.lab.study import RECORDS, studies, study
 from pruneopt.lab.tables import Table, markdown, number, show
 
-NAMES = ["accuracy", "gap", "prefill", "released", "selection", "solvers", "subset", "targets"]
+NAMES = ["accuracy", "gap", "prefill", "price", "released", "selection", "solvers", "subset", "targets"]
 
 
 def test_a_folder_with_both_halves_is_a_study() -> None:
