@@ -161,7 +161,7 @@ def price(
     out: Annotated[Path, typer.Option(help="folder of the run; finished parts are not run again")] = Path(
         "bench/price"
     ),
-    pictures: Annotated[int, typer.Option(help="embedded pictures, a multiple of 10")] = 30,
+    pictures: Annotated[int, typer.Option(help="embedded pictures, a multiple of 10")] = 40,
     threads: Threads = 0,
     into: Into = None,
     report: Annotated[bool, typer.Option("--report", help="only rewrite tables from the record")] = False,

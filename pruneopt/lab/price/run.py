@@ -6,7 +6,7 @@ Batches hold questions of one type about different pictures, so a price over the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,22 +20,16 @@ from pruneopt.lab.accuracy import run as accuracy
 from pruneopt.lab.environment import environment
 from pruneopt.lab.progress import progress
 from pruneopt.lab.records import write_record
-from pruneopt.problems.kinds import find_kind
+from pruneopt.problems.kinds import all_kinds
 from pruneopt.spec.load import load_spec
 from pruneopt.spec.schema import Spec
 
 BATCH = 10
-METHODS: dict[str, tuple[str | Mapping[str, Any], tuple[str, ...]]] = {
-    "CDPruner": ("cdpruner", ("positions=keep",)),
-    "coverage": (
-        {
-            "insertion": "post_encoder",
-            "problem": {"kind": "facility_location", "pairwise": {"alike": "cosine"}},
-            "solver": "lazy_greedy",
-        },
-        (),
-    ),
-    "FastV": ("fastv", ("budget.scope=group",)),
+COVERAGE = "coverage"  # facility location of cosines, which no published method is
+METHODS: dict[str, tuple[str, ...]] = {
+    "CDPruner": ("cdpruner", "positions=keep"),
+    COVERAGE: (),
+    "FastV": ("fastv", "budget.scope=group"),
 }
 EQUAL = "equal share"
 RULES: dict[str, tuple[str, ...]] = {
@@ -49,18 +43,23 @@ RULES: dict[str, tuple[str, ...]] = {
 class Plan:
     """How many embedded pictures are asked about, with every type of question, and tokens kept of each."""
 
-    pictures: int = 30
+    pictures: int = 40
     keeps: tuple[int, ...] = (36, 16)
 
     def __post_init__(self) -> None:
         self.questions  # noqa: B018
 
     @property
+    def grid(self) -> list[tuple[str, int]]:
+        """Every method with every budget."""
+        return [(method, keep) for method in METHODS for keep in self.keeps]
+
+    @property
     def questions(self) -> list[Question]:
         """Type by type, picture by picture. Raises InputError for pictures that make no whole batches."""
         every = load_questions()
         pictures = list(dict.fromkeys(question.image for question in every))
-        if self.pictures % BATCH or self.pictures > len(pictures):
+        if self.pictures < 1 or self.pictures % BATCH or self.pictures > len(pictures):
             raise InputError(
                 f"asked for {self.pictures} pictures; give a multiple of {BATCH} up to {len(pictures)}"
             )
@@ -71,8 +70,15 @@ class Plan:
 
 def spec_of(method: str, rule: str, *, keep: int) -> Spec:
     """A method under a rule with a budget of `keep` tokens a picture."""
-    base, overrides = METHODS[method]
+    base, *overrides = METHODS[method] or (_coverage(),)
     return load_spec(base, [f"budget.keep={keep}", *overrides, *RULES[rule]])
+
+
+def _coverage() -> dict[str, Any]:
+    """Keep what serves all tokens best, by the greedy rule of the kind that serves."""
+    kind = next(kind for kind in all_kinds() if kind.serves)
+    problem = {"kind": kind.name, "pairwise": {"alike": "cosine"}}
+    return {"insertion": "post_encoder", "problem": problem, "solver": dict(kind.greedy)}
 
 
 class Preceded:
@@ -97,52 +103,42 @@ def measure(plan: Plan, out: Path, *, console: Console) -> None:
     entries = [accuracy.Entry("dense", None)]
     entries += [
         accuracy.Entry(f"{method}, {rule}, {keep}", spec_of(method, rule, keep=keep))
-        for method in METHODS
-        for keep in plan.keeps
+        for method, keep in plan.grid
         for rule in RULES
     ]
-    questions = plan.questions
-    accuracy.measure(accuracy.Plan(model, two, questions, entries, BATCH), out, console=console)
+    accuracy.measure(accuracy.Plan(model, two, plan.questions, entries, BATCH), out, console=console)
     rows, where = [], environment()
-    with progress(console, "splits", total=len(METHODS) * len(plan.keeps)) as step:
-        for method in METHODS:
-            for keep in plan.keeps:
-                for rule in RULES:
-                    if rule != EQUAL:
-                        asked = questions[: plan.pictures]
-                        rows.append(_split(model, two, questions=asked, method=method, rule=rule, keep=keep))
-                step(1)
+    with progress(console, "splits", total=len(plan.grid)) as step:
+        for method, keep in plan.grid:
+            rows += _splits(model, two, questions=plan.questions[: plan.pictures], method=method, keep=keep)
+            step(1)
     record = {"rows": rows, "setting": {"pictures": plan.pictures, "batch": BATCH}, "environment": where}
     write_record(out / "splits.json", record)
 
 
-def _split(
-    model: Any, processor: Any, *, questions: Sequence[Question], method: str, rule: str, keep: int
-) -> dict[str, Any]:
-    """Joint values of equal shares and of one price, the bound and the counts, per budget that is spent."""
+def _splits(
+    model: Any, processor: Any, *, questions: Sequence[Question], method: str, keep: int
+) -> list[dict[str, Any]]:
+    """Of each rule: joint values, bounds and counts of every budget that is spent, and values of equal shares."""
     from pruneopt.models.apply import prune
 
-    row: dict[str, Any] = {
-        "method": method,
-        "rule": rule,
-        "keep": keep,
-        "equal": [],
-        "priced": [],
-        "bound": [],
-    }
-    row |= {"counts": []}
+    lists = ("equal", "priced", "bound", "counts")
+    rows = [
+        {"method": method, "rule": rule, "keep": keep, **{name: [] for name in lists}}
+        for rule in RULES
+        if rule != EQUAL
+    ]
     for start in range(0, len(questions), BATCH):
         inputs = load_inputs(questions[start : start + BATCH], processor)
-        found = []
-        for each in (EQUAL, rule):
-            with torch.inference_mode(), prune(model, spec_of(method, each, keep=keep)) as run:
+        chosen: dict[str, Any] = {}
+        for rule in RULES:
+            with torch.inference_mode(), prune(model, spec_of(method, rule, keep=keep)) as run:
                 model(**inputs)
-            found.append(run.selections[0])
-        allotment: Any = found[1].evidence["budget.rule"]
-        equal: Any = found[0].solution
-        row["equal"] += allotment.shares.sums(equal.value).tolist()
-        row["priced"] += allotment.value.tolist()
-        row["bound"] += allotment.upper_bound.tolist()
-        row["counts"] += list(allotment.counts)
-        row["unit"] = find_kind(equal.problem.kind).unit
-    return row
+            chosen[rule] = run.selections[0]
+        for row in rows:
+            spent = chosen[row["rule"]].evidence["budget.rule"]
+            row["equal"] += spent.shares.sums(chosen[EQUAL].solution.value).tolist()
+            row["priced"] += spent.value.tolist()
+            row["bound"] += spent.upper_bound.tolist()
+            row["counts"] += list(spent.counts)
+    return rows

@@ -68,10 +68,11 @@ def _accuracy_rows(runs: dict[str, Run]) -> list[list[str]]:
             found.setdefault((method, -int(tokens)), {})[rule] = run
     rows = []
     for (method, keep), by_rule in sorted(found.items()):
-        equal = by_rule.pop(EQUAL)
+        equal = by_rule[EQUAL]
         pictures = [sample["id"].partition("-")[0] for sample in equal.samples]
         against = [
-            str(paired(_right(by_rule[rule]), _right(equal), clusters=pictures)) for rule in sorted(by_rule)
+            str(paired(_right(by_rule[rule]), _right(equal), clusters=pictures))
+            for rule in ("one price", "one price over the batch")
         ]
         rows.append([method, str(-keep), str(share(_right(equal))), *against])
     return rows
