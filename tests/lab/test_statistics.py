@@ -48,6 +48,27 @@ def test_paired_difference_and_exact_mcnemar() -> None:
     assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1)
 
 
+def test_clusters_are_drawn_whole() -> None:
+    """Copies of a sample add nothing: the interval is that of one sample a cluster."""
+    ours, theirs = [True, False, True, True, False, True], [False, True, False, True, False, True]
+    one = paired(ours, theirs, draws=500, seed=2)
+    labels = [name for name in "abcdef" for _ in range(5)]
+    sides = [x for x in ours for _ in range(5)], [x for x in theirs for _ in range(5)]
+    many = paired(*sides, clusters=labels, draws=500, seed=2)
+    assert (many.difference, many.low, many.high) == (one.difference, one.low, one.high)
+    alone = paired(*sides, draws=500)
+    assert alone.high - alone.low < many.high - many.low
+    with pytest.raises(ValueError, match="2 clusters were given for 6 samples"):
+        paired(ours, theirs, clusters=["a", "b"])
+
+
+def test_clusters_of_unlike_sizes_weigh_by_their_samples() -> None:
+    ours, theirs = [True] * 9 + [False], [False] * 9 + [True]
+    found = paired(ours, theirs, clusters=["a"] * 9 + ["b"], draws=4000)
+    assert found.difference == pytest.approx(0.8)
+    assert (found.low, found.high) == (-1, 1)  # one cluster drawn twice, a quarter of the time each
+
+
 def exact_bootstrap(delta: np.ndarray) -> np.ndarray:
     """Probability of every sum from -n to n of n draws with replacement from `delta` of -1, 0 and 1."""
     step = np.array([(delta == value).mean() for value in (-1, 0, 1)])

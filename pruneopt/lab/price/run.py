@@ -119,11 +119,11 @@ def measure(plan: Plan, out: Path, *, console: Console) -> None:
 def _splits(
     model: Any, processor: Any, *, questions: Sequence[Question], method: str, keep: int
 ) -> list[dict[str, Any]]:
-    """Of each rule: joint values, bounds and counts of every budget that is spent, and values of equal shares."""
+    """Of each rule: values of equal shares and its own, bounds and counts, of every budget that is spent."""
     from pruneopt.models.apply import prune
 
     lists = ("equal", "priced", "bound", "counts")
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"method": method, "rule": rule, "keep": keep, **{name: [] for name in lists}}
         for rule in RULES
         if rule != EQUAL
