@@ -33,6 +33,7 @@ GOOD: dict[str, list[str]] = {
     "bench targets": [],
     "bench select": [],
     "bench released": [],
+    "bench price": [],
     "bench prefill": ["--preset", "tiny"],
     "bench report": ["runs"],
 }
