@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from pruneopt.parts import TransportSolver
 from pruneopt.parts.solvers._common import spoil
@@ -31,15 +32,20 @@ class NorthWest(TransportSolver):
         begin = time.perf_counter()
         here = problem.detached()
         a, b = here.a.double(), here.b.double()
-        row_end, col_end = a.cumsum(1), b.cumsum(1)
-        high = torch.minimum(row_end[:, :, None], col_end[:, None, :])
-        low = torch.maximum((row_end - a)[:, :, None], (col_end - b)[:, None, :])
         return TransportSolution(
             time.perf_counter() - begin,
             problem=problem,
-            plan=spoil(here, (high - low).clamp_min(0)),
+            plan=spoil(here, in_order(a, b)),
             rounds=torch.zeros(len(a), dtype=torch.int64, device=a.device),
             ended=(Status.HEURISTIC,) * len(a),
             order="both",
             solver=self.name,
         )
+
+
+def in_order(a: Tensor, b: Tensor) -> Tensor:
+    """`[B,N,M]` the plan that moves mass in index order, from masses `[B,N]` and `[B,M]` of equal sums."""
+    row_end, col_end = a.cumsum(1), b.cumsum(1)
+    high = torch.minimum(row_end[:, :, None], col_end[:, None, :])
+    low = torch.maximum((row_end - a)[:, :, None], (col_end - b)[:, None, :])
+    return (high - low).clamp_min(0)
