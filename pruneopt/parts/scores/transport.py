@@ -27,6 +27,7 @@ from pruneopt.parts import (
 from pruneopt.parts._ledger import ledger
 from pruneopt.parts._sums import added, added_rows, combine_anchors
 from pruneopt.problems import unstored
+from pruneopt.problems.solution import TransportSolution
 from pruneopt.problems.transport import TransportProblem
 from pruneopt.problems.unstored import Unstored, matrix_bytes
 from pruneopt.signals import Signals
@@ -73,7 +74,7 @@ class Transport(Score):
             self.cost, signals, source=source, target=target, rows=rows, check=book.check
         )
         book.lap("cost")
-        solution = self.solver.solve(problem)
+        solution = self.solved(problem, signals)
         book.solved.append((self, solution))
         book.lap("solve")
         blind = self.readout.ignores_cost(self.solver)
@@ -83,6 +84,10 @@ class Transport(Score):
         importance = self.readout(problem, solution)
         book.lap("readout")
         return importance
+
+    def solved(self, problem: TransportProblem, signals: Signals) -> TransportSolution:
+        """The plan; `signals` are there for parts that begin from what they say."""
+        return self.solver.solve(problem)
 
 
 def transport_problem(
