@@ -31,6 +31,7 @@ class TransportWarm(Transport):
 
     name: ClassVar[str] = "transport_warm"
     source: ClassVar[str] = "Thornton and Cuturi, AISTATS 2023 (initialising Sinkhorn)"
+    tags: ClassVar[frozenset[str]] = frozenset({"host"})  # a tolerance is looked at
     solver: TransportSolver = part_param(
         TransportSolver, {"kind": "sinkhorn", "rounds": 2000, "tolerance": 1e-4}, doc="what finds the plan"
     )
