@@ -62,6 +62,10 @@ def verdicts(record: dict[str, Any]) -> list[str]:
         mean = math.exp(sum(math.log(_ratio(row)) for row in rows) / len(rows))
         least = LEAST.get(batch, 1.0)
         lines.append(_line(f"geometric mean at batch {batch}", found=mean, asked=least, met=mean >= least))
+        if any("select_ms" not in row for row in rows):  # a record of before
+            continue
+        alone = math.exp(sum(math.log(row["theirs_ms"] / row["select_ms"]) for row in rows) / len(rows))
+        lines.append(f"the same where our merge weights are not multiplied out: {alone:.3g}")
     slow = slower(record["rows"])
     names = ", ".join(f"{row['method']} x {row['batch']} ({_ratio(row):.2f})" for row in slow)
     lines.append(

@@ -41,8 +41,8 @@ class CLSSimilarity(Score):
             query, keys = query.flatten(1)[:, None], flat_heads(keys)[:, None]
         scale = query.shape[-1] ** -0.5
         # A product a head: the heads of a picture cut into crops do not lie in one piece, and are not copied.
-        heads = zip(keys.unbind(1), query[..., None].unbind(1), strict=True)
-        logits = torch.cat([torch.bmm(rows, row) for rows, row in heads], 2).transpose(1, 2) * scale
+        heads = zip(keys.unbind(1), query[:, :, None].unbind(1), strict=True)
+        logits = torch.stack([torch.linalg.vecdot(rows, row) for rows, row in heads], 1) * scale
         if self.output == "logits":
             return logits.mean(1)
         own = signals[f"cls_key@{self.layer}"].float()
