@@ -85,14 +85,18 @@ class Rows(ABC):
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """All rows, a block of them at a time: their range, and `[B,n,M]`, not to be written into."""
-        batch, tokens, width = self.shape
-        step = max(1, BLOCK // (batch * width * self.like.itemsize))
-        for first in range(0, tokens, step):
-            part = slice(first, min(first + step, tokens))
+        for part in self.parts():
             yield part, self.block(part)
 
+    def parts(self, width: int | None = None) -> Iterator[slice]:
+        """Ranges of all rows, of which `width` (all) columns fill a block."""
+        batch, tokens, every = self.shape
+        step = max(1, BLOCK // (batch * (width or every) * self.like.itemsize))
+        for first in range(0, tokens, step):
+            yield slice(first, min(first + step, tokens))
+
     def dense(self) -> Tensor:
-        """`[B,N,M]` the whole term."""
+        """`[B,N,M]` the whole term, not to be written into."""
         return self.block(slice(None))
 
     def inputs(self) -> Iterator[Tensor]:
@@ -159,6 +163,9 @@ class Stored(Rows):
     def sums(self, real: Tensor | None = None) -> Tensor:
         clean = self.matrix if real is None else self.matrix.masked_fill(~real[:, None, :], 0)
         return clean.sum(2, dtype=torch.float64)
+
+    def dense(self) -> Tensor:
+        return self.matrix
 
     def row(self, pick: Tensor) -> Tensor:
         return self.matrix[torch.arange(len(pick), device=pick.device), pick]

@@ -51,6 +51,11 @@ class Unstored(Tensor):
     def __repr__(self) -> str:  # type: ignore[override]
         return f"Unstored({type(self.rows).__name__} {list(self.shape)})"
 
+    @property
+    def read(self) -> bool:
+        """Whether somebody has read it as a matrix."""
+        return self._whole is not None
+
     def whole(self) -> Tensor:
         """The matrix. Raises ProblemError where it would not fit."""
         if self._whole is None:

@@ -30,6 +30,7 @@ from pruneopt.testing.subset_relations import (
     check_inputs_pure,
     check_nested,
     check_permutation,
+    check_rows,
     check_scale,
     check_ties,
 )
@@ -104,6 +105,7 @@ def subset_checks(solver: SubsetSolver) -> Iterator[Check]:
         check_half_of_optimum: "factor_two_on_metrics" in tags,
         check_submodular_bound: "submodular_greedy" in tags,
         check_nested: "nested" in tags,
+        check_rows: "rows" in tags,
         check_time_limit: "time_limit" in tags,
         check_scale: steady,
     }

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from pruneopt.parts import SubsetSolver
+from pruneopt.problems.kinds import find_kind
+from pruneopt.problems.rows import Cosines, Rows, Total, constant
 from pruneopt.problems.solution import SubsetSolution
+from pruneopt.problems.unstored import Unstored
 from pruneopt.testing import cases
 from pruneopt.testing.core import changed, require
 from pruneopt.testing.purity import require_own_generator, require_pure, tensors_in
@@ -143,3 +146,17 @@ def check_degenerate(solver: SubsetSolver, kind: str) -> None:
         require(not solution.value.isnan().any(), f"NaN value for entries {fill:g}")
     one = cases.subset(kind, tokens=1, k=1)
     count_holds(solver, one, solution=solver.solve(one), where="(one token)")
+
+
+def check_rows(solver: SubsetSolver, kind: str) -> None:
+    """Tagged `rows`: a term by rows gets the picks of its matrix, which nobody makes."""
+    problem = cases.subset(kind, tokens=size(solver))
+    features = torch.randn(2, size(solver), 16, generator=torch.Generator().manual_seed(1)).double()
+    rows: Rows = Cosines(torch.nn.functional.normalize(features, dim=2))
+    if find_kind(kind).pairs == "costs":
+        rows = Total((constant(1.0, rows), rows), (1.0, -1.0))
+    unread = Unstored(rows)
+    found = solver.solve(replace(problem, pairwise=unread)).keep
+    require(not unread.read, "the whole matrix was read; rows_of(problem.pairwise) gives rows")
+    told = solver.solve(replace(problem, pairwise=rows.dense())).keep
+    require(bool((found == told).all()), "the choice by rows is not that of the matrix")

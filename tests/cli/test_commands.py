@@ -64,6 +64,7 @@ def test_a_missed_target_is_exit_code_1(
     monkeypatch.setattr(targets, "sinkhorn_targets", lambda: found[:1])
     monkeypatch.setattr(targets, "emd_targets", lambda: found[1:])
     monkeypatch.setattr(targets, "subset_targets", list)
+    monkeypatch.setattr(targets, "numpy_targets", list)
     threads = torch.get_num_threads()
     assert call("bench", "targets", "--out", str(tmp_path), "--threads", str(threads)) == code
     record = json.loads((tmp_path / "targets.json").read_text())

@@ -112,6 +112,7 @@ SPECS = {
     "max_sum": ("greedy_max_sum", {
         "pairwise": {"d": {"kind": "feature_sq_l2", "normalize": "minmax"}}, "symmetric": "mean"}),
     "log_det": ("greedy_log_det", {"pairwise": {"k": "cosine"}, "ridge": 0.1}),
+    "facility_location": ("lazy_greedy", {"cost": {"d": "feature_sq_l2"}}),
     "k_center": ("greedy_k_center", {"pairwise": {"d": "feature_sq_l2"}}),
 }  # fmt: skip
 

@@ -18,7 +18,7 @@ from pruneopt.lab.records import write_record
 from pruneopt.lab.solvers.families import make
 from pruneopt.lab.solvers.peers import PEERS
 from pruneopt.lab.targets.rivals import exact_rivals, sinkhorn_rivals
-from pruneopt.lab.targets.subset import subset_targets
+from pruneopt.lab.targets.subset import numpy_targets, subset_targets
 from pruneopt.lab.targets.target import Target
 from pruneopt.parts.solvers.emd import Emd
 from pruneopt.parts.solvers.sinkhorn import Sinkhorn
@@ -123,7 +123,9 @@ class Plan:
 def measure(plan: Plan, out: Path, *, console: Console) -> None:
     """Measure all promises; one record, `out/targets.json`."""
     machine = environment()
-    promises = (sinkhorn_targets, sinkhorn_rivals, emd_targets, exact_rivals, subset_targets)
+    promises = (
+        sinkhorn_targets, sinkhorn_rivals, emd_targets, exact_rivals, subset_targets, numpy_targets,
+    )  # fmt: skip
     targets: list[Target] = []
     with progress(console, "promises", total=len(promises)) as step:
         for promise in promises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from pruneopt.problems.subset import SubsetProblem
 from pruneopt.problems.unstored import Unstored, rows_of
 
 SEEDS = ("max_nn_distance", "max_mean_distance", "unary", "first")
-MANY = 512  # rows that are read at once
+MANY = 512  # rows that are computed at once
 
 
 def seed_score(rule: str, solver: SubsetSolver, *, problem: SubsetProblem) -> Tensor:
@@ -42,23 +43,26 @@ def least_of_others(term: Rows, problem: SubsetProblem) -> Tensor:
 
     Where rows must be computed, only at those tokens whose entry may be the largest; -inf at the others.
     """
-    return _few(term, problem.real) if isinstance(problem.pairwise, Unstored) else _all(term, problem)
+    if isinstance(problem.pairwise, Unstored):
+        return _few(term, problem.real)
+    if problem.mask is None and term.like.device.type == "cpu":
+        return torch.from_numpy(np.stack([_beside(m) for m in term.dense().detach().numpy()]))
+    entries = term.block(slice(None))
+    if problem.mask is not None:
+        entries.masked_fill_(~problem.mask[:, None, :], math.inf)
+    entries.diagonal(dim1=1, dim2=2).fill_(math.inf)
+    return entries.amin(2)
 
 
-def _all(term: Rows, problem: SubsetProblem) -> Tensor:
-    """Blocks of rows, with their square on the diagonal apart, so that nothing large is copied."""
-    found = []
-    for part, entries in term.blocks():
-        if problem.mask is not None:
-            entries = entries.masked_fill(~problem.mask[:, None, :], math.inf)
-        square = entries[:, :, part].clone()
-        square.diagonal(dim1=1, dim2=2).fill_(math.inf)
-        least = square.amin(2)
-        for side in (entries[:, :, : part.start], entries[:, :, part.stop :]):
-            if side.shape[2]:
-                least = torch.minimum(least, side.amin(2))
-        found.append(least)
-    return torch.cat(found, 1)
+def _beside(matrix: np.ndarray) -> np.ndarray:
+    """`[N]` the smallest entry of every row beside its own, in one pass: rows are cut at the diagonal."""
+    tokens = len(matrix)
+    place = np.arange(tokens)
+    own = place * (tokens + 1)
+    cuts = np.stack([place * tokens, own, own + 1], 1).ravel()[1:-1]  # nothing is left of the first entry
+    ends = np.full(1, np.inf, dtype=matrix.dtype)
+    least = np.concatenate([ends, np.minimum.reduceat(matrix.ravel(), cuts), ends]).reshape(tokens, 3)
+    return np.minimum(least[:, 0], least[:, 2])
 
 
 def _few(term: Rows, real: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pruneopt.errors import ProblemError, SpecError
 from pruneopt.parts import SubsetSolver
+from pruneopt.problems.rows import Rows, Stored
 from pruneopt.problems.solution import Status, SubsetSolution
 from pruneopt.problems.subset import SubsetProblem
 from pruneopt.problems.unstored import rows_of
@@ -78,6 +79,7 @@ class Walk:
         if problem.pairwise is not None:
             self.pairs = rows_of(problem.pairwise)
             self.turned = self.pairs.turned()
+            self.across, self.down = (self._reader(term) for term in (self.pairs, self.turned))
 
     @property
     def within(self) -> Tensor:
@@ -102,8 +104,11 @@ class Walk:
         return self.array(values.masked_fill(~self.problem.real, -math.inf))
 
     def pick(self, score: Array) -> Array:
-        """`[B]` the tokens of this round."""
-        pick = score.argmax(1)
+        """`[B]` the tokens of this round, by a score."""
+        return self.record(score.argmax(1))
+
+    def record(self, pick: Array) -> Array:
+        """`[B]` the tokens of this round: `pick`, where no protected token comes first."""
         if self.forced is not None:
             first = self.forced[:, self.round]
             pick = self.xp.where(first >= 0, first, pick)
@@ -127,11 +132,11 @@ class Walk:
 
     def row(self, pick: Array) -> Array:
         """`[B,N]` row of the pairwise term at `pick`, 0 at padding."""
-        return self._clean(self.pairs.row(self.tensor(pick)))
+        return self.across(pick)
 
     def column(self, pick: Array) -> Array:
         """`[B,N]` column of the pairwise term at `pick`, 0 at padding."""
-        return self._clean(self.turned.row(self.tensor(pick)))
+        return self.down(pick)
 
     def solution(
         self, solver: SubsetSolver, status: Status = Status.HEURISTIC, **stats: object
@@ -141,8 +146,17 @@ class Walk:
             self.problem, order, solver=solver, started=self.started, status=status, **stats
         )
 
-    def _clean(self, row: Tensor) -> Array:
-        return self.array(row if self.problem.mask is None else row.masked_fill(~self.problem.mask, 0))
+    def _reader(self, term: Rows) -> Callable[[Array], Array]:
+        """How to read rows of a term, as arrays."""
+        mask = self.problem.mask
+        if isinstance(term, Stored) and mask is None:
+            matrix = self.array(term.matrix)
+            if self.host and len(matrix) == 1:  # a view will do
+                return lambda pick: matrix[:, pick[0]]
+            return lambda pick: matrix[self.each, pick]
+        if mask is None:
+            return lambda pick: self.array(term.row(self.tensor(pick)))
+        return lambda pick: self.array(term.row(self.tensor(pick)).masked_fill(~mask, 0))
 
     def _forced(self, protected: Tensor) -> Array:
         """`[B,rounds]` the protected tokens by index, then -1."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from pruneopt.parts import SubsetSolver, param
-from pruneopt.parts.solvers._walk import Walk, check_kind
+from pruneopt.parts.solvers._walk import Array, Walk, check_kind
 from pruneopt.problems.solution import SubsetSolution
 from pruneopt.problems.subset import SubsetProblem
 
@@ -47,24 +47,42 @@ class GreedyLogDet(SubsetSolver):
             quality = problem.unary.to(like.dtype).masked_fill(~problem.real, 0)
         own = (walk.pairs.own() * quality.square()).masked_fill(~problem.real, 0)
         zero = walk.array(own.amax(1) * self.tolerance)
-        residual, variance, quality = walk.scores(own), walk.scores(own), walk.array(quality)
+        residual, variance, quality = walk.scores(own), walk.array(own), walk.array(quality)
         factor = walk.array(like.new_zeros(problem.shape[0], walk.rounds, problem.shape[1]))
-        useful = walk.array(torch.zeros(problem.shape[0], walk.rounds, dtype=torch.bool, device=like.device))
+        pivots = walk.array(like.new_zeros(problem.shape[0], walk.rounds))
         for t in range(walk.rounds):
-            left = residual.max(1) > zero if walk.host else residual.amax(1) > zero
-            # once a residual is used up it stays so, and then the largest variance decides
-            spent = not walk.host or not left.all()
-            pick = walk.pick(xp.where(left[:, None], residual, variance) if spent else residual)
+            pick = residual.argmax(1)
             pivot = residual[walk.each, pick]
-            walk.close(pick, residual, variance)
-            useful[:, t] = pivot > zero
+            usual = walk.host and walk.forced is None and (pivot > zero).all()
+            if not usual:  # once its residual is used up, the largest variance decides
+                rest = xp.where(residual == -math.inf, -math.inf, variance)
+                pick = xp.where(pivot > zero, pick, rest.argmax(1))
+            pick = walk.record(pick)
+            if not usual:
+                pivot = residual[walk.each, pick]
+            walk.close(pick, residual)
+            pivots[:, t] = pivot
             row = walk.row(pick)
             if problem.unary is not None:
                 row = row * quality * quality[walk.each, pick][:, None]
             if t:
-                row = row - xp.matmul(factor[walk.each, :t, pick][:, None, :], factor[:, :t])[:, 0]
+                row = row - _explained(factor, pick, t=t)
             # a root of infinity makes the row of a pick without residual zero
-            row = row * xp.where(useful[:, t], pivot, math.inf)[:, None] ** -0.5
-            factor[:, t] = row
+            root = (pivot if usual else xp.where(pivot > zero, pivot, math.inf)) ** -0.5
+            row = xp.multiply(row, root[:, None], out=factor[:, t])
             residual -= row * row
-        return walk.solution(self, rank=(walk.tensor(useful) & walk.within).sum(1))
+        useful = walk.tensor(pivots > zero[:, None])
+        return walk.solution(self, rank=(useful & walk.within).sum(1))
+
+
+def _explained(factor: Array, pick: Array, *, t: int) -> Array:
+    """`[B,N]` what the first `t` rows of a factor `[B,k,N]` say of the row of `pick`.
+
+    On the host one product with a vector a sample, which is faster than a product of batches.
+    """
+    if isinstance(factor, torch.Tensor):
+        at = factor[torch.arange(len(pick), device=pick.device), :t, pick]
+        return torch.bmm(at[:, None, :], factor[:, :t]).squeeze(1)
+    if len(pick) == 1:
+        return (factor[0, :t, pick[0]] @ factor[0, :t])[None]
+    return np.stack([known[:t, p] @ known[:t] for known, p in zip(factor, pick, strict=True)])

@@ -1,9 +1,15 @@
-"""Lazy greedy facility location."""
+"""Lazy greedy facility location.
+
+A choice S is worth `sum over n of w_n max over s in S of v_ns`.  Every pick p changes what target n is served
+for by `best_n <- max(best_n, v_np)`, and the next pick is the token s of the largest gain
+`sum over n of w_n max(v_ns - best_n, 0)`, which never rises.  Source: Nemhauser, Wolsey, Fisher 1978.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -11,10 +17,15 @@ from torch import Tensor
 
 from pruneopt.errors import ProblemError
 from pruneopt.parts import SubsetSolver, param
-from pruneopt.parts.solvers._walk import Walk, check_kind
+from pruneopt.parts.solvers._walk import Walk, check_kind, ordered_solution
+from pruneopt.problems.kinds._terms import unary_or
 from pruneopt.problems.kinds.facility_location import served
 from pruneopt.problems.solution import SubsetSolution
 from pruneopt.problems.subset import SubsetProblem
+from pruneopt.problems.unstored import Unstored, rows_of
+
+_NEGATIVE = "lazy_greedy needs non-negative scores: they weight the tokens to be covered"
+FEW, MANY = 8, 64  # gains that are evaluated at once
 
 
 @dataclass(frozen=True)
@@ -29,23 +40,28 @@ class LazyGreedy(SubsetSolver):
 
     `lazy`: `auto` (on the CPU), `always` or `never`.  Raises ProblemError for negative weights, under which
     the value may fall with more tokens.
+
+    Where the pairwise term is read by rows, old gains are upper bounds: only tokens that may have the largest
+    one are evaluated anew (Minoux 1978), a sample at a time.
     """
 
     name: ClassVar[str] = "lazy_greedy"
     source: ClassVar[str] = "Nemhauser, Wolsey, Fisher 1978; lazy gains after Minoux 1978"
     kinds: ClassVar[frozenset[str]] = frozenset({"facility_location"})
-    tags: ClassVar[frozenset[str]] = frozenset({"exact_budget", "nested", "submodular_greedy"})
+    tags: ClassVar[frozenset[str]] = frozenset({"exact_budget", "nested", "submodular_greedy", "rows"})
     lazy: str = param("auto", choices=("auto", "always", "never"), doc="correct old gains")
 
     def solve(self, problem: SubsetProblem) -> SubsetSolution:
         check_kind(self, problem)
+        if isinstance(problem.pairwise, Unstored):
+            return self._by_rows(problem)
         walk = Walk(problem)
         similar, weight = served(problem)
         weight = weight.to(similar.dtype)
         on_cpu = similar.device.type == "cpu"
         lazy = self.lazy == "always" or (self.lazy == "auto" and on_cpu)
         if on_cpu and bool((weight < 0).any()):
-            raise ProblemError("lazy_greedy needs non-negative scores: they weight the tokens to be covered")
+            raise ProblemError(_NEGATIVE)
         weighs = problem.unary is not None or problem.mask is not None or problem.anchors is not None
         # float64 sums, compared as float32: equal tokens stay equal whatever the order of summation
         gain = (similar * weight[:, :, None] if weighs else similar).sum(1, dtype=torch.float64)
@@ -70,3 +86,75 @@ class LazyGreedy(SubsetSolver):
             gain = gain.masked_fill(closed, -math.inf)
             covered = better
         return walk.solution(self)
+
+    def _by_rows(self, problem: SubsetProblem) -> SubsetSolution:
+        started = time.perf_counter()
+        if problem.unary is not None and bool((problem.unary.masked_fill(~problem.real, 0) < 0).any()):
+            raise ProblemError(_NEGATIVE)
+        order = problem.k.new_full((problem.shape[0], problem.most), -1)
+        for b in range(problem.shape[0]):
+            found = _walk_by_rows(problem.sample(b))
+            order[b, : found.shape[1]] = found[0]
+        return ordered_solution(problem, order, solver=self, started=started)
+
+
+def _walk_by_rows(problem: SubsetProblem) -> Tensor:
+    """`[1,k]` the order of picks of the only sample."""
+    walk, targets = Walk(problem), _Targets(problem)
+    gain = targets.sums().masked_fill(~problem.real[0], -math.inf)
+    best = torch.full_like(targets.weight, -math.inf)
+    for t in range(walk.rounds):
+        if t == 1:
+            gain = targets.gains(best).masked_fill(gain == -math.inf, -math.inf)
+        fresh, count = torch.full_like(gain, t == 0, dtype=torch.bool), FEW
+        forced = walk.forced is not None and int(walk.forced[0, t]) >= 0
+        while not forced and not fresh[(rank := gain.to(best.dtype)).argmax()]:
+            rank = rank.masked_fill(fresh, -math.inf)
+            some = rank.topk(min(count, int((rank > -math.inf).sum()))).indices
+            gain[some] = targets.gains(best, some)
+            fresh[some] = True
+            count = min(2 * count, MANY)
+        pick = walk.tensor(walk.pick(walk.array(gain.to(best.dtype)[None])))
+        gain[pick] = -math.inf
+        best = torch.maximum(best, targets.read(pick)[0])
+    return walk.picks
+
+
+class _Targets:
+    """What the targets of one sample, tokens and then anchors, gain from each token."""
+
+    def __init__(self, problem: SubsetProblem) -> None:
+        self.servers = rows_of(problem.pairwise).turned()
+        weights = [unary_or(problem, 1.0)]
+        self.outside: Tensor | None = None
+        if problem.anchors is not None:
+            self.outside, there = served(replace(problem, pairwise=None, unary=None))
+            self.outside = self.outside.to(self.servers.like.dtype)
+            weights.append(there)
+        self.tokens = weights[0]
+        self.weight = torch.cat(weights, 1)[0].to(self.servers.like.dtype)
+
+    def read(self, tokens: Tensor | slice) -> Tensor:
+        """`[m,R]` what all targets gain from some tokens."""
+        found = self.servers.block(tokens if isinstance(tokens, slice) else tokens[None])
+        if self.outside is not None:
+            found = torch.cat([found, self.outside[:, :, tokens].transpose(1, 2)], 2)
+        return found[0]
+
+    def sums(self) -> Tensor:
+        """`[N]` float64 gain of every token alone."""
+        total = self.servers.product(self.tokens)[0]
+        if self.outside is not None:
+            outside = self.outside[0] * self.weight[self.tokens.shape[1] :, None]
+            total = total + outside.sum(0, dtype=torch.float64)
+        return total
+
+    def gains(self, best: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """`[m]` float64 gain of some tokens, or `[N]` of all, over what serves the targets now."""
+        if tokens is None:
+            return torch.cat([self._gain(self.read(part), best) for part in self.servers.parts()])
+        return self._gain(self.read(tokens), best)
+
+    def _gain(self, found: Tensor, best: Tensor) -> Tensor:
+        more = found.sub_(best).clamp_min_(0).mul_(self.weight)
+        return more.sum(1, dtype=torch.float64)

@@ -26,10 +26,7 @@ ROUNDINGS = 16  # of the largest entry, for what two ways to compute the same en
 
 def over_blocks(term: Rows, cols: Tensor, *, read: Callable[[Tensor, slice], Tensor]) -> Tensor:
     """`[B,N]` of what `read` makes of all rows at some columns `[B,m]`, a block `[B,n,m]` at a time."""
-    batch, tokens, _ = term.shape
-    step = max(1, BLOCK // (batch * cols.shape[1] * term.like.itemsize))
-    parts = [slice(first, min(first + step, tokens)) for first in range(0, tokens, step)]
-    return torch.cat([read(term.block(part, cols), part) for part in parts], 1)
+    return torch.cat([read(term.block(part, cols), part) for part in term.parts(cols.shape[1])], 1)
 
 
 def largest_chosen(term: Rows, keep: Tensor) -> Tensor:
