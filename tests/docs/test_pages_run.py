@@ -48,6 +48,7 @@ SMALLER = {
     "bench select --gap": "--pictures 1 --time-limit 0.1",
     "bench select": "--methods fastv,divprune --sizes 16 --keep 4 --batch 1 --repeats 1",
     "bench price": "--pictures 2",
+    "bench released": "--methods fastv --seconds 0",
     "bench solvers": "--sizes 9 --batch 1 --repeats 1 --budget 0 --solvers sinkhorn,emd --families topv",
     "bench solvers --families": "--sizes 9 --batch 1 --repeats 1 --budget 0 --solvers sinkhorn,emd",
 }
@@ -174,6 +175,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """`bench targets` has no sizes to set, `bench select --gap` and `bench price` no methods."""
     from pruneopt.lab.gap import run as select_gap
     from pruneopt.lab.price import run as price
+    from pruneopt.lab.released import run as released
     from pruneopt.lab.targets import run as targets
 
     for module, name, settings in (
@@ -188,6 +190,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(price, "METHODS", {"FastV": price.METHODS["FastV"]})
     monkeypatch.setattr(price, "load_questions", partial(price.load_questions, ["object"]))
     monkeypatch.setattr(price, "BATCH", 2)
+    monkeypatch.setattr(released, "starts", lambda times: {"list": 1.0, "torch": 1.0})
 
 
 def lines_of(code: Code) -> Iterator[str]:
