@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 R = TypeVar("R", bound="Rows")
-BLOCK = 2**25  # bytes of a block of rows that is read at once
+BLOCK = 2**26  # bytes of rows that are read at once: above 2**25 glibc hands freed memory back
 Index = Tensor | slice  # places `[B,n]` int64, or the same range in every sample
 
 
@@ -235,6 +235,9 @@ class Cosines(Gram):
     def own(self) -> Tensor:
         return super().own().round()
 
+    def block(self, rows: Index, cols: Index = slice(None)) -> Tensor:
+        return _with_own(super().block(rows, cols), rows, cols=cols, change=torch.round)
+
 
 @dataclass(frozen=True, eq=False)
 class Beside(Rows):
@@ -433,9 +436,7 @@ class Raised(Rows):
 
     def block(self, rows: Index, cols: Index = slice(None)) -> Tensor:
         found = self.term.block(rows, cols)
-        place = torch.arange(self.shape[1], device=self.like.device).expand(self.shape[:2])
-        i, j = _take(place, rows), _take(place, cols)
-        return found.add_((i[:, :, None] == j[:, None, :]).to(found.dtype), alpha=self.by)
+        return _with_own(found, rows, cols=cols, change=lambda own: own + self.by)
 
     def own(self) -> Tensor:
         return self.term.own() + self.by
@@ -473,6 +474,25 @@ def _chunks(features: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tenso
 def _flat(term: Rows) -> bool:
     """Whether `x^T P x` is zero for all x that sum to zero."""
     return isinstance(term, Beside)
+
+
+def _with_own(found: Tensor, rows: Index, *, cols: Index, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """A block, in which the entries of a token with itself are changed in place."""
+    if isinstance(cols, slice) and cols == slice(None):
+        if isinstance(rows, slice):
+            own = found.diagonal(rows.start or 0, 1, 2)
+            own.copy_(change(own))
+        else:
+            found.scatter_(2, rows[:, :, None], change(found.gather(2, rows[:, :, None])))
+        return found
+    i, j = _places(rows, found), _places(cols, found)
+    return torch.where(i[:, :, None] == j[:, None, :], change(found), found)
+
+
+def _places(index: Index, found: Tensor) -> Tensor:
+    if isinstance(index, Tensor):
+        return index
+    return torch.arange(index.start or 0, index.stop, device=found.device)[None]
 
 
 def _take(values: Tensor, index: Index) -> Tensor:

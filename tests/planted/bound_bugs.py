@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import partial
 
 import test_bounds as seen
+import test_bounds_by_rows as read
 import test_rows
-import test_streamed as read
 from core_bugs import Bug
 
 from pruneopt.problems.kinds import (
@@ -57,7 +57,7 @@ def by_rows(kind: str, form: int = 0) -> Callable[[], None]:
 
 BUGS = [
     # by rows
-    Bug("by rows: a block forgets the token itself", Raised, "block", "alpha=self.by", "alpha=0.0",
+    Bug("by rows: a block forgets the token itself", Raised, "block", "own + self.by", "own",
         partial(test_rows.test_every_way_to_read_a_term_gives_its_matrix, "raised")),
     Bug("by rows: a row that is one off", Gram, "block", "_take(self.left, rows)",
         "_take(self.left.roll(1, 1), rows)",

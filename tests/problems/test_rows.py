@@ -14,6 +14,7 @@ from pruneopt.problems import unstored
 from pruneopt.problems.rows import (
     Averaged,
     Beside,
+    Cosines,
     Gram,
     Mapped,
     Raised,
@@ -30,6 +31,7 @@ from pruneopt.problems.unstored import Unstored, rows_of
 G = torch.Generator().manual_seed(0)
 X = torch.randn(2, 9, 3, generator=G)
 Y = torch.randn(2, 9, 3, generator=G)
+UNIT = X / X.norm(dim=2, keepdim=True)
 U, V = X[:, :, 0], Y[:, :, 1]
 XX, XY = X @ X.transpose(1, 2), X @ Y.transpose(1, 2)
 NUMBERS = torch.tensor([0.5, -2.0])
@@ -49,6 +51,7 @@ TERMS: dict[str, tuple[Rows, Tensor]] = {
               XX - 2 * XY + (U[:, :, None] + U[:, None, :]) / 2),
     "averaged": (Averaged(Gram(X, Y)), (XY + XY.transpose(1, 2)) / 2),
     "raised": (Raised(Gram(X), 3.0), XX + 3 * torch.eye(9)),
+    "cosines": (Cosines(UNIT), (UNIT @ UNIT.transpose(1, 2)).masked_fill(torch.eye(9) == 1, 1.0)),
     "constant": (constant(0.7, Gram(X)), torch.full((2, 9, 9), 0.7)),
 }  # fmt: skip
 
@@ -197,3 +200,17 @@ def test_checking_reads_no_entry() -> None:
     """Build is linear in the features, for kinds that ask for a symmetric and a definite term too."""
     for kind in ("max_min", "max_sum", "log_det", "facility_location", "k_center"):
         assert SubsetProblem.build(kind, 2, pairwise=Unstored(Refusing(X))).shape == (2, 9)
+
+
+def test_a_token_is_like_itself_by_one_however_it_is_read() -> None:
+    """No rounding: that of a kernel without scores would decide which token comes first."""
+    term = Cosines(torch.nn.functional.normalize(torch.randn(1, 50, 7, generator=G), dim=2))
+    every = torch.arange(50)[None]
+    for own in (
+        term.own(),
+        term.dense().diagonal(dim1=1, dim2=2),
+        term.block(every).diagonal(dim1=1, dim2=2),
+    ):
+        assert own.tolist() == [[1.0] * 50]
+    assert term.block(slice(10, 20)).diagonal(10, 1, 2).tolist() == [[1.0] * 10]
+    assert term.block(every[:, 3:5], every[:, 4:6])[0, 1, 0].item() == 1.0

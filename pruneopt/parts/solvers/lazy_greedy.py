@@ -133,6 +133,7 @@ class _Targets:
             weights.append(there)
         self.tokens = weights[0]
         self.weight = torch.cat(weights, 1)[0].to(self.servers.like.dtype)
+        self.weighs = any(term is not None for term in (problem.unary, problem.mask, problem.anchors))
 
     def read(self, tokens: Tensor | slice) -> Tensor:
         """`[m,R]` what all targets gain from some tokens."""
@@ -151,10 +152,15 @@ class _Targets:
 
     def gains(self, best: Tensor, tokens: Tensor | None = None) -> Tensor:
         """`[m]` float64 gain of some tokens, or `[N]` of all, over what serves the targets now."""
-        if tokens is None:
-            return torch.cat([self._gain(self.read(part), best) for part in self.servers.parts()])
-        return self._gain(self.read(tokens), best)
+        now = self._worth(best.clone()[None])
+        if tokens is not None:
+            return self._worth(torch.maximum(self.read(tokens), best)) - now
+        gain = now.expand(self.servers.shape[1]).clone()
+        for part in self.servers.parts():
+            found = self.read(part)
+            gain[part] = self._worth(torch.maximum(found, best, out=found)) - now
+        return gain
 
-    def _gain(self, found: Tensor, best: Tensor) -> Tensor:
-        more = found.sub_(best).clamp_min_(0).mul_(self.weight)
-        return more.sum(1, dtype=torch.float64)
+    def _worth(self, found: Tensor) -> Tensor:
+        """`[m]` float64 what targets are served for in all; float32 entries add up exactly enough."""
+        return (found.mul_(self.weight) if self.weighs else found).sum(1, dtype=torch.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from typing import Any
 from unittest import mock
@@ -149,10 +149,8 @@ def test_the_last_block_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of one row and of all rows give the same values and bounds."""
     for kind, form in CASES:
         problem, _, _ = enumerated(kind, form)
-        part = replace(
-            problem,
-            **{name: t[:20] for name, t in vars(problem).items() if isinstance(t, Tensor)},
-        )
+        terms = {item.name: getattr(problem, item.name) for item in fields(problem)}
+        part = replace(problem, **{name: t[:20] for name, t in terms.items() if isinstance(t, Tensor)})
         keep = some_keep(part, seed=3)
         found = (part.value(keep), part.bound(keep)[0])
         with monkeypatch.context() as patch:
