@@ -164,9 +164,11 @@ class Pruner:
                     answer, book.protects = settled, None
             book.lap("solve")
             evidence = self._evidence(book, answer)
+            # where k is a maximum, even an exact solver may keep fewer
+            full = "exact_budget" in stage.chooser.tags and not answer.problem.rules.at_most
             selection = Selection(
                 answer.keep,
-                answer.problem.counts if "exact_budget" in stage.chooser.tags else None,
+                answer.problem.counts if full else None,
                 problem.unary,
                 solution=evidence["problem"],
                 evidence=evidence,

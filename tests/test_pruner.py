@@ -157,3 +157,29 @@ def test_budgets_that_cannot_be_met_are_refused() -> None:
         select(load_spec(NORM, ["budget.keep=10"]), signals())
     with pytest.raises(SpecError, match="no stage 1"):
         select(load_spec(NORM), signals(), stage=1)
+
+
+STOPS = "{kind: greedy_conflict, on_shortfall: stop}"
+
+
+@pytest.mark.parametrize("solver", ["milp", "brute_force", "local_search", STOPS])
+def test_what_a_maximum_leaves_out_is_not_filled_up(solver: str) -> None:
+    """Four tokens in two pairs of twins: at most three may be kept, and two fit."""
+    twins = torch.tensor([[[1.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.0, 1.0]]])
+    spec = load_spec(
+        {
+            "insertion": "post_encoder",
+            "budget": {"keep": 3},
+            "problem": {
+                "kind": "independent_set",
+                "threshold": 0.5,
+                "scores": {"norm": {"kind": "token_norm"}},
+                "pairwise": {"alike": {"kind": "cosine", "signal": "features"}},
+            },
+            "solver": "milp",
+        },
+        [f"solver={solver}"],
+    )
+    selection = select(spec, Signals({"features": twins}))
+    assert selection.keep.tolist() == [[False, True, True, False]]
+    assert selection.counts is None
