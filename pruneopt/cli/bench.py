@@ -175,6 +175,23 @@ def price(
     _report(out, ["price"], into=into)
 
 
+@app.command("notch")
+def notch(
+    *,
+    out: Out = Path("bench/notch"),
+    methods: Names = None,
+    keep: Annotated[str, typer.Option(help="budgets in tokens of 144, separated by commas")] = "16,36,64",
+    questions: Annotated[int, typer.Option(min=1, help="questions, evenly over the pictures")] = 200,
+    bounded: Annotated[int, typer.Option(min=0, help="pictures with an upper bound")] = 12,
+    threads: Threads = 0,
+) -> None:
+    """Greedy rules against better solvers of their own problems: gap, accuracy, fidelity."""
+    plan = _plan("notch", methods=split(methods) or (), budgets=tuple(counts(keep)),
+                 questions=questions, bounded=bounded)  # fmt: skip
+    _measure({"notch": plan}, out, threads=threads)
+    _report(out, ["notch"])
+
+
 @dataclass(frozen=True)
 class PrefillGrid:
     """What `bench prefill` crosses, and how often each is run."""

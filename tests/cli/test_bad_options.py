@@ -32,6 +32,7 @@ GOOD: dict[str, list[str]] = {
     "bench solvers": [],
     "bench targets": [],
     "bench select": [],
+    "bench notch": [],
     "bench released": [],
     "bench price": [],
     "bench prefill": ["--preset", "tiny"],
@@ -113,6 +114,10 @@ BAD: dict[str, dict[str, list[list[str]]]] = {
         "pictures": [*_COUNT, ["0"], ["100000", "--gap"]], "time_limit": [["-1"], ["x"]],
         "into": [["none.md"], ["file"], ["folder.yaml"], ["binary.yaml"]],
         "report": [["--report=1"], ["--report", "--out", "none"]],
+    },
+    "bench notch": {
+        "out": _OUT, "methods": [["nosuch"], ["divprune,nosuch"]], "keep": [*_COUNTS, ["1000"]],
+        "questions": [*_COUNT, ["0"]], "bounded": _COUNT, "threads": _COUNT,
     },
     "bench released": {
         "out": _OUT, "methods": _NAMES, "seconds": [["-1"], ["x"]], "threads": _COUNT,

@@ -46,6 +46,7 @@ SMALLER = {
     "demo": "--questions 1",
     "sweep": "--questions 4",
     "bench select --gap": "--pictures 1 --time-limit 0.1",
+    "bench notch": "--methods divprune --keep 16 --questions 2 --bounded 1",
     "bench select": "--methods fastv,divprune --sizes 16 --keep 4 --batch 1 --repeats 1",
     "bench price": "--pictures 2",
     "bench released": "--methods fastv --seconds 0",
@@ -146,7 +147,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     here = tmp_path_factory.mktemp("pages")
     for name in ("docs", "plugins", "experiments/records/solvers", "experiments/records/select",
-                 "experiments/records/prefill", "experiments/records/price"):  # fmt: skip
+                 "experiments/records/prefill", "experiments/records/price",
+                 "experiments/records/notch"):  # fmt: skip
         shutil.copytree(ROOT / name, here / name, ignore=shutil.ignore_patterns("*.egg-info", "build"))
     shutil.copytree(ROOT / "plugins" / "pruneopt-entropy", here / "plugins" / "my-term")
     shutil.copy(sample().image, here / "cat.jpg")

@@ -29,7 +29,7 @@ def recipe() -> list[str]:
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A copy of what the site is made from."""
-    for name in ("docs", ".ci", "experiments/records/solvers"):
+    for name in ("docs", ".ci", "experiments/records/notch", "experiments/records/solvers"):
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copytree(
         ROOT / "pruneopt", tmp_path / "pruneopt", ignore=shutil.ignore_patterns("demo", "methods")

@@ -16,7 +16,9 @@ from pruneopt.errors import InputError
 from pruneopt.lab.study import RECORDS, studies, study
 from pruneopt.lab.tables import Table, markdown, number, show
 
-NAMES = ["accuracy", "gap", "prefill", "price", "released", "selection", "solvers", "subset", "targets"]
+NAMES = [
+    "accuracy", "gap", "notch", "prefill", "price", "released", "selection", "solvers", "subset", "targets",
+]  # fmt: skip
 
 
 def test_a_folder_with_both_halves_is_a_study() -> None:

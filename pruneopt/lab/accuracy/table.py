@@ -21,6 +21,7 @@ def tables(out: Path) -> list[Piece]:
     are of different questions.
     """
     runs = [read_run(folder) for folder in run_folders(out)]
+    runs = [run for run in runs if "kept_mean" in run.record]  # not those of another study
     if not runs:
         return []
     if "dense" not in {run.record["label"] for run in runs}:

@@ -1,0 +1,1 @@
+"""Whether a smaller gap to the optimum helps: the greedy rule of a method against a better solver."""
