@@ -83,15 +83,12 @@ def test_a_frame_begins_where_the_frame_before_ended() -> None:
     frames = torch.rand(1, 40, 3, generator=gen) + 0.02 * torch.randn(4, 40, 3, generator=gen)
     targets = torch.rand(1, 40, 3, generator=gen)
     params = {"epsilon": 0.02, "rounds": 20_000, "tolerance": 1e-7}
-    before = None
-    for frame in frames:
-        cost = torch.cdist(frame[None], targets)
-        cold = pruneopt.solve("sinkhorn", cost, **params)
-        if before is not None:
-            warm = pruneopt.solve("sinkhorn", cost, start=(before.f, before.g), **params)
-            torch.testing.assert_close(warm.plan, cold.plan, rtol=0, atol=2e-7)
-            assert int(warm.rounds) < int(cold.rounds)
-        before = cold
+    costs = [torch.cdist(frame[None], targets) for frame in frames]
+    cold = [pruneopt.solve("sinkhorn", cost, **params) for cost in costs]
+    for cost, before, alone in zip(costs[1:], cold, cold[1:], strict=False):
+        warm = pruneopt.solve("sinkhorn", cost, start=(before.f, before.g), **params)
+        torch.testing.assert_close(warm.plan, alone.plan, rtol=0, atol=2e-7)
+        assert int(warm.rounds) < int(alone.rounds)
 
 
 @pytest.mark.parametrize(
