@@ -1,7 +1,8 @@
 """Numbers in the README and the docs come from committed records, through this command.
 
 `python -m pruneopt.lab.pages FILE...` replaces what stands between `<!-- begin: NAME -->` and
-`<!-- end: NAME -->` by the report of the study NAME; with `--check` it only says which files are stale.
+`<!-- end: NAME -->` by the report of the study NAME, and of a block `NAME-brief` by its short one; with
+`--check` it only says which files are stale.
 """
 
 from __future__ import annotations
@@ -34,7 +35,12 @@ def blocks(text: str) -> list[str]:
 
 def render(text: str, records: Path = RECORDS) -> str:
     """`text` with every block made anew. Raises InputError for a block that no study renders."""
-    return splice(text, lambda name: study(name).committed(records))
+    return splice(text, lambda name: _committed(name, records))
+
+
+def _committed(name: str, records: Path) -> str:
+    whole = name.removesuffix("-brief")
+    return study(name).committed(records) if whole == name else study(whole).brief(records)
 
 
 def main(arguments: list[str]) -> int:

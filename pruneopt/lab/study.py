@@ -3,7 +3,7 @@
 `run.py` has `Plan`, what is measured (checked when it is made, before any work), and
 `measure(plan, out, *, console)`, which leaves records in the folder `out` and goes on where it stopped.
 `table.py` has `HOME`, the folder of committed records, and `tables(out)`, a report of the records in a
-folder, empty when there are none.  It does not import `run.py`: tables are made anew on machines that could
+folder, empty when there are none, and may have `brief(out)`, a few rows of it.  It does not import `run.py`: tables are made anew on machines that could
 not measure them.  A folder of `lab/` with both modules is a study, there is no other list.
 """
 
@@ -56,6 +56,14 @@ class Study:
     def committed(self, records: Path = RECORDS) -> str:
         """The report of the committed records, as Markdown."""
         return self.markdown(records / self._half("table").HOME)
+
+    def brief(self, records: Path = RECORDS) -> str:
+        """What a front page says of the committed records, as Markdown. Raises InputError where a study has
+        no `brief(out)` beside its tables."""
+        table = self._half("table")
+        if not hasattr(table, "brief"):
+            raise InputError(f"the study {self.name!r} has no short table; name the block {self.name!r}")
+        return markdown(table.brief(records / table.HOME))
 
     def report(self, out: Path, *, console: Console) -> str:
         """Show the report of `out`, leave it there as `NAME.md` with its pictures; returns the Markdown."""

@@ -24,6 +24,9 @@ class Block:
     def committed(self, records: Path) -> str:
         return f"new \\1 from {records.name}\n"
 
+    def brief(self, records: Path) -> str:
+        return "short\n"
+
 
 @pytest.fixture
 def block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,10 +42,17 @@ def test_blocks_are_replaced_and_nothing_else() -> None:
     assert embed.render(STALE) == FRESH
     assert embed.render(STALE, Path("elsewhere")) == FRESH.replace("records", "elsewhere")
     assert embed.render(STALE + STALE) == FRESH + FRESH
+    short = STALE.replace(": x", ": x-brief")
+    assert embed.render(short) == short.replace("old", "\nshort\n")
     other = STALE.replace("end: x", "end: y")
     assert embed.render(other) == other
     assert embed.blocks(STALE + other) == ["x"]
     assert embed.splice(STALE, {"y": "new"}.get) == STALE
+
+
+def test_a_study_without_a_short_table_says_so() -> None:
+    with pytest.raises(InputError, match="'gap' has no short table; name the block 'gap'"):
+        embed.render("<!-- begin: gap-brief -->\n<!-- end: gap-brief -->")
 
 
 @pytest.mark.usefixtures("block")
