@@ -3,8 +3,9 @@
 `run.py` has `Plan`, what is measured (checked when it is made, before any work), and
 `measure(plan, out, *, console)`, which leaves records in the folder `out` and goes on where it stopped.
 `table.py` has `HOME`, the folder of committed records, and `tables(out)`, a report of the records in a
-folder, empty when there are none, and may have `brief(out)`, a few rows of it.  It does not import `run.py`: tables are made anew on machines that could
-not measure them.  A folder of `lab/` with both modules is a study, there is no other list.
+folder, empty when there are none; it may have `brief(out)`, a few rows of it for a front page.  It does not
+import `run.py`: tables are made anew on machines that could not measure them.  A folder of `lab/` with both
+modules is a study, there is no other list.
 """
 
 from __future__ import annotations
