@@ -28,7 +28,9 @@ app = typer.Typer(help="Measure solvers, selection cost, prefill and memory.", n
 Out = Annotated[Path, typer.Option(help="folder of the run; what it already holds is not measured again")]
 Into = Annotated[Path | None, typer.Option(help="page whose marked tables are rewritten")]
 Repeats = Annotated[int, typer.Option(min=1, help="warm runs per cell")]
-_PROBLEMS = {"transport": ["solvers"], "subset": ["subset"], "both": ["solvers", "subset"]}
+_PROBLEMS = {
+    "transport": ["solvers"], "subset": ["subset"], "both": ["solvers", "subset"], "scale": ["scale"],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def solvers(
     *,
     grid: SolverGrid,
     out: Out = Path("bench/solvers"),
-    problems: Annotated[str, typer.Option(help="transport, subset or both")] = "both",
+    problems: Annotated[str, typer.Option(help="transport, subset, both, or scale: by rows")] = "both",
     repeats: Repeats = 5,
     budget: Annotated[float, typer.Option(min=0.0, help="about how many seconds of warm runs")] = 3.0,
     threads: Threads = 0,
@@ -63,7 +65,7 @@ def solvers(
             "batches": counts(grid.batch), "families": split(grid.families) or (),
             "solvers": split(grid.solvers) or (), "repeats": repeats, "budget": budget,
         },
-        "subset": {},
+        "subset": {}, "scale": {},
     }  # fmt: skip
     plans = {name: _plan(name, **tokens, **settings[name]) for name in _PROBLEMS[problems]}
     _measure(plans, out, threads=threads)

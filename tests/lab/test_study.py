@@ -17,7 +17,8 @@ from pruneopt.lab.study import RECORDS, studies, study
 from pruneopt.lab.tables import Table, markdown, number, show
 
 NAMES = [
-    "accuracy", "gap", "notch", "prefill", "price", "released", "selection", "solvers", "subset", "targets",
+    "accuracy", "gap", "notch", "prefill", "price", "released", "scale", "selection", "solvers", "subset",
+    "targets",
 ]  # fmt: skip
 
 

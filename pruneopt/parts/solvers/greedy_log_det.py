@@ -48,7 +48,7 @@ class GreedyLogDet(SubsetSolver):
         own = (walk.pairs.own() * quality.square()).masked_fill(~problem.real, 0)
         zero = walk.array(own.amax(1) * self.tolerance)
         residual, variance, quality = walk.scores(own), walk.array(own), walk.array(quality)
-        factor = walk.array(like.new_zeros(problem.shape[0], walk.rounds, problem.shape[1]))
+        factor = walk.array(like.new_empty(problem.shape[0], walk.rounds, problem.shape[1]))
         pivots = walk.array(like.new_zeros(problem.shape[0], walk.rounds))
         for t in range(walk.rounds):
             pick = residual.argmax(1)

@@ -1,0 +1,1 @@
+"""Greedy subset solvers at the size of a video, by rows."""
