@@ -11,7 +11,7 @@ from pruneopt.parts._ledger import ledger
 from pruneopt.parts._sums import anchor_strength, combine, combine_anchors, combine_rows
 from pruneopt.parts.scores.transport import transport_problem as state_transport
 from pruneopt.problems import unstored
-from pruneopt.problems.rows import Raised, Total, averaged
+from pruneopt.problems.row_sums import Raised, Total, averaged
 from pruneopt.problems.subset import SubsetProblem
 from pruneopt.problems.transport import TransportProblem
 from pruneopt.problems.unstored import Unstored, matrix_bytes, refuse_large

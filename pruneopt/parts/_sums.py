@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pruneopt.errors import ProblemError, SignalError, SpecError
 from pruneopt.parts._nested import Weighted
-from pruneopt.problems.rows import Beside, Rows, Scaled, Total
+from pruneopt.problems.row_sums import Scaled, Total
+from pruneopt.problems.rows import Beside, Rows
 from pruneopt.signals import Signals
 from pruneopt.tensors import normalize
 

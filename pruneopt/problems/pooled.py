@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pruneopt.problems.rows import Beside, Gram, Index, Mapped, Rows, Scaled, Stored, Total
+from pruneopt.problems.row_sums import Mapped, Scaled, Total
+from pruneopt.problems.rows import Beside, Gram, Index, Rows, Stored
 
 SMALL = 2**18  # entries of a block of which copies stay in the cache
 Groups = tuple[Tensor, Tensor, int]  # group `[B,M]` of each column, its weight `[B,M]`, how many groups

@@ -87,7 +87,7 @@ def _check_rows(problem: SubsetProblem, rows: Rows) -> None:
     if rules.symmetric and not rows.symmetric:
         raise ProblemError(
             f"pairwise by rows is not symmetric by construction, and {problem.kind} knows unordered pairs "
-            "only. Set problem.symmetric=mean in the spec, or pass pruneopt.problems.rows.averaged(term)"
+            "only. Set problem.symmetric=mean in the spec, or pass pruneopt.problems.row_sums.averaged(term)"
         )
     if rules.definite and not rows.definite:
         raise ProblemError(

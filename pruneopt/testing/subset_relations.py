@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pruneopt.parts import SubsetSolver
 from pruneopt.problems.kinds import find_kind
-from pruneopt.problems.rows import Cosines, Rows, Total, constant
+from pruneopt.problems.row_sums import Total
+from pruneopt.problems.rows import Cosines, Rows, constant
 from pruneopt.problems.solution import SubsetSolution
 from pruneopt.problems.unstored import Unstored
 from pruneopt.testing import cases

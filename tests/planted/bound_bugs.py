@@ -22,7 +22,8 @@ from pruneopt.problems.kinds import (
 from pruneopt.problems.kinds._capped_simplex import CappedSimplex
 from pruneopt.problems.kinds.facility_location import FacilityLocation
 from pruneopt.problems.kinds.max_min import MaxMin
-from pruneopt.problems.rows import Gram, Raised
+from pruneopt.problems.row_sums import Raised
+from pruneopt.problems.rows import Gram
 
 
 def below(kind: str) -> Callable[[], None]:

@@ -11,20 +11,8 @@ from torch import Tensor
 from pruneopt.errors import ProblemError
 from pruneopt.problems import rows as algebra
 from pruneopt.problems import unstored
-from pruneopt.problems.rows import (
-    Averaged,
-    Beside,
-    Cosines,
-    Gram,
-    Mapped,
-    Raised,
-    Rows,
-    Scaled,
-    Stored,
-    Total,
-    averaged,
-    constant,
-)
+from pruneopt.problems.row_sums import Averaged, Mapped, Raised, Scaled, Total, averaged
+from pruneopt.problems.rows import Beside, Cosines, Gram, Rows, Stored, constant
 from pruneopt.problems.subset import SubsetProblem
 from pruneopt.problems.unstored import Unstored, rows_of
 

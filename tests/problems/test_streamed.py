@@ -16,7 +16,8 @@ from pruneopt.problems import pooled as pooling
 from pruneopt.problems import streamed, unstored
 from pruneopt.problems.certificate import certify
 from pruneopt.problems.pooled import Gibbs, Shared, pooled
-from pruneopt.problems.rows import Beside, Gram, Mapped, Rows, Scaled, Stored, Total
+from pruneopt.problems.row_sums import Mapped, Scaled, Total
+from pruneopt.problems.rows import Beside, Gram, Rows, Stored
 from pruneopt.problems.solution import Status, TransportSolution
 from pruneopt.problems.streamed import certify_by_rows
 from pruneopt.problems.transport import TransportProblem

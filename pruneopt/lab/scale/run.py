@@ -20,7 +20,7 @@ from pruneopt.lab.grid import Cell, measure_cells, read_cells, write_rows
 from pruneopt.lab.solvers.families import clustered
 from pruneopt.parts import CostTerm, Kernel, SubsetSolver
 from pruneopt.problems.kinds import Kind, all_kinds, find_kind
-from pruneopt.problems.rows import Raised
+from pruneopt.problems.row_sums import Raised
 from pruneopt.problems.solution import SubsetSolution
 from pruneopt.problems.subset import SubsetProblem
 from pruneopt.problems.unstored import Unstored, matrix_bytes

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import CostTerm, param
-from pruneopt.problems.rows import Cosines, Rows, Total, constant
+from pruneopt.problems.row_sums import Total
+from pruneopt.problems.rows import Cosines, Rows, constant
 from pruneopt.signals import Signals
 from pruneopt.tensors import cosine_gram, cosine_rows
 

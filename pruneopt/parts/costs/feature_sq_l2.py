@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pruneopt.parts import CostTerm, param
 from pruneopt.problems.pooled import without_rounding
-from pruneopt.problems.rows import Beside, Gram, Mapped, Rows, Total
+from pruneopt.problems.row_sums import Mapped, Total
+from pruneopt.problems.rows import Beside, Gram, Rows
 from pruneopt.signals import Signals
 
 

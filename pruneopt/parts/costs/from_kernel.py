@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pruneopt.parts import CostTerm, Kernel, Weighted, sum_param
 from pruneopt.parts._sums import added, added_rows
-from pruneopt.problems.rows import Beside, Rows, Total
+from pruneopt.problems.row_sums import Total
+from pruneopt.problems.rows import Beside, Rows
 from pruneopt.signals import Signals
 
 

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pruneopt.parts import CostTerm, param
-from pruneopt.problems.rows import Beside, Gram, Mapped, Rows, Total
+from pruneopt.problems.row_sums import Mapped, Total
+from pruneopt.problems.rows import Beside, Gram, Rows
 from pruneopt.signals import Signals
 
 

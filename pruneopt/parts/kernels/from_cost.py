@@ -12,7 +12,8 @@ from torch import Tensor
 from pruneopt.errors import ProblemError, SpecError
 from pruneopt.parts import CostTerm, Kernel, Weighted, param, sum_param
 from pruneopt.parts._sums import added, added_rows
-from pruneopt.problems.rows import Mapped, Rows, averaged
+from pruneopt.problems.row_sums import Mapped, averaged
+from pruneopt.problems.rows import Rows
 from pruneopt.signals import Signals
 
 

@@ -16,7 +16,7 @@ import torch
 from pruneopt.parts import SubsetSolver
 from pruneopt.parts.solvers._first import least_of_others
 from pruneopt.parts.solvers._walk import Walk, check_kind
-from pruneopt.problems.rows import Mapped
+from pruneopt.problems.row_sums import Mapped
 from pruneopt.problems.solution import SubsetSolution
 from pruneopt.problems.subset import SubsetProblem
 

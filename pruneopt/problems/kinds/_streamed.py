@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pruneopt.problems.kinds._capped_simplex import CappedSimplex
 from pruneopt.problems.kinds._swaps import chosen_first
-from pruneopt.problems.rows import BLOCK, Mapped, Rows
+from pruneopt.problems.row_sums import Mapped
+from pruneopt.problems.rows import BLOCK, Rows
 from pruneopt.problems.unstored import rows_of
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from torch import Tensor
 from pruneopt.errors import ProblemError
 from pruneopt.parts.solvers import _first, lazy_greedy
 from pruneopt.problems import rows as algebra
-from pruneopt.problems.rows import Beside, Cosines, Gram, Raised, Rows, Total, constant
+from pruneopt.problems.row_sums import Raised, Total
+from pruneopt.problems.rows import Beside, Cosines, Gram, Rows, constant
 from pruneopt.problems.subset import SubsetProblem
 from pruneopt.problems.unstored import Unstored
 from pruneopt.registry import registry

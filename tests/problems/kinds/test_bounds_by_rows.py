@@ -16,7 +16,8 @@ from torch import Tensor
 from pruneopt.problems import rows as algebra
 from pruneopt.problems.kinds import _streamed
 from pruneopt.problems.kinds.log_det import LogDet
-from pruneopt.problems.rows import Beside, Gram, Mapped, Raised, Rows, Total
+from pruneopt.problems.row_sums import Mapped, Raised, Total
+from pruneopt.problems.rows import Beside, Gram, Rows
 from pruneopt.problems.subset import SubsetProblem
 from pruneopt.problems.unstored import Unstored
 
