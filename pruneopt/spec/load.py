@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from pruneopt.errors import PruneoptError, SpecError, blame, located, nearest
 from pruneopt.spec.resolve import STAGE_KEYS, mixed, resolve
@@ -90,10 +91,12 @@ def _load(raw: Any, overrides: Iterable[str]) -> Spec:
         if not isinstance(config, DictConfig):
             raise SpecError("a spec must be a mapping of keys, not a list or a single value")
         _refuse_code(OmegaConf.to_container(config, resolve=False), "")
+        meant: dict[str, Any] = {}
         for override in overrides:
             with blame(override.partition("=")[0].strip()):
-                config = _override(config, override)
+                config = _override(config, override, meant=meant)
                 _refuse_idle(config, override)
+        _settle(config, meant)
         data: Any = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         words = str(error).splitlines()[0]
@@ -138,7 +141,8 @@ def _refuse_code(value: Any, where: str) -> None:
         raise SpecError(f"{key} uses a resolver ({value}); specs cannot read the environment", key=key)
 
 
-def _override(config: DictConfig, override: str) -> DictConfig:
+def _override(config: DictConfig, override: str, *, meant: dict[str, Any]) -> DictConfig:
+    """The spec with an override; `meant` learns what references to a part meant that gave way to another."""
     if "=" not in override or override.startswith("="):
         raise SpecError(f"override {override!r} is not of the form key.path=value")
     key, _, text = override.partition("=")
@@ -161,7 +165,7 @@ def _override(config: DictConfig, override: str) -> DictConfig:
         if isinstance(old, DictConfig) and isinstance(new, dict):
             before: Any = OmegaConf.to_container(old, resolve=False)
             if new.get("kind", old.get("kind")) != old.get("kind"):
-                _settle(config, key)
+                meant |= _referring(config, key)
             new = mixed(before, new)
         OmegaConf.update(config, key, new, merge=False)
     except Exception as error:
@@ -170,8 +174,9 @@ def _override(config: DictConfig, override: str) -> DictConfig:
     return config
 
 
-def _settle(config: DictConfig, key: str) -> None:
-    """Write down what refers to a parameter of the part at `key`, which is about to give way to another."""
+def _referring(config: DictConfig, key: str) -> dict[str, Any]:
+    """What refers to a parameter of the part at `key`, by its own key, and what it stands for now."""
+    found: dict[str, Any] = {}
 
     def walk(value: Any, where: str) -> None:
         for name, item in value.items() if isinstance(value, dict) else enumerate(value):
@@ -179,9 +184,20 @@ def _settle(config: DictConfig, key: str) -> None:
             if isinstance(item, (dict, list)):
                 walk(item, here)
             elif isinstance(item, str) and f"${{{key}." in item:
-                OmegaConf.update(config, here, OmegaConf.select(config, here), merge=False)
+                with suppress(InterpolationKeyError):  # its part gave way before, and it was noted then
+                    found[here] = OmegaConf.select(config, here)
 
     walk(OmegaConf.to_container(config, resolve=False), "")
+    return found
+
+
+def _settle(config: DictConfig, meant: Mapping[str, Any]) -> None:
+    """Write down what references meant whose parameter has gone, once all overrides have been made."""
+    for here, value in meant.items():
+        try:
+            OmegaConf.select(config, here)
+        except InterpolationKeyError:
+            OmegaConf.update(config, here, value, merge=False)
 
 
 def _refuse_idle(config: DictConfig, override: str) -> None:

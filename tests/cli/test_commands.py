@@ -63,8 +63,8 @@ def test_a_missed_target_is_exit_code_1(
     found = [targets.Target("t", value, "at most", 2.0, "x") for value in values]
     monkeypatch.setattr(targets, "sinkhorn_targets", lambda: found[:1])
     monkeypatch.setattr(targets, "emd_targets", lambda: found[1:])
-    monkeypatch.setattr(targets, "subset_targets", list)
-    monkeypatch.setattr(targets, "numpy_targets", list)
+    for others in ("sinkhorn_rivals", "exact_rivals", "subset_targets", "numpy_targets"):
+        monkeypatch.setattr(targets, others, list)
     threads = torch.get_num_threads()
     assert call("bench", "targets", "--out", str(tmp_path), "--threads", str(threads)) == code
     record = json.loads((tmp_path / "targets.json").read_text())

@@ -158,6 +158,8 @@ def test_what_refers_to_a_part_keeps_its_value_when_the_part_gives_way() -> None
     assert text.part.count == 3 and spec.stages[0].solver.name == "threshold_search"
     again = load_spec("dart", ["solver=threshold_search", "solver={kind: pivot, text_pivots: 4}"])
     assert again.hash == load_spec("dart").hash
+    both = load_spec("dart", ["solver.kind=dart_pivots", "solver.text_pivots=2"])
+    assert both.stages[0].problem.anchors[0].part.count == 2  # the new part says it, so the reference stands
 
 
 CLOSER = {
