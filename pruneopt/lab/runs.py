@@ -12,19 +12,22 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from filelock import FileLock
 
 from pruneopt.errors import InputError
-from pruneopt.lab.claims import CLAIMS
+from pruneopt.lab.claims import CLAIMS, claim
 from pruneopt.lab.records import write_text
 
 _FILES = ("spec.yaml", "record.json", "samples.parquet")
 _INDEX, _SAMPLES, _OF = "runs.jsonl", "samples.parquet", "run"
+_WAIT = 0.5  # seconds between looks at what other processes run
+Job = TypeVar("Job")
 
 
 class Run(NamedTuple):
@@ -39,6 +42,28 @@ def finished(folder: Path) -> bool:
     """Finished means present and complete, as a folder or packed beside it."""
     # The folder first: packing removes it only after the other two files are there.
     return _whole(folder) or folder.name in _index(folder.parent)
+
+
+def run_each(jobs: Mapping[Path, Job], run: Callable[[Job, Path], None], *, skip: Callable[[], None]) -> None:
+    """Run the job of every folder that is not finished; `skip` is called for one that is.
+
+    Folders that another process is running are left to it; when they are all that is left this one waits, and
+    takes over those whose process died.
+    """
+    left = dict(jobs)
+    while left:
+        before = len(left)
+        for folder, job in list(left.items()):
+            with claim(folder) as mine:
+                if not mine:
+                    continue
+                if finished(folder):
+                    skip()
+                else:
+                    run(job, folder)
+                del left[folder]
+        if len(left) == before:
+            time.sleep(_WAIT)
 
 
 def run_folders(out: Path) -> list[Path]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pruneopt.problems.row_sums import Mapped, Scaled, Total
-from pruneopt.problems.rows import Beside, Gram, Index, Rows, Stored
+from pruneopt.problems.rows import Beside, Gram, Index, Rows, Stored, ranges, take
 
 SMALL = 2**18  # entries of a block of which copies stay in the cache
 Groups = tuple[Tensor, Tensor, int]  # group `[B,M]` of each column, its weight `[B,M]`, how many groups
@@ -19,8 +19,7 @@ def small_blocks(term: Rows) -> Iterator[tuple[slice, Tensor]]:
     """`blocks` of a size at which float64 copies of one stay in the cache."""
     batch, tokens, width = term.shape
     step = max(1, SMALL // (batch * width))
-    for first in range(0, tokens, step):
-        part = slice(first, min(first + step, tokens))
+    for part in ranges(tokens, step):
         yield part, term.block(part)
 
 
@@ -101,14 +100,7 @@ class Shared(Rows):
         return False
 
     def block(self, rows: Index, cols: Index = slice(None)) -> Tensor:
-        if isinstance(rows, slice):
-            left = self.left[:, rows]
-        else:
-            left = self.left.gather(1, rows[:, :, None].expand(-1, -1, self.left.shape[2]))
-        if isinstance(cols, slice):
-            label, share = self.label[:, cols], self.share[:, cols]
-        else:
-            label, share = self.label.gather(1, cols), self.share.gather(1, cols)
+        left, label, share = take(self.left, rows), take(self.label, cols), take(self.share, cols)
         found = torch.stack([part[:, group] for part, group in zip(left, label, strict=True)])
         return found.mul_(share[:, None, :])
 

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from pruneopt.tensors import take_rows
+
 R = TypeVar("R", bound="Rows")
 BLOCK = 2**26  # bytes of rows that are read at once: above 2**25 glibc hands freed memory back
 Index = Tensor | slice  # places `[B,n]` int64, or the same range in every sample
@@ -93,8 +95,7 @@ class Rows(ABC):
         """Ranges of all rows, of which `width` (all) columns fill a block."""
         batch, tokens, every = self.shape
         step = max(1, BLOCK // (batch * (width or every) * self.like.itemsize))
-        for first in range(0, tokens, step):
-            yield slice(first, min(first + step, tokens))
+        return ranges(tokens, step)
 
     def dense(self) -> Tensor:
         """`[B,N,M]` the whole term, not to be written into."""
@@ -152,13 +153,12 @@ class Stored(Rows):
         return False  # nobody has looked
 
     def block(self, rows: Index, cols: Index = slice(None)) -> Tensor:
-        return _take(_take(self.matrix, rows).transpose(1, 2), cols).transpose(1, 2).clone()
+        return take(take(self.matrix, rows).transpose(1, 2), cols).transpose(1, 2).clone()
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         batch, tokens, width = self.shape
         step = max(64, 2**19 // (batch * width))
-        for first in range(0, tokens, step):
-            part = slice(first, min(first + step, tokens))
+        for part in ranges(tokens, step):
             yield part, self.matrix[:, part]
 
     def sums(self, real: Tensor | None = None) -> Tensor:
@@ -206,7 +206,7 @@ class Gram(Rows):
         return self.others is None
 
     def block(self, rows: Index, cols: Index = slice(None)) -> Tensor:
-        left, right = _take(self.left, rows), _take(self.right, cols)
+        left, right = take(self.left, rows), take(self.right, cols)
         if left.shape[1] == 1 and left.device.type == "cpu":  # a product with one vector, the fast way
             return torch.stack([torch.mv(r, x[0]) for r, x in zip(right, left, strict=True)])[:, None]
         return torch.bmm(left, right.transpose(1, 2))
@@ -268,7 +268,7 @@ class Beside(Rows):
         return True
 
     def block(self, rows: Index, cols: Index = slice(None)) -> Tensor:
-        return _take(self.u, rows)[:, :, None] + _take(self.v, cols)[:, None, :]
+        return take(self.u, rows)[:, :, None] + take(self.v, cols)[:, None, :]
 
     def own(self) -> Tensor:
         return self.u + self.v
@@ -285,12 +285,17 @@ def constant(value: float, term: Rows) -> Beside:
     return Beside(term.like.new_full((1, 1), value / 2).expand(term.shape[:2]))
 
 
+def ranges(tokens: int, step: int) -> Iterator[slice]:
+    """All places below `tokens`, `step` of them at a time."""
+    for first in range(0, tokens, step):
+        yield slice(first, min(first + step, tokens))
+
+
 def _chunks(features: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
     """Features in another dtype, some tokens at a time."""
     batch, tokens, width = features.shape
     step = max(1, BLOCK // (batch * width * 8))
-    for first in range(0, tokens, step):
-        part = slice(first, min(first + step, tokens))
+    for part in ranges(tokens, step):
         yield part, features[:, part].to(dtype)
 
 
@@ -313,10 +318,8 @@ def _places(index: Index, found: Tensor) -> Tensor:
     return torch.arange(index.start or 0, index.stop, device=found.device)[None]
 
 
-def _take(values: Tensor, index: Index) -> Tensor:
+def take(values: Tensor, index: Index) -> Tensor:
     """Entries of `[B,N]`, or rows of `[B,N,D]`, at an index."""
     if isinstance(index, slice):
         return values[:, index]
-    if values.dim() == 2:
-        return values.gather(1, index)
-    return values.gather(1, index[:, :, None].expand(-1, -1, values.shape[2]))
+    return values.gather(1, index) if values.dim() == 2 else take_rows(values, index)

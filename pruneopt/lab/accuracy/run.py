@@ -6,7 +6,6 @@ Resumable, and shared: several processes may run one sweep into one folder, each
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +16,15 @@ from rich.console import Console
 from pruneopt.demo.assets import Question
 from pruneopt.errors import InputError, PruneoptError, located
 from pruneopt.lab.accuracy.answer import Outcome, answer
-from pruneopt.lab.claims import claim
 from pruneopt.lab.clock import Stopwatch
 from pruneopt.lab.environment import environment, setting
 from pruneopt.lab.progress import progress
 from pruneopt.lab.records import prepare_folder
-from pruneopt.lab.runs import finished, pack, read_run, write_run
+from pruneopt.lab.runs import finished, pack, read_run, run_each, write_run
 from pruneopt.lab.statistics import share
 from pruneopt.spec.schema import Spec
 
 DENSE = "name: dense\n"
-_WAIT = 0.5  # seconds between looks at what other processes run
 
 
 @dataclass(frozen=True)
@@ -77,26 +74,18 @@ def measure(plan: Plan, out: Path, *, console: Console) -> None:
 def run_sweep(plan: Plan, out: Path, *, step: Callable[[int], None] | None = None) -> list[Path]:
     """Run what is not finished yet; returns the run folders.
 
-    Nothing is run before all of it has been checked: see `check_sweep`.  Entries that another process is
-    running are left to it; when they are all that is left this one waits, and takes over those whose process
-    died.
+    Nothing is run before all of it has been checked: see `check_sweep`.  Processes may share it: `run_each`.
     """
     folders = check_sweep(plan, out)
-    left = dict(zip(folders, plan.entries, strict=True))
-    while left:
-        before = len(left)
-        for folder, entry in list(left.items()):
-            with claim(folder) as mine:
-                if not mine:
-                    continue
-                if finished(folder):
-                    if step is not None:
-                        step(len(plan.questions))
-                else:
-                    _run(plan, entry, folder=folder, step=step)
-                del left[folder]
-        if len(left) == before:
-            time.sleep(_WAIT)
+
+    def run(entry: Entry, folder: Path) -> None:
+        _run(plan, entry, folder=folder, step=step)
+
+    def skip() -> None:
+        if step is not None:
+            step(len(plan.questions))
+
+    run_each(dict(zip(folders, plan.entries, strict=True)), run, skip=skip)
     return folders
 
 

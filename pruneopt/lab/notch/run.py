@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -18,13 +17,12 @@ from pruneopt.demo.assets import Question, load_inputs, load_model, load_questio
 from pruneopt.errors import InputError
 from pruneopt.lab.accuracy.answer import deepest
 from pruneopt.lab.accuracy.run import question_hash
-from pruneopt.lab.claims import claim
 from pruneopt.lab.clock import Stopwatch
 from pruneopt.lab.environment import environment, setting
 from pruneopt.lab.fidelity import Answer, answered, fidelity
 from pruneopt.lab.progress import Step, progress
 from pruneopt.lab.records import prepare_folder
-from pruneopt.lab.runs import finished, pack, write_run
+from pruneopt.lab.runs import pack, run_each, write_run
 from pruneopt.problems.kinds import find_kind
 from pruneopt.spec.load import load_spec
 from pruneopt.spec.schema import Spec
@@ -184,22 +182,14 @@ def measure(plan: Plan, out: Path, *, console: Console) -> None:
     """Run what is not finished yet, one run folder an entry, then pack; processes may share the folder."""
     prepare_folder(out)
     asked = question_hash(plan.asked)
-    left = {out / f"{entry.name}_{asked}": entry for entry in plan.entries()}
+    jobs = {out / f"{entry.name}_{asked}": entry for entry in plan.entries()}
     bench = _Bench(plan)
-    with progress(console, "questions", total=len(plan.asked) * len(left)) as step:
-        while left:
-            before = len(left)
-            for folder, entry in list(left.items()):
-                with claim(folder) as mine:
-                    if not mine:
-                        continue
-                    if finished(folder):
-                        step(len(plan.asked))
-                    else:
-                        bench.run(entry, folder=folder, step=step)
-                    del left[folder]
-            if len(left) == before:
-                time.sleep(1)  # what is left is run by other processes
+    with progress(console, "questions", total=len(plan.asked) * len(jobs)) as step:
+        run_each(
+            jobs,
+            lambda entry, folder: bench.run(entry, folder=folder, step=step),
+            skip=lambda: step(len(plan.asked)),
+        )
     pack(out)
 
 

@@ -20,7 +20,6 @@ from pruneopt.lab.accuracy import run as accuracy
 from pruneopt.lab.environment import environment
 from pruneopt.lab.progress import progress
 from pruneopt.lab.records import write_record
-from pruneopt.problems.kinds import all_kinds
 from pruneopt.spec.load import load_spec
 from pruneopt.spec.schema import Spec
 
@@ -28,7 +27,7 @@ BATCH = 10
 COVERAGE = "coverage"  # facility location of cosines, which no published method is
 METHODS: dict[str, tuple[str, ...]] = {
     "CDPruner": ("cdpruner", "positions=keep"),
-    COVERAGE: (),
+    COVERAGE: (str(Path(__file__).with_name("coverage.yaml")),),
     "FastV": ("fastv", "budget.scope=group"),
 }
 EQUAL = "equal share"
@@ -70,15 +69,8 @@ class Plan:
 
 def spec_of(method: str, rule: str, *, keep: int) -> Spec:
     """A method under a rule with a budget of `keep` tokens a picture."""
-    base, *overrides = METHODS[method] or (_coverage(),)
+    base, *overrides = METHODS[method]
     return load_spec(base, [f"budget.keep={keep}", *overrides, *RULES[rule]])
-
-
-def _coverage() -> dict[str, Any]:
-    """Keep what serves all tokens best, by the greedy rule of the kind that serves."""
-    kind = next(kind for kind in all_kinds() if kind.serves)
-    problem = {"kind": kind.name, "pairwise": {"alike": "cosine"}}
-    return {"insertion": "post_encoder", "problem": problem, "solver": dict(kind.greedy)}
 
 
 class Preceded:

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from pruneopt.parts import TransportSolver, param
 from pruneopt.problems.pooled import Gibbs, small_blocks
-from pruneopt.problems.rows import Rows
 from pruneopt.problems.solution import Status, TransportSolution
 from pruneopt.problems.transport import TransportProblem
-from pruneopt.problems.unstored import Unstored
+from pruneopt.problems.unstored import Unstored, rows_of
 
 
 @dataclass(frozen=True)
@@ -42,13 +41,10 @@ class OneSided(TransportSolver):
         low, high = problem.span()
         width = torch.where(high > low, high - low, torch.ones_like(low))
         eps = width * self.epsilon if self.epsilon_scale == "range" else torch.full_like(width, self.epsilon)
-        if isinstance(problem.cost, Unstored):
-            return self._by_rows(problem, problem.cost.rows, eps=eps, begin=begin)
-        score = -problem.cost / eps[:, None, None]
-        score = score.masked_fill((problem.a == 0)[:, :, None], -torch.inf)
-        plan = score.softmax(1) * problem.b[:, None, :]
-        mass = torch.where(problem.a > 0, torch.zeros_like(problem.a), torch.full_like(problem.a, -torch.inf))
-        g = eps[:, None] * (problem.b.log() - score.logsumexp(1))
+        mass = torch.zeros_like(problem.a).masked_fill(problem.a == 0, -torch.inf)
+        state = self._by_rows if isinstance(problem.cost, Unstored) else self._whole
+        plan, log_sums = state(problem, mass, eps=eps)
+        g = eps[:, None] * (problem.b.log() - log_sums)
         return TransportSolution(
             time.perf_counter() - begin,
             {"epsilon": eps},
@@ -62,23 +58,16 @@ class OneSided(TransportSolver):
             solver=self.name,
         )
 
-    def _by_rows(
-        self, problem: TransportProblem, cost: Rows, *, eps: Tensor, begin: float
-    ) -> TransportSolution:
-        """The same plan as a formula over the cost; one pass finds what each target divides by."""
-        mass = torch.zeros_like(problem.a).masked_fill(problem.a == 0, -torch.inf)
-        blocks, per = small_blocks(cost.turned()), eps[:, None, None]
-        sums = [c.neg_().add_(mass[:, None, :]).div_(per).logsumexp(2) for _, c in blocks]
-        g = eps[:, None] * (problem.b.log() - torch.cat(sums, 1))
-        return TransportSolution(
-            time.perf_counter() - begin,
-            {"epsilon": eps},
-            problem=problem,
-            plan=Unstored(Gibbs(cost, mass, g, eps)),
-            f=mass.double(),
-            g=g.double(),
-            rounds=torch.zeros(len(eps), dtype=torch.int64, device=eps.device),
-            ended=(Status.CLOSED_FORM,) * len(eps),
-            order="target",
-            solver=self.name,
-        )
+    def _whole(self, problem: TransportProblem, mass: Tensor, *, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """The plan, and `log sum_i exp(-C_ij / eps)` over the sources with mass, `[B,M]`."""
+        score = -problem.cost / eps[:, None, None]
+        score = score.masked_fill((mass < 0)[:, :, None], -torch.inf)
+        return score.softmax(1) * problem.b[:, None, :], score.logsumexp(1)
+
+    def _by_rows(self, problem: TransportProblem, mass: Tensor, *, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, the plan as a formula over the cost; one pass finds the sums."""
+        cost, per = rows_of(problem.cost), eps[:, None, None]
+        blocks = small_blocks(cost.turned())
+        sums = torch.cat([c.neg_().add_(mass[:, None, :]).div_(per).logsumexp(2) for _, c in blocks], 1)
+        g = eps[:, None] * (problem.b.log() - sums)
+        return Unstored(Gibbs(cost, mass, g, eps)), sums

@@ -156,6 +156,7 @@ from types import SimpleNamespace
 import torch
 
 import pruneopt.lab.accuracy.run as sweep
+from pruneopt.lab import runs as waiting
 from pruneopt.demo.assets import load_questions
 from pruneopt.lab.accuracy.answer import Outcome
 
@@ -165,7 +166,7 @@ config = SimpleNamespace(_attn_implementation="sdpa")
 model = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, config=config)
 entries = [sweep.Entry(f"entry {i}", None) for i in range(4)]
 asked = load_questions()[:2]
-sweep._WAIT = 0.02
+waiting._WAIT = 0.02
 
 
 def worker(seconds):
